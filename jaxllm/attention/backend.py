@@ -1,0 +1,57 @@
+"""The attention seam: what a backend must offer, and the table of backends."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jaxtyping import Array, Float
+
+from jaxllm.config.plan import BatchKind
+
+if TYPE_CHECKING:
+    from jaxllm.attention.metadata import AttentionMetadata
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Static facts of one layer's attention."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None  # a query sees itself and the window - 1 tokens before it
+
+
+class AttentionBackend(Protocol):
+    """All methods are pure and traced inside the step."""
+
+    name: str
+
+    def refuses(self, spec: AttentionSpec, platform: str) -> str | None:
+        """None if this backend can serve the layer on that platform, else the reason."""
+        ...
+
+    def prepare(self, metadata: "AttentionMetadata", kind: BatchKind, page_size: int) -> Any:
+        """What all layers of a step share (tile maps and the like)."""
+        ...
+
+    def write(
+        self,
+        kv: Float[Array, "P 2 K B D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        metadata: "AttentionMetadata",
+    ) -> Float[Array, "P 2 K B D"]:
+        """Put this step's keys and values into their pages; ``kv`` is donated and updated in place."""
+        ...
+
+    def attend(
+        self,
+        q: Float[Array, "T H D"],
+        kv: Float[Array, "P 2 K B D"],
+        metadata: "AttentionMetadata",
+        aux: Any,
+        spec: AttentionSpec,
+    ) -> Float[Array, "T H D"]:
+        """Causal attention of every token over its own row's pages. Padding tokens give finite values."""
+        ...

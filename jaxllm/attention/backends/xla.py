@@ -1,0 +1,76 @@
+"""Attention in plain XLA: runs on every platform, and is what kernels are compared with."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.metadata import AttentionMetadata
+from jaxllm.config.plan import BatchKind
+from pallas_kernels.attention.xla import TileMap, make_tile_map, paged_decode, paged_prefill
+from pallas_kernels.kv_write.xla import kv_write
+
+
+class _Prepared(NamedTuple):
+    tiles: TileMap | None  # None in a pure decode step
+
+
+class XLABackend:
+    name = "xla"
+
+    def refuses(self, spec: AttentionSpec, platform: str) -> str | None:
+        return None
+
+    def prepare(self, metadata: AttentionMetadata, kind: BatchKind, page_size: int) -> _Prepared:
+        if kind is BatchKind.DECODE:
+            return _Prepared(None)
+        return _Prepared(
+            make_tile_map(
+                metadata.query_start_loc, metadata.num_decode_rows, metadata.positions.shape[0]
+            )
+        )
+
+    def write(
+        self,
+        kv: Float[Array, "P 2 K B D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        metadata: AttentionMetadata,
+    ) -> Float[Array, "P 2 K B D"]:
+        pages, offsets = metadata.pages_and_offsets(kv.shape[3], kv.shape[0])
+        return kv_write(kv, k, v, pages, offsets)
+
+    def attend(
+        self,
+        q: Float[Array, "T H D"],
+        kv: Float[Array, "P 2 K B D"],
+        metadata: AttentionMetadata,
+        aux: _Prepared,
+        spec: AttentionSpec,
+    ) -> Float[Array, "T H D"]:
+        rows = metadata.seq_lens.shape[0]
+        in_decode = jnp.arange(rows) < metadata.num_decode_rows
+        decode_lens = jnp.where(in_decode, metadata.seq_lens, 0)
+        decoded = paged_decode(
+            q[:rows], kv, metadata.block_tables, decode_lens, scale=spec.scale, window=spec.window
+        )
+        if aux.tiles is None:
+            return decoded
+        # Decode rows are the first slots, so token i is slot i; the tiles fill in the rest.
+        out = jnp.zeros_like(q)
+        out = jax.lax.dynamic_update_slice(out, decoded, (0, 0, 0))
+        return paged_prefill(
+            q,
+            kv,
+            metadata.block_tables,
+            metadata.positions,
+            aux.tiles,
+            out,
+            scale=spec.scale,
+            window=spec.window,
+        )
+
+
+BACKEND = XLABackend()

@@ -1,0 +1,74 @@
+"""What attention must know of one step. A pytree, built once per step inside the jitted program."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxllm.attention.backend import AttentionSpec
+from jaxllm.config.plan import BatchKind
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionMetadata:
+    """T tokens of R batch slots, one after the other; slot i owns tokens query_start_loc[i]:[i+1].
+
+    Slots below ``num_decode_rows`` feed one token each, so token i belongs to slot i there.
+    Padding tokens have position -1; padding slots have no tokens and seq_len 0.
+    """
+
+    positions: Int[Array, " T"]  # absolute; -1 for padding
+    token_slots: Int[Array, " T"]  # batch slot of each token
+    query_start_loc: Int[Array, " R1"]  # R + 1 entries
+    seq_lens: Int[Array, " R"]  # tokens in the cache after this step
+    block_tables: Int[Array, "R M"]  # logical page -> page; entries past seq_lens are the null page
+    num_decode_rows: Int[Array, ""]
+
+    def valid(self) -> Bool[Array, " T"]:
+        return self.positions >= 0
+
+    def pages_and_offsets(
+        self, page_size: int, num_pages: int
+    ) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
+        """Where each token's K and V go. Padding gets page ``num_pages``, which a dropping scatter ignores:
+        the null page keeps its zeros, and JAX's clamping of a bad index can never overwrite a real page."""
+        position = jnp.maximum(self.positions, 0)
+        page = self.block_tables[self.token_slots, position // page_size]
+        return jnp.where(self.valid(), page, num_pages), position % page_size
+
+
+class StepAttention(Protocol):
+    """A backend bound to one step: writes K and V to their pages, then attends. Never the reverse
+    order: reading the cache before writing it makes XLA copy the cache."""
+
+    def __call__(
+        self,
+        q: Float[Array, "T H D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        kv: Array,
+        spec: AttentionSpec,
+    ) -> tuple[Float[Array, "T H D"], Array]: ...
+
+
+class BoundBackend:
+    """``backend.prepare`` runs once per step; every layer then calls this."""
+
+    def __init__(self, backend: Any, metadata: AttentionMetadata, kind: BatchKind, page_size: int):
+        self._backend = backend
+        self._metadata = metadata
+        self._aux = backend.prepare(metadata, kind, page_size)
+
+    def __call__(
+        self,
+        q: Float[Array, "T H D"],
+        k: Float[Array, "T K D"],
+        v: Float[Array, "T K D"],
+        kv: Array,
+        spec: AttentionSpec,
+    ) -> tuple[Float[Array, "T H D"], Array]:
+        kv = self._backend.write(kv, k, v, self._metadata)
+        return self._backend.attend(q, kv, self._metadata, self._aux, spec), kv

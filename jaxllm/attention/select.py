@@ -1,0 +1,26 @@
+"""Which attention backend serves a model here, and why: the first of BACKENDS that does not refuse."""
+
+from collections.abc import Sequence
+
+from jaxllm.attention.backend import AttentionBackend, AttentionSpec
+from jaxllm.errors import ConfigError
+from jaxllm.registry import Registry
+
+# In order of preference. The XLA backend takes everything, so it comes last.
+BACKENDS: Registry[AttentionBackend] = Registry(
+    "attention backend", {"xla": "jaxllm.attention.backends.xla:BACKEND"}
+)
+
+
+def select_backend(
+    specs: Sequence[AttentionSpec], platform: str
+) -> tuple[AttentionBackend, str]:
+    """Returns the backend and the reason for the choice, for the log."""
+    refusals: list[str] = []
+    for name in BACKENDS.names():
+        backend = BACKENDS.load(name)
+        reasons = {reason for spec in specs if (reason := backend.refuses(spec, platform))}
+        if not reasons:
+            return backend, "; ".join([f"{name} on {platform}", *refusals])
+        refusals.append(f"{name} refused: {', '.join(sorted(reasons))}")
+    raise ConfigError("No attention backend can serve this model: " + "; ".join(refusals))

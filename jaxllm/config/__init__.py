@@ -1,0 +1,1 @@
+"""Frozen dataclasses: what was asked (engine), what the model is (model), what was decided (plan). No JAX."""

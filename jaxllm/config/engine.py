@@ -1,0 +1,58 @@
+"""What the user asked for. Field names are vLLM's flags; ``help`` metadata becomes ``--help``.
+
+Nothing here is ever changed after construction: what was decided from it is an EnginePlan.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from jaxllm.errors import ConfigError
+
+
+def flag(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine, as given on the command line or to ``LLM(...)``."""
+
+    model: str = flag("smollm2-135m", "local directory, GGUF file, Hub repository, or smollm2-135m")
+    tokenizer: str | None = flag(None, "directory with tokenizer.json; default: the model's own")
+    revision: str | None = flag(None, "branch, tag or commit on the Hub")
+    dtype: str = flag(
+        "auto", "weights and activations", choices=("auto", "bfloat16", "float16", "float32")
+    )
+    load_format: str = flag(
+        "auto", "dummy: random weights from config.json alone", choices=("auto", "dummy")
+    )
+    max_model_len: int | None = flag(None, "longest prompt + output; default: what the model allows")
+    seed: int = flag(0, "seeds dummy weights and the requests that bring no seed")
+    block_size: int = flag(64, "tokens per KV-cache block")
+    gpu_memory_utilization: float = flag(0.92, "share of the accelerator's memory to use")
+    kv_cache_memory_bytes: int | None = flag(None, "size of the KV cache; default: measured")
+    num_gpu_blocks_override: int | None = flag(None, "number of KV-cache blocks; default: measured")
+    max_num_seqs: int | None = flag(None, "requests that run at once; default by device")
+    max_num_batched_tokens: int | None = flag(None, "tokens per step; default by device")
+    async_scheduling: bool = flag(True, "schedule one step ahead of the device")
+    compilation_cache_dir: str | None = flag(None, "where compiled programs are kept")
+    offline: bool = flag(False, "never reach for the Hub or a package registry")
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+            raise ConfigError(
+                f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}."
+            )
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(f"--block-size must be a power of two, got {self.block_size}.")
+        for item in fields(self):
+            choices = item.metadata.get("choices")
+            if choices and getattr(self, item.name) not in choices:
+                raise ConfigError(
+                    f"--{item.name.replace('_', '-')} must be one of {', '.join(choices)}, "
+                    f"got {getattr(self, item.name)!r}."
+                )

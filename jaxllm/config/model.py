@@ -1,0 +1,54 @@
+"""What a model is: shapes and switches read from its config.json. Frozen, hashable, static under jit."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding.
+
+    ``scaling`` "llama3" rescales frequencies by wavelength (Llama 3.1), "linear" divides positions.
+    ``dim`` is the number of rotated channels of each head; the rest passes unrotated.
+    ``interleaved``: pairs are (0,1),(2,3)... (GLM) instead of (0,D/2),(1,D/2+1)... (Llama).
+    """
+
+    theta: float
+    dim: int
+    interleaved: bool = False
+    scaling: Literal["none", "linear", "llama3"] = "none"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One dense decoder-only model. Built by ``config_from_hf`` of the file in jaxllm/models."""
+
+    architecture: str  # class name in config.json, a key of jaxllm.models.MODELS
+    vocab_size: int  # rows of the embedding = width of the logits
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope: RopeConfig
+    norm_eps: float
+    max_position_embeddings: int
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sandwich_norms: bool = False  # GLM-4-0414: a norm after attention and after the MLP too
+    sliding_windows: tuple[int | None, ...] = ()  # per layer; () means none anywhere
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    dtype: str = "bfloat16"  # what the checkpoint was saved in
+
+    def window(self, layer: int) -> int | None:
+        return self.sliding_windows[layer] if self.sliding_windows else None

@@ -1,0 +1,50 @@
+"""What was decided: an EnginePlan, made once from an EngineConfig, a ModelConfig and the device."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jaxllm.config.model import ModelConfig
+
+
+class BatchKind(StrEnum):
+    DECODE = "decode"  # one token per row: num_tokens == num_rows
+    MIXED = "mixed"  # decode rows first, then prefill chunks
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BatchBucket:
+    """One static shape of the step. There is no bucket on context length."""
+
+    num_tokens: int
+    num_rows: int
+    kind: BatchKind
+
+    def __str__(self) -> str:
+        return f"{self.kind}[{self.num_tokens} tokens, {self.num_rows} rows]"
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    model: ModelConfig
+    dtype: str
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int  # block 0 included, which nobody ever owns
+    buckets: tuple[BatchBucket, ...]
+    attention_backend: str
+    attention_reason: str  # why this backend; logged at start
+
+    @property
+    def max_blocks_per_row(self) -> int:
+        return -(-self.max_model_len // self.block_size)
+
+
+def make_buckets(
+    row_sizes: tuple[int, ...], token_sizes: tuple[int, ...], max_rows: int
+) -> tuple[BatchBucket, ...]:
+    """Decode buckets of ``row_sizes`` rows, mixed buckets of ``token_sizes`` tokens and ``max_rows`` rows."""
+    decode = [BatchBucket(rows, rows, BatchKind.DECODE) for rows in row_sizes]
+    mixed = [BatchBucket(tokens, max_rows, BatchKind.MIXED) for tokens in token_sizes]
+    return tuple(decode + mixed)

@@ -1,0 +1,113 @@
+"""What the results of a step change: tokens are taken in, requests end, clients are told.
+
+Columnar where a request got a plain token and goes on; everything else is an event.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxllm.core.invariant import InvariantError
+from jaxllm.core.logprobs import prompt_logprobs, token_logprobs
+from jaxllm.core.request import Request
+from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.core.stop import check_stop
+from jaxllm.messages import EngineCoreOutput, StepOutputs, TokenLogprobs
+
+if TYPE_CHECKING:
+    from jaxllm.core.scheduler import Scheduler
+    from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
+
+NOT_FINITE = "The model's logits for this request were not finite numbers (NaN or infinity)."
+
+
+def commit_step(
+    scheduler: Scheduler, step: SchedulerOutput, output: ModelRunnerOutput, live: np.ndarray
+) -> StepOutputs:
+    """Take in one step. ``live`` [n] marks the rows whose request is still the scheduled one."""
+    table, rows = scheduler.rows, step.rows
+    good = live & output.finite
+    eventful = good & table.needs_events[rows]
+    plain = good & step.samples & ~eventful
+    plain_rows = rows[plain]
+    requests: list[Request] = table.request[plain_rows].tolist()
+    request_ids: list[str] = table.request_id[plain_rows].tolist()
+    token_ids: list[int] = output.token_ids[plain].tolist()
+
+    events: list[EngineCoreOutput] = []
+    for row in rows[live & ~output.finite].tolist():
+        events += scheduler.fail(table.request_id[row], NOT_FINITE)
+    if eventful.any():
+        offsets = np.cumsum(step.num_new_tokens) - step.num_new_tokens
+        for entry in np.flatnonzero(eventful).tolist():
+            event = _eventful_row(scheduler, step, output, entry, int(offsets[entry]))
+            events += [event] if event is not None else []
+    may_end = [
+        i
+        for i, (request, token_id) in enumerate(zip(requests, token_ids, strict=True))
+        if request.append(token_id)
+    ]
+    for i in reversed(
+        may_end
+    ):  # from behind, so that indices stay right while entries are taken out
+        event = _end(scheduler, requests[i], (token_ids[i],))
+        if event is not None:
+            events.append(event)
+            del request_ids[i], token_ids[i]
+    return StepOutputs(step.step_id, request_ids, token_ids, events)
+
+
+def _end(
+    scheduler: Scheduler,
+    request: Request,
+    new_token_ids: tuple[int, ...],
+    logprobs: tuple[TokenLogprobs, ...] = (),
+    prompt: tuple[TokenLogprobs, ...] = (),
+) -> EngineCoreOutput | None:
+    """Finish the request if its newest token says so, and give its last output."""
+    end = check_stop(request)
+    if end is None:
+        return None
+    finish_reason, stop_reason = end
+    scheduler.finish(request, finish_reason)
+    return EngineCoreOutput(
+        request.request_id, new_token_ids, finish_reason, stop_reason, logprobs, prompt
+    )
+
+
+def _eventful_row(
+    scheduler: Scheduler, step: SchedulerOutput, output: ModelRunnerOutput, entry: int, offset: int
+) -> EngineCoreOutput | None:
+    """A row that wants log-probabilities or ends without a token; ``offset`` of its first token."""
+    row, start, num_tokens = (int(a[entry]) for a in (step.rows, step.starts, step.num_new_tokens))
+    request: Request = scheduler.rows.request[row]
+    params = request.core_request.sampling_params
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt: tuple[TokenLogprobs, ...] = ()
+    if request.owes_prompt_logprobs:
+        arrays = _computed(output.prompt_logprobs, "prompt_logprobs")
+        prompt = prompt_logprobs(request, arrays, offset, start, num_tokens)
+        request.num_prompt_logprobs += len(prompt)
+        scheduler.rows.needs_events[row] = request.needs_events
+    if step.samples[entry]:
+        tokens = (int(output.token_ids[entry]),)
+        request.append(tokens[0])
+        if params.logprobs is not None:
+            arrays = _computed(output.logprobs, "logprobs")
+            logprobs = (token_logprobs(arrays, entry, tokens[0], params.logprobs),)
+    elif start + num_tokens < request.num_tokens:  # not the last chunk
+        return EngineCoreOutput(request.request_id, prompt_logprobs=prompt) if prompt else None
+    return _end(scheduler, request, tokens, logprobs, prompt) or EngineCoreOutput(
+        request.request_id, tokens, logprobs=logprobs, prompt_logprobs=prompt
+    )
+
+
+def _computed(arrays: LogprobArrays | None, name: str) -> LogprobArrays:
+    if arrays is None:
+        raise InvariantError(
+            f"The executor returned no {name}, but a row of the step asked for them."
+        )
+    return arrays

@@ -1,0 +1,133 @@
+"""The engine's one loop body: schedule, dispatch, fetch, update. Owns the step pipeline.
+
+Knows token ids and rows; knows no text, no HTTP, no JAX. Not thread-safe: one thread calls it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxllm.core.invariant import InvariantError
+from jaxllm.core.scheduler import Scheduler
+from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.engine.executor import Executor, ModelRunnerOutput
+from jaxllm.engine.recovery import Recovery
+from jaxllm.engine.request_validator import validate_request
+from jaxllm.engine.step_checks import check_output, check_step
+from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, EngineStats, StepOutputs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    step: SchedulerOutput
+    handle: Any  # the executor's
+
+
+class StepFailed(Exception):
+    """Dispatch or fetch raised; the cause is chained."""
+
+
+class EngineCore:
+    """Runs requests through a scheduler and an executor.
+
+    With ``async_scheduling`` step N+1 is scheduled and dispatched before step N is fetched, so
+    the device never waits for the host; otherwise each step is fetched at once.
+
+    Whatever the executor raises stays inside: the executor is reset, running requests are
+    computed anew, and only the request that makes steps fail ends, with an error. What the
+    scheduler itself raises is a bug in the books; it leaves ``step`` and should end the process.
+    """
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, *, async_scheduling: bool = True):
+        self.scheduler = scheduler
+        self.executor = executor
+        self.async_scheduling = async_scheduling
+        self.recovery = Recovery(scheduler)
+        self._in_flight: Dispatched | None = None
+        self._events: list[EngineCoreOutput] = []  # to be told with the next step
+
+    def add_request(self, request: EngineCoreRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequestError: it can never succeed as it stands; nothing was queued.
+        """
+        plan = self.scheduler.plan
+        validate_request(request, plan.model.vocab_size, plan.max_model_len)
+        self.scheduler.add_request(request)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """End requests; the next ``step`` tells their last output. Unknown ids are ignored."""
+        self._events += self.scheduler.abort(request_ids)
+        self.recovery.advance()
+
+    def has_work(self) -> bool:
+        """Whether ``step`` has anything to do or to tell."""
+        return self.scheduler.has_work() or self._in_flight is not None or bool(self._events)
+
+    def stats(self) -> EngineStats:
+        return self.scheduler.stats()
+
+    def step(self) -> StepOutputs | None:
+        """Advance the pipeline by one step. None if there is nothing to tell.
+
+        Every request that was added gets exactly one output with a finish_reason, its last.
+        """
+        step = self.scheduler.schedule()
+        if step is None and self._in_flight is None and self.scheduler.has_work():
+            raise InvariantError("Requests wait, but none of them can be scheduled.")
+        try:
+            outputs = self._advance(step)
+        except StepFailed as failure:
+            lost = [d.step for d in (self._in_flight,) if d is not None] + ([step] if step else [])
+            outputs = self._recover(lost, failure)
+        events, self._events = self._events, []
+        if outputs is None:
+            outputs = StepOutputs(self.scheduler.num_steps)
+        outputs.events[:0] = events
+        return outputs if outputs.request_ids or outputs.events else None
+
+    def _advance(self, step: SchedulerOutput | None) -> StepOutputs | None:
+        """Dispatch ``step``, then take in the one before it, or ``step`` itself without a lead."""
+        dispatched = self._dispatch(step) if step is not None else None
+        ahead = self.async_scheduling and not self.recovery.active
+        due = self._in_flight if ahead else dispatched
+        output = self._fetch(due) if due is not None else None
+        self._in_flight = dispatched if ahead else None
+        if due is None or output is None:
+            return None
+        outputs = self.scheduler.update(due.step, output)
+        self.recovery.advance()
+        return outputs
+
+    def _dispatch(self, step: SchedulerOutput) -> Dispatched:
+        try:
+            check_step(step, self.scheduler.plan)
+            return Dispatched(step, self.executor.dispatch(step))
+        except Exception as error:
+            raise StepFailed(f"dispatch of step {step.step_id}") from error
+
+    def _fetch(self, due: Dispatched) -> ModelRunnerOutput:
+        try:
+            output = self.executor.fetch(due.handle)
+            check_output(due.step, output, self.scheduler.plan)
+            return output
+        except Exception as error:
+            raise StepFailed(f"fetch of step {due.step.step_id}") from error
+
+    def _recover(self, lost: list[SchedulerOutput], failure: StepFailed) -> StepOutputs:
+        """Drop all that was on the device and start over with suspects one at a time.
+
+        Requests of every lost step are suspects: an error may show only when a later step
+        is dispatched. What reset() raises is not caught; without it there is no going on.
+        """
+        logger.error("%s failed, %d steps are lost", failure, len(lost), exc_info=failure.__cause__)
+        self._in_flight = None
+        self.executor.reset()
+        involved = [request_id for step in lost for request_id in step.request_ids]
+        return StepOutputs(self.scheduler.num_steps, events=self.recovery.step_failed(involved))

@@ -1,0 +1,47 @@
+"""The border between scheduling and computing."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxllm.core.scheduler_output import SchedulerOutput
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobArrays:
+    """Raw log-probabilities at n positions, host arrays."""
+
+    token_logprobs: np.ndarray  # float32 [n], of the chosen token
+    ranks: np.ndarray  # int32 [n], 1 is the most likely
+    top_ids: np.ndarray  # int32 [n, MAX_LOGPROBS], most likely first
+    top_logprobs: np.ndarray  # float32 [n, MAX_LOGPROBS]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRunnerOutput:
+    """Results of one step, aligned with the rows of its SchedulerOutput."""
+
+    step_id: int
+    token_ids: np.ndarray  # int32 [n]; meaningless where the row does not sample
+    finite: np.ndarray  # bool [n]; False: the row's logits held NaN or Inf, the request must fail alone
+    logprobs: LogprobArrays | None = None  # None unless a scheduled row asked
+    prompt_logprobs: LogprobArrays | None = None
+    # prompt_logprobs covers all tokens of the step, in order of rows: entry t scores the token
+    # *after* the t-th fed one, so the last entry of a chunk scores the first token of the next.
+
+
+class Executor(Protocol):
+    """Runs steps in the order they are dispatched. Implemented by ModelRunner and by the tests' fake."""
+
+    def dispatch(self, plan: SchedulerOutput) -> Any:
+        """Start the step, return a handle without waiting for it."""
+        ...
+
+    def fetch(self, handle: Any) -> ModelRunnerOutput:
+        """Wait for the step. Raises whatever went wrong on the device; then call reset()."""
+        ...
+
+    def reset(self) -> None:
+        """Forget all rows and start from an empty KV cache (after a failed step)."""
+        ...

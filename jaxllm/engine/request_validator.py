@@ -1,0 +1,72 @@
+"""Refuses requests that could harm or wedge a step, before they are queued.
+
+The frontend checks the same and more, but here is the last place before numbers become indices:
+an index out of range does not crash a device, it silently reads or writes something else.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
+from jaxllm.messages import EngineCoreRequest
+
+
+def validate_request(request: EngineCoreRequest, vocab_size: int, max_model_len: int) -> None:
+    """Check what the engine relies on. ``vocab_size`` is the width of the logits.
+
+    Raises:
+        InvalidRequestError: a field is out of range; ``param`` names it.
+        ContextLengthExceededError: prompt and output do not fit into ``max_model_len``.
+    """
+    params = request.sampling_params
+    if not request.prompt_token_ids:
+        raise InvalidRequestError("The prompt holds no tokens.", param="prompt")
+    if params.n != 1:
+        raise InvalidRequestError(
+            f"The engine completes one sequence per request, got n={params.n}.", param="n"
+        )
+    if params.seed is None:
+        raise InvalidRequestError("The engine needs a request's seed to be set.", param="seed")
+    _check_length(request, max_model_len)
+    for param, ids in (
+        ("prompt", request.prompt_token_ids),
+        ("eos_token_ids", request.eos_token_ids),
+        ("stop_token_ids", params.stop_token_ids or ()),
+        ("allowed_token_ids", params.allowed_token_ids or ()),
+        ("logit_bias", tuple(params.logit_bias or ())),
+        *(("bad_words", word) for word in request.bad_words_token_ids),
+    ):
+        _check_token_ids(param, ids, vocab_size)
+    if not all(request.bad_words_token_ids):
+        raise InvalidRequestError("bad_words must not hold an empty word.", param="bad_words")
+
+
+def _check_length(request: EngineCoreRequest, max_model_len: int) -> None:
+    prompt_len, max_tokens = len(request.prompt_token_ids), request.max_tokens
+    if max_tokens < 0:
+        raise InvalidRequestError(
+            f"max_tokens must not be negative, got {max_tokens}.", param="max_tokens"
+        )
+    if prompt_len + max_tokens > max_model_len:
+        raise ContextLengthExceededError(
+            f"The prompt has {prompt_len} tokens and max_tokens is {max_tokens}, together more "
+            f"than max_model_len ({max_model_len}). Shorten the prompt or ask for fewer.",
+            param="prompt" if prompt_len >= max_model_len else "max_tokens",
+        )
+
+
+def _check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
+    if not ids:
+        return
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # sequences of unequal length
+        array = np.empty((0, 0))
+    if array.ndim != 1 or array.dtype.kind not in "iu":  # numbers beyond 64 bits make objects
+        raise InvalidRequestError(f"{param} must hold token ids.", param=param)
+    if array.min() < 0 or array.max() >= vocab_size:
+        wrong = next(i for i in ids if not 0 <= i < vocab_size)
+        raise InvalidRequestError(
+            f"{param} holds token id {wrong}; the model's ids are 0..{vocab_size - 1}.", param=param
+        )

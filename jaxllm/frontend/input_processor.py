@@ -1,0 +1,125 @@
+"""From what a user asks to what the engine takes: text to ids, limits checked, seed drawn."""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
+from jaxllm.frontend.client import Prompt
+from jaxllm.messages import EngineCoreRequest, ModelInfo
+from jaxllm.sampling_params import SamplingParams
+from jaxllm.tokenizer.tokenizer import Tokenizer
+
+
+class InputProcessor:
+    """Everything that can be wrong with a request is found here, before the engine hears of it."""
+
+    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, seeds: random.Random):
+        self._info = info
+        self._tokenizer = tokenizer
+        self._seeds = seeds
+
+    def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Token ids of a prompt, checked against vocabulary and context length.
+
+        Raises:
+            InvalidRequestError: empty, not Unicode, or an id that the model does not have.
+            ContextLengthExceededError: there is no room for even one more token.
+        """
+        if isinstance(prompt, str):
+            token_ids = tuple(self._tokenizer.encode(prompt, add_special_tokens))
+        else:
+            token_ids = tuple(prompt)
+            self._check_ids("prompt", token_ids)
+        if not token_ids:
+            raise InvalidRequestError("The prompt is empty.", param="prompt", code="empty_prompt")
+        if len(token_ids) >= self._info.max_model_len:
+            raise ContextLengthExceededError(
+                f"The prompt has {len(token_ids)} tokens, but this model takes at most "
+                f"{self._info.max_model_len} tokens of prompt and output together.",
+                param="prompt",
+            )
+        return token_ids
+
+    def process(
+        self,
+        request_id: str,
+        prompt_token_ids: tuple[int, ...],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        arrival_time: float = 0.0,
+    ) -> EngineCoreRequest:
+        """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
+
+        ``max_tokens=0`` (score the prompt only) asks the engine for one token, which the frontend
+        drops: an engine step always samples.
+
+        Raises:
+            InvalidRequestError: a token id in ``params`` that the model does not have.
+            ContextLengthExceededError: prompt and ``max_tokens`` do not fit together.
+        """
+        max_tokens = self._max_tokens(len(prompt_token_ids), params)
+        self._check_params(params)
+        if params.seed is None:
+            params = replace(params, seed=self._seeds.getrandbits(63))
+        return EngineCoreRequest(
+            request_id=request_id,
+            prompt_token_ids=prompt_token_ids,
+            sampling_params=params,
+            max_tokens=max_tokens,
+            eos_token_ids=self._info.eos_token_ids,
+            bad_words_token_ids=self._bad_words(params.bad_words or ()),
+            priority=priority,
+            arrival_time=arrival_time,
+        )
+
+    def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
+        room = self._info.max_model_len - prompt_len
+        wanted = room if params.max_tokens is None else max(1, params.max_tokens)
+        if wanted > room:
+            raise ContextLengthExceededError(
+                f"{prompt_len} prompt tokens and {wanted} tokens to generate make "
+                f"{prompt_len + wanted}, but this model takes at most {self._info.max_model_len} "
+                "in all. Shorten the prompt or lower max_tokens.",
+                param="max_tokens",
+            )
+        if params.min_tokens > wanted:
+            raise InvalidRequestError(
+                f"min_tokens is {params.min_tokens}, but there is room for {wanted} tokens only.",
+                param="min_tokens",
+                code="invalid_value",
+            )
+        return wanted
+
+    def _check_params(self, params: SamplingParams) -> None:
+        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_ids("logit_bias", params.logit_bias or ())
+        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+
+    def _check_ids(self, param: str, token_ids: Iterable[object]) -> None:
+        size = self._info.vocab_size
+        for token_id in token_ids:
+            if type(token_id) is not int:
+                raise InvalidRequestError(
+                    f"{param} must hold token ids (integers), got {type(token_id).__name__}.",
+                    param=param,
+                    code="invalid_value",
+                )
+            if not 0 <= token_id < size:
+                raise InvalidRequestError(
+                    f"{param} holds token id {token_id}; this model has ids 0 to {size - 1}.",
+                    param=param,
+                    code="invalid_value",
+                )
+
+    def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Each word at the start of a text and in its middle, where it begins with a space."""
+        found: dict[tuple[int, ...], None] = {}  # a set that keeps its order
+        for word in words:
+            bare = word.lstrip()
+            for spelling in (bare, f" {bare}") if bare else (word,):
+                token_ids = tuple(self._tokenizer.encode(spelling, add_special_tokens=False))
+                if token_ids:
+                    found[token_ids] = None
+        return tuple(found)

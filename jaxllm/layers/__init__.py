@@ -1,0 +1,1 @@
+"""Building blocks of models, as Flax NNX modules over flat token batches ``[T, ...]``. See README.md."""

@@ -1,0 +1,60 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) with the scalings checkpoints use."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxllm.config.model import RopeConfig
+
+
+class RotaryTable(NamedTuple):
+    """Angles of one step's tokens, computed once and shared by all layers."""
+
+    cos: Float[Array, "T 1 C"]  # C = rotated channels / 2
+    sin: Float[Array, "T 1 C"]
+
+
+def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
+    """float32 ``[rope.dim / 2]``: radians per position of each channel pair."""
+    exponent = np.arange(0, rope.dim, 2, dtype=np.float32) / rope.dim
+    inv_freq = (1.0 / rope.theta**exponent).astype(np.float32)
+    if rope.scaling == "linear":
+        return inv_freq / np.float32(rope.factor)
+    if rope.scaling == "llama3":
+        return _llama3(inv_freq, rope)
+    return inv_freq
+
+
+def _llama3(inv_freq: np.ndarray, rope: RopeConfig) -> np.ndarray:
+    """Long wavelengths are slowed by ``factor``, short ones kept, those between interpolated (Llama 3.1)."""
+    wavelength = 2 * math.pi / inv_freq
+    turns = rope.original_max_position / wavelength
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    blend = np.clip(blend, 0.0, 1.0)
+    return ((1 - blend) * inv_freq / rope.factor + blend * inv_freq).astype(np.float32)
+
+
+def rotary_table(rope: RopeConfig, positions: Int[Array, " T"]) -> RotaryTable:
+    inv_freq = jnp.asarray(inverse_frequencies(rope))
+    angles = positions.astype(jnp.float32)[:, None, None] * inv_freq[None, None, :]
+    return RotaryTable(jnp.cos(angles), jnp.sin(angles))
+
+
+def apply_rotary(
+    x: Float[Array, "T H D"], table: RotaryTable, rope: RopeConfig
+) -> Float[Array, "T H D"]:
+    """Rotate the first ``rope.dim`` channels of every head; the rest passes through."""
+    rotated, rest = x[..., : rope.dim].astype(jnp.float32), x[..., rope.dim :]
+    if rope.interleaved:
+        a, b = rotated[..., 0::2], rotated[..., 1::2]
+    else:
+        a, b = jnp.split(rotated, 2, axis=-1)
+    a, b = a * table.cos - b * table.sin, b * table.cos + a * table.sin
+    if rope.interleaved:
+        out = jnp.stack([a, b], axis=-1).reshape(rotated.shape)
+    else:
+        out = jnp.concatenate([a, b], axis=-1)
+    return jnp.concatenate([out.astype(x.dtype), rest], axis=-1)

@@ -1,0 +1,104 @@
+"""What crosses the border between the HTTP process and the engine process.
+
+Token ids only: text ends in jaxllm/frontend. Every message is a tagged, typed struct that
+jaxllm/ipc.py encodes as msgpack and validates on arrival; there is no pickle anywhere.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from jaxllm.sampling_params import SamplingParams
+
+
+class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
+    """One sequence to complete. ``sampling_params.n`` is 1 and its seed is set; both are the frontend's work."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling_params: SamplingParams
+    max_tokens: int  # resolved: never above max_model_len - len(prompt)
+    eos_token_ids: tuple[int, ...] = ()
+    bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0  # lower runs first
+    arrival_time: float = 0.0
+
+
+class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
+    request_ids: tuple[str, ...]
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Finish nothing, answer nothing more, exit 0."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log-probabilities at one position, of the model's raw logits (before penalties and temperature)."""
+
+    token_id: int  # the sampled (or prompt) token
+    logprob: float
+    rank: int
+    top_ids: Sequence[int] = ()
+    top_logprobs: Sequence[float] = ()
+
+
+class EngineCoreOutput(msgspec.Struct, frozen=True):
+    """All that happened to one request in one step, where it is more than a plain token."""
+
+    request_id: str
+    new_token_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"
+    stop_reason: int | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # positions of this chunk, without position 0
+    error: str | None = None
+    num_cached_tokens: int = 0
+
+
+class StepOutputs(msgspec.Struct, frozen=True, tag="step"):
+    """Results of one engine step.
+
+    Columnar for the common case: request ``request_ids[i]`` got the one token ``token_ids[i]``.
+    A request with anything else to say (the end, log-probabilities, an error) is in ``events``
+    instead; no request is in both.
+    """
+
+    step_id: int
+    request_ids: list[str] = msgspec.field(default_factory=list)
+    token_ids: list[int] = msgspec.field(default_factory=list)
+    events: list[EngineCoreOutput] = msgspec.field(default_factory=list)
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What the text side must know of the model; found out by the engine, sent once."""
+
+    model: str  # as the user named it
+    tokenizer_dir: str  # directory with tokenizer.json, tokenizer_config.json, chat template
+    max_model_len: int
+    vocab_size: int  # width of the logits
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None = None
+
+
+class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
+    info: ModelInfo
+    summary: dict[str, str | int | float] = {}  # for the log: programs, blocks, seconds
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine could not start. ``error_type`` is a class name in jaxllm/errors.py."""
+
+    error_type: str
+    message: str
+
+
+class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float  # share of blocks in use, 0..1
+    num_preemptions: int
+    num_steps: int
+
+
+ToEngine = EngineCoreRequest | AbortRequests | Shutdown
+FromEngine = StepOutputs | EngineReady | EngineFailed | EngineStats

@@ -1,0 +1,148 @@
+"""The decoder-only transformer that every dense architecture here is a variation of.
+
+A file of an architecture reads its config.json and names its tensors; what differs in computation is
+a switch of ModelConfig or an overridden method. Nothing here knows of rows, buckets or requests.
+"""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxllm.attention.kv_cache import KVCache
+from jaxllm.attention.metadata import StepAttention
+from jaxllm.config.model import ModelConfig
+from jaxllm.layers.attention import Attention
+from jaxllm.layers.embedding import Embedding
+from jaxllm.layers.linear import Linear, matmul
+from jaxllm.layers.mlp import GatedMLP
+from jaxllm.layers.norm import RMSNorm
+from jaxllm.layers.rotary import RotaryTable, rotary_table
+from jaxllm.weights.mapping import WeightRule
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm block; with ``sandwich_norms`` each branch is normalised again before it is added."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype):
+        def norm() -> RMSNorm:
+            return RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+
+        self.input_norm = norm()
+        self.attention = Attention(config, layer, dtype=dtype)
+        self.attention_out_norm = norm() if config.sandwich_norms else None
+        self.mlp_norm = norm()
+        self.mlp = GatedMLP(config, dtype=dtype)
+        self.mlp_out_norm = norm() if config.sandwich_norms else None
+
+    def __call__(
+        self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
+    ) -> tuple[Float[Array, "T E"], Array]:
+        with jax.named_scope("attention"):
+            branch, kv = self.attention(self.input_norm(x), kv, table, attend)
+            if self.attention_out_norm is not None:
+                branch = self.attention_out_norm(branch)
+            x = x + branch
+        with jax.named_scope("mlp"):
+            branch = self.mlp(self.mlp_norm(x))
+            if self.mlp_out_norm is not None:
+                branch = self.mlp_out_norm(branch)
+            return x + branch, kv
+
+
+class DecoderLM(nnx.Module):
+    """Base of all architectures. ``__call__`` is pure in the parameters, the tokens and the KV cache."""
+
+    # Tensors that checkpoints carry and we do not need (suffixes of names).
+    ignored_weights: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "attn.masked_bias")
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype):
+        self.config = config
+        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.layers = nnx.List(
+            [DecoderLayer(config, layer, dtype=dtype) for layer in range(config.num_layers)]
+        )
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else Linear(config.hidden_size, config.vocab_size, dtype=dtype)
+        )
+
+    def __call__(
+        self,
+        tokens: Int[Array, " T"],
+        positions: Int[Array, " T"],
+        kv: KVCache,
+        attend: StepAttention,
+    ) -> tuple[Float[Array, "T E"], KVCache]:
+        """Final hidden states of every token, and the cache with their keys and values written."""
+        x = self.embed(tokens)
+        table = rotary_table(self.config.rope, jnp.maximum(positions, 0))
+        written: list[Array] = []
+        for index, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{index}"):
+                x, layer_kv = layer(x, kv[index], table, attend)
+            written.append(layer_kv)
+        return self.norm(x), tuple(written)
+
+    def compute_logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
+        """float32 logits."""
+        if self.lm_head is None:
+            return self.embed.attend(hidden)
+        return matmul(hidden, self.lm_head.weight[...], jnp.dtype(jnp.float32))
+
+    @classmethod
+    def ignored(cls, config: ModelConfig) -> tuple[str, ...]:
+        """``ignored_weights``, and the output matrix where it is the embedding (some files hold it twice)."""
+        tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
+        return (*cls.ignored_weights, *tied)
+
+    @classmethod
+    def config_from_hf(cls, hf: dict[str, object]) -> ModelConfig:
+        """Raises ConfigError for what this architecture cannot honour."""
+        raise NotImplementedError
+
+    @classmethod
+    def weight_rules(cls, config: ModelConfig) -> list[WeightRule]:
+        """How the tensors of a Hugging Face checkpoint become parameters (see weights/mapping.py)."""
+        rules = [
+            WeightRule("embed.weight", ("model.embed_tokens.weight",)),
+            WeightRule("norm.weight", ("model.norm.weight",)),
+        ]
+        if not config.tie_word_embeddings:
+            rules.append(WeightRule("lm_head.weight", ("lm_head.weight",)))
+        for layer in range(config.num_layers):
+            rules += cls.layer_rules(config, f"layers.{layer}.", f"model.layers.{layer}.")
+        return rules
+
+    @classmethod
+    def layer_rules(cls, config: ModelConfig, ours: str, theirs: str) -> list[WeightRule]:
+        attention, mlp = f"{theirs}self_attn.", f"{theirs}mlp."
+        qkv = tuple(f"{attention}{name}_proj" for name in "qkv")
+        gate_up = tuple(f"{mlp}{name}_proj" for name in ("gate", "up"))
+        rules = [
+            WeightRule(f"{ours}input_norm.weight", (f"{theirs}input_layernorm.weight",)),
+            WeightRule(f"{ours}mlp_norm.weight", (f"{theirs}post_attention_layernorm.weight",)),
+            *_linear(f"{ours}attention.qkv", qkv, config.qkv_bias),
+            *_linear(f"{ours}attention.o", (f"{attention}o_proj",), config.o_bias),
+            *_linear(f"{ours}mlp.gate_up", gate_up, config.mlp_bias),
+            *_linear(f"{ours}mlp.down", (f"{mlp}down_proj",), config.mlp_bias),
+        ]
+        if config.qk_norm:
+            for name in "qk":
+                rule = WeightRule(
+                    f"{ours}attention.{name}_norm.weight", (f"{attention}{name}_norm.weight",)
+                )
+                rules.append(rule)
+        return rules
+
+
+def _linear(target: str, sources: tuple[str, ...], bias: bool) -> list[WeightRule]:
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return [
+        WeightRule(f"{target}.{kind}", tuple(f"{source}.{kind}" for source in sources))
+        for kind in kinds
+    ]

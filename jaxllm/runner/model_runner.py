@@ -1,0 +1,152 @@
+"""ModelRunner: the executor on a device. Owns parameters, KV cache and row buffers.
+
+Arrays are replaced by every step (their predecessors are donated) and never shared. All calls come from
+one thread, so steps reach the device in the order they are dispatched.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
+from jaxllm.config.plan import BatchBucket, EnginePlan
+from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
+from jaxllm.models.params import Params
+from jaxllm.runner.packing import pack, pack_idle
+from jaxllm.runner.programs import Programs
+from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
+from jaxllm.runner.row_state import RowState
+from jaxllm.runner.step import StepSlots
+from jaxllm.runner.step_layout import StepLayout
+from jaxllm.sampling.metadata import Logprobs, SamplerOutput
+from jaxllm.sampling.token_mask import RowMask, mask_words
+
+
+@dataclass
+class StepHandle:
+    """A dispatched step. ``out`` is missing while its sample half waits for a mask."""
+
+    plan: SchedulerOutput
+    logits: Any
+    slots: StepSlots
+    prompt_logprobs: Logprobs | None
+    wants_logprobs: bool
+    masks: list[tuple[int, RowMask]]  # of the slots that have one; a row may change hands meanwhile
+    out: SamplerOutput | None = None
+
+
+class ModelRunner:
+    """Implements jaxllm.engine.executor.Executor."""
+
+    def __init__(self, plan: EnginePlan, params: Params, programs: Programs):
+        self._plan = plan
+        self._params = params
+        self._programs = programs
+        self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
+        self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
+        self._no_mask: dict[int, jax.Array] = {}
+        for bucket in plan.buckets:
+            ones = np.full((bucket.num_rows, mask_words(plan.model.vocab_size)), -1, np.int32)
+            self._no_mask.setdefault(bucket.num_rows, jax.device_put(ones))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows and start from an empty KV cache (a failed step has consumed the donated one)."""
+        plan = self._plan
+        self._kv: KVCache | None = None  # freed before the new one is allocated
+        self._buffers: RowBuffers | None = None
+        self._waiting = None
+        self._rows = RowState(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
+        specs = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
+        self._kv = tuple(_zeros(spec) for spec in specs)
+        buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
+        self._buffers = jax.tree.map(_zeros, buffers)
+
+    def dispatch(self, plan: SchedulerOutput) -> StepHandle:
+        """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step before,
+        which brings the tokens the mask depends on, starts the other."""
+        self._finish_waiting()
+        self._rows.apply(plan)
+        layout = self._layouts[plan.bucket]
+        while len(self._rows.patches) > layout.max_patches:
+            self._forward(plan.bucket, pack_idle(self._rows, layout))
+        features = self._rows.features
+        logits, slots, scored = self._forward(plan.bucket, pack(plan, self._rows, layout))
+        handle = StepHandle(
+            plan,
+            logits,
+            slots,
+            scored if features["prompt_logprobs"][plan.rows].any() else None,
+            bool(features["logprobs"][plan.rows].any()),
+            self._rows.masks_of(plan.rows),
+        )
+        if handle.masks:
+            self._waiting = handle
+        else:
+            self._sample(handle, self._no_mask[plan.bucket.num_rows])
+        return handle
+
+    def fetch(self, handle: StepHandle) -> ModelRunnerOutput:
+        """Wait for a step's results. Device errors surface here."""
+        if self._waiting is handle:
+            self._finish_waiting()
+        assert handle.out is not None
+        out, count = handle.out, len(handle.plan.rows)
+        token_ids = np.asarray(out.token_ids)[:count]
+        for slot, mask in handle.masks:
+            if handle.plan.samples[slot]:
+                mask.extend((int(token_ids[slot]),))
+        self._finish_waiting()
+        num_tokens = handle.plan.num_tokens
+        scored = handle.prompt_logprobs
+        return ModelRunnerOutput(
+            handle.plan.step_id,
+            token_ids,
+            np.asarray(out.finite)[:count],
+            _on_host(out.logprobs, count) if handle.wants_logprobs else None,
+            None if scored is None else _on_host(scored, num_tokens),
+        )
+
+    def _forward(self, bucket: BatchBucket, packed: np.ndarray) -> tuple[Any, StepSlots, Logprobs]:
+        program = self._programs.forward(bucket)
+        kv, buffers = self._kv, self._buffers
+        self._kv = self._buffers = None  # donated: whatever happens now, they are gone
+        result = program(self._params, kv, buffers, jax.device_put(packed))
+        self._kv, self._buffers, logits, slots, scored = result
+        return logits, slots, scored
+
+    def _sample(self, handle: StepHandle, mask: jax.Array) -> None:
+        program = self._programs.sample(handle.plan.bucket.num_rows)
+        buffers, self._buffers = self._buffers, None
+        self._buffers, out = program(buffers, handle.logits, handle.slots, mask)
+        handle.logits = None
+        handle.out = out
+        for array in (out.token_ids, out.finite):
+            array.copy_to_host_async()
+
+    def _finish_waiting(self) -> None:
+        """Fill the mask of the step that waits for it, and start its sample half."""
+        handle, self._waiting = self._waiting, None
+        if handle is None:
+            return
+        words = mask_words(self._plan.model.vocab_size)
+        mask = np.full((handle.plan.bucket.num_rows, words), -1, np.int32)
+        for slot, row_mask in handle.masks:
+            row_mask.fill(mask[slot])
+        self._sample(handle, jax.device_put(mask))
+
+
+def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.zeros(spec.shape, spec.dtype)
+
+
+def _on_host(logprobs: Logprobs, count: int) -> LogprobArrays:
+    token, rank, ids, top = (
+        np.asarray(array)[:count]
+        for array in (logprobs.token, logprobs.rank, logprobs.top_ids, logprobs.top)
+    )
+    return LogprobArrays(token, rank, ids, top)

@@ -1,0 +1,81 @@
+"""Fills one step's int32 buffer from the scheduler's plan. NumPy only."""
+
+import numpy as np
+
+from jaxllm.config.plan import BatchKind
+from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.runner.row_state import FEATURES, RowState
+from jaxllm.runner.step_layout import SCALARS, StepLayout
+
+_SCALAR = {name: index for index, name in enumerate(SCALARS)}
+
+
+def pack(plan: SchedulerOutput, rows: RowState, layout: StepLayout) -> np.ndarray:
+    """The step's buffer, with as many pending patches as fit (the caller makes sure that all do)."""
+    buffer = _empty(rows, layout)
+    views = layout.views(buffer)
+    count = len(plan.rows)
+    ends = np.cumsum(plan.num_new_tokens, dtype=np.int32)
+    views.rows[:count] = plan.rows
+    views.query_start_loc[1 : count + 1] = ends
+    views.query_start_loc[count + 1 :] = ends[-1]
+    views.seq_lens[:count] = plan.starts + plan.num_new_tokens
+    views.logits_index[:count] = ends - 1
+    views.samples[:count] = plan.samples
+    decode = plan.num_decode_rows
+    # Decode rows come first with one token each; token i is slot i.
+    views.token_ids[:decode] = -1
+    views.positions[:decode] = plan.starts[:decode]
+    views.token_slots[:decode] = np.arange(decode)
+    for slot in range(decode, count):
+        _pack_chunk(views, slot, plan, rows, int(ends[slot]))
+    _pack_scalars(views.scalars, plan, rows, layout)
+    resets, rows.resets = rows.resets, []
+    views.reset_rows[: len(resets)] = resets
+    views.scalars[_SCALAR["num_resets"]] = len(resets)
+    take_patches(views, rows)
+    return buffer
+
+
+def pack_idle(rows: RowState, layout: StepLayout) -> np.ndarray:
+    """A step that computes nothing and only carries patches."""
+    buffer = _empty(rows, layout)
+    take_patches(layout.views(buffer), rows)
+    return buffer
+
+
+def take_patches(views, rows: RowState) -> None:
+    index, value = rows.patches.take(len(views.patch_index))
+    views.patch_index[: len(index)] = index
+    views.patch_value[: len(value)] = value
+
+
+def _empty(rows: RowState, layout: StepLayout) -> np.ndarray:
+    """Padding only: no token, every slot on the scratch row. A fresh buffer each time, because the
+    device may still be reading the last one."""
+    buffer = np.zeros(layout.size, np.int32)
+    views = layout.views(buffer)
+    views.positions[:] = -1
+    views.rows[:] = rows.scratch_row
+    views.patch_index[:] = rows.num_cells  # out of range: dropped
+    return buffer
+
+
+def _pack_chunk(views, slot: int, plan: SchedulerOutput, rows: RowState, end: int) -> None:
+    count, start = int(plan.num_new_tokens[slot]), int(plan.starts[slot])
+    known = rows.token_ids[int(plan.rows[slot])]
+    tokens = slice(end - count, end)
+    views.token_ids[tokens] = known[start : start + count]
+    views.positions[tokens] = np.arange(start, start + count)
+    views.token_slots[tokens] = slot
+    following = known[start + 1 : start + count + 1]
+    views.targets[end - count : end - count + len(following)] = following
+
+
+def _pack_scalars(
+    scalars: np.ndarray, plan: SchedulerOutput, rows: RowState, layout: StepLayout
+) -> None:
+    decode_only = layout.bucket.kind is BatchKind.DECODE
+    scalars[_SCALAR["num_decode_rows"]] = len(plan.rows) if decode_only else plan.num_decode_rows
+    for name in FEATURES:
+        scalars[_SCALAR[name]] = rows.features[name][plan.rows].any()

@@ -1,0 +1,109 @@
+"""Decides shapes and sizes: an EnginePlan from what was asked, what the model is, and the device."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm.attention.kv_cache import bytes_per_block
+from jaxllm.config.engine import EngineConfig
+from jaxllm.config.plan import EnginePlan, make_buckets
+from jaxllm.errors import ConfigError, OutOfMemoryError
+from jaxllm.models.params import ModelDef
+from jaxllm.runner import memory
+from jaxllm.runner.row_layout import RowLayout
+
+logger = logging.getLogger(__name__)
+
+# (max_num_seqs, max_num_batched_tokens) where the user named none.
+_DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
+_MIXED_LADDER = (64, 256, 1024, 2048, 4096, 8192, 16384)
+
+
+def make_plan(
+    config: EngineConfig, model: ModelDef, dtype: str, backend: str, reason: str
+) -> EnginePlan:
+    """Raises ConfigError or OutOfMemoryError, before anything is loaded, if it cannot work."""
+    platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    max_num_seqs = config.max_num_seqs or _DEFAULTS[platform][0]
+    max_tokens = config.max_num_batched_tokens or max(_DEFAULTS[platform][1], max_num_seqs)
+    if max_tokens < max_num_seqs:
+        raise ConfigError(
+            f"--max-num-batched-tokens ({max_tokens}) must be at least --max-num-seqs ({max_num_seqs}): "
+            "every running request needs one token per step."
+        )
+    max_model_len = _asked_length(config, model)
+    blocks_per_row = -(-max_model_len // config.block_size)
+    itemsize = jnp.dtype(dtype).itemsize
+    other = (
+        memory.weight_bytes(model)
+        + memory.row_buffer_bytes(model.config, max_num_seqs, RowLayout(blocks_per_row).width)
+        + memory.scratch_bytes(model.config, max_tokens, max_num_seqs, itemsize)
+    )
+    blocks = memory.num_blocks(
+        config, model.config, dtype, other_bytes=other, wanted=max_num_seqs * blocks_per_row + 1
+    )
+    max_model_len = _fitting_length(config, max_model_len, blocks)
+    return EnginePlan(
+        model=model.config,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_tokens,
+        block_size=config.block_size,
+        num_blocks=blocks,
+        buckets=make_buckets(
+            row_sizes(platform, max_num_seqs), mixed_sizes(max_num_seqs, max_tokens), max_num_seqs
+        ),
+        attention_backend=backend,
+        attention_reason=reason,
+    )
+
+
+def row_sizes(platform: str, max_num_seqs: int) -> tuple[int, ...]:
+    """Rows of the decode buckets. On a CPU XLA converts every bf16 weight to float32 when there is only
+    one row, which costs seven times as much as two rows: so the smallest is 2 there."""
+    smallest, factor = (2, 4) if platform == "cpu" else (1, 2)
+    sizes: list[int] = []
+    size = smallest
+    while size < max_num_seqs:
+        sizes.append(size)
+        size *= factor
+    return (*sizes, max(max_num_seqs, smallest))
+
+
+def mixed_sizes(max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:
+    """Tokens of the mixed buckets; each holds a token of every row."""
+    below = [size for size in _MIXED_LADDER if max_num_seqs <= size < max_tokens]
+    return (*below, max(max_tokens, 2))
+
+
+def _asked_length(config: EngineConfig, model: ModelDef) -> int:
+    limit = model.config.max_position_embeddings
+    if config.max_model_len is None:
+        return limit
+    if config.max_model_len > limit:
+        raise ConfigError(
+            f"--max-model-len {config.max_model_len} is more than the model's "
+            f"max_position_embeddings ({limit})."
+        )
+    return config.max_model_len
+
+
+def _fitting_length(config: EngineConfig, length: int, blocks: int) -> int:
+    """The length itself if the cache holds it; a shorter one only if the user named none."""
+    tokens = (blocks - 1) * config.block_size
+    if tokens >= length:
+        return length
+    if config.max_model_len is None and tokens >= config.block_size:
+        logger.warning("max_model_len is %d, not %d: the KV cache holds no more", tokens, length)
+        return tokens
+    raise OutOfMemoryError(
+        f"The KV cache holds {tokens} tokens, fewer than max_model_len ({length}). Set "
+        f"--max-model-len {tokens} or lower, or give the cache more memory "
+        "(--kv-cache-memory-bytes, --gpu-memory-utilization)."
+    )
+
+
+def cache_bytes(plan: EnginePlan) -> int:
+    return plan.num_blocks * bytes_per_block(plan.model, plan.block_size, plan.dtype)

@@ -1,0 +1,136 @@
+"""Host side of the rows: what each row's request needs, and the patches that bring the device up to date."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import numpy as np
+
+from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.messages import EngineCoreRequest
+from jaxllm.runner.row_layout import RowLayout
+from jaxllm.sampling.rng import seed_words
+from jaxllm.sampling.token_mask import RowMask
+
+FEATURES = (
+    "random",
+    "truncate",
+    "penalties",
+    "bias",
+    "stop_ban",
+    "masked",
+    "logprobs",
+    "prompt_logprobs",
+)
+
+
+class Patches:
+    """Pending writes to the row state: flat index (row * width + column) -> int32 value.
+
+    A dict, because a scatter with two writes to one cell has no defined winner; here the later one wins.
+    """
+
+    def __init__(self) -> None:
+        self._pending: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def write(self, start: int, values: Iterable[int]) -> None:
+        self._pending.update(enumerate(values, start))
+
+    def take(self, count: int) -> tuple[list[int], list[int]]:
+        """Remove and return up to ``count`` writes: indices and values."""
+        index = list(islice(self._pending, count))
+        return index, [self._pending.pop(key) for key in index]
+
+
+class RowState:
+    """Owner of per-row host state. ``features[name][row]``: does the row need that part of the sampler?"""
+
+    def __init__(self, layout: RowLayout, max_num_seqs: int, vocab_size: int):
+        self.layout = layout
+        self.vocab_size = vocab_size
+        self.scratch_row = max_num_seqs
+        rows = max_num_seqs + 1
+        self.num_cells = rows * layout.width
+        self.features = {name: np.zeros(rows, np.bool_) for name in FEATURES}
+        self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
+        self.masks: dict[int, RowMask] = {}
+        self.resets: list[int] = []  # rows whose token counts must be cleared
+        self.patches = Patches()
+
+    def apply(self, plan: SchedulerOutput) -> None:
+        """Take in a step's diff: rows that entered, blocks that were appended."""
+        for new in plan.new_rows:
+            self._enter(new)
+        width, table = self.layout.width, self.layout.block_table
+        for row, index, block in plan.new_blocks:
+            self.patches.write(row * width + table + index, (block,))
+
+    def masks_of(self, rows: np.ndarray) -> list[tuple[int, RowMask]]:
+        """(slot, mask) of every scheduled row that has one."""
+        if not self.features["masked"][rows].any():
+            return []
+        return [(slot, self.masks[row]) for slot, row in enumerate(rows.tolist()) if row in self.masks]
+
+    def _enter(self, new: NewRow) -> None:
+        request, params, row = new.request, new.request.sampling_params, new.row
+        self.token_ids[row] = np.asarray(new.token_ids, np.int32)
+        needs = {
+            "random": not params.greedy,
+            "truncate": params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0,
+            "penalties": params.presence_penalty != 0.0
+            or params.frequency_penalty != 0.0
+            or params.repetition_penalty != 1.0,
+            "bias": bool(params.logit_bias),
+            "stop_ban": params.min_tokens > 0,
+            "masked": params.allowed_token_ids is not None or bool(request.bad_words_token_ids),
+            "logprobs": params.logprobs is not None,
+            "prompt_logprobs": params.prompt_logprobs is not None,
+        }
+        for name, needed in needs.items():
+            self.features[name][row] = needed
+        self.masks.pop(row, None)
+        if needs["masked"]:
+            mask = RowMask(self.vocab_size, params.allowed_token_ids, request.bad_words_token_ids)
+            mask.extend(new.token_ids[len(request.prompt_token_ids) :])
+            self.masks[row] = mask
+        if needs["penalties"]:
+            self.resets.append(row)
+        self._patch_params(row, request)
+
+    def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
+        params = request.sampling_params
+        seed_high, seed_low = seed_words(params.seed or 0)
+        stop_ids = () if params.min_tokens == 0 else _stop_ids(request)
+        bias = params.logit_bias or {}
+        values = {
+            "temperature": _bits(params.temperature),
+            "top_k": params.top_k,
+            "top_p": _bits(params.top_p),
+            "min_p": _bits(params.min_p),
+            "presence_penalty": _bits(params.presence_penalty),
+            "frequency_penalty": _bits(params.frequency_penalty),
+            "repetition_penalty": _bits(params.repetition_penalty),
+            "seed_high": seed_high,
+            "seed_low": seed_low,
+            "prompt_len": len(request.prompt_token_ids),
+            "stop_ban_end": len(request.prompt_token_ids) + params.min_tokens,
+            "num_stop_ids": len(stop_ids),
+            "num_bias": len(bias),
+        }
+        start, layout = row * self.layout.width, self.layout
+        self.patches.write(start, [values[name] for name in layout.columns])
+        self.patches.write(start + layout.stop_ids, stop_ids)
+        self.patches.write(start + layout.bias_ids, bias)
+        self.patches.write(start + layout.bias_values, map(_bits, bias.values()))
+
+
+def _stop_ids(request: EngineCoreRequest) -> tuple[int, ...]:
+    eos = () if request.sampling_params.ignore_eos else request.eos_token_ids
+    return (*eos, *(request.sampling_params.stop_token_ids or ()))
+
+
+def _bits(value: float) -> int:
+    """A float32's bits as an int32."""
+    return int(np.float32(value).view(np.int32))

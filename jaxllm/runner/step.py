@@ -1,0 +1,162 @@
+"""The step: the only computation on the serving path, as two pure halves.
+
+``forward`` patches the rows, runs the model and gives logits; ``sample`` turns them into tokens that
+stay on the device for the next step. They are two programs, dispatched back to back: so there is one
+``forward`` per bucket and one ``sample`` per number of rows instead of their product, and a mask that
+the host fills while ``forward`` runs takes the same path as everything else.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxllm.attention.backend import AttentionBackend
+from jaxllm.attention.kv_cache import KVCache
+from jaxllm.attention.metadata import AttentionMetadata, BoundBackend
+from jaxllm.config.plan import BatchBucket
+from jaxllm.models.params import ModelDef, Params
+from jaxllm.runner.row_layout import RowBuffers, RowLayout
+from jaxllm.runner.step_layout import StepLayout
+from jaxllm.sampling.logprobs import no_logprobs, prompt_logprobs
+from jaxllm.sampling.metadata import Logprobs, SamplerOutput, SamplingFlags
+from jaxllm.sampling.sampler import sample_tokens
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """Everything static about one compiled step."""
+
+    model: ModelDef
+    backend: AttentionBackend
+    rows: RowLayout
+    bucket: BatchBucket
+    block_size: int
+
+    @cached_property
+    def layout(self) -> StepLayout:
+        return StepLayout(self.bucket, self.block_size)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepSlots:
+    """What ``sample`` needs of the step's metadata; R depends on the bucket's rows only."""
+
+    rows: Int[Array, " R"]  # permanent row of each slot
+    seq_lens: Int[Array, " R"]  # = position of the token to be sampled
+    samples: Bool[Array, " R"]  # False: a prefill chunk that is not the last, or padding
+    flags: SamplingFlags
+
+
+def forward(
+    params: Params,
+    kv: KVCache,
+    rows: RowBuffers,
+    packed: Int[Array, " B"],
+    *,
+    program: StepProgram,
+) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Logprobs]:
+    """Returns the cache and rows (updated in place when donated), float32 logits, what ``sample`` takes,
+    and log-probabilities of the prompt (zeros unless asked for)."""
+    views = program.layout.views(packed)
+    state = _patch(rows.state, views)
+    tokens = jnp.where(
+        views.token_ids < 0, rows.last_token[views.rows[views.token_slots]], views.token_ids
+    )
+    counts, seen = _count_tokens(rows, state, tokens, views, program.rows)
+    metadata = AttentionMetadata(
+        positions=views.positions,
+        token_slots=views.token_slots,
+        query_start_loc=views.query_start_loc,
+        seq_lens=views.seq_lens,
+        block_tables=program.rows.block_tables(state[views.rows]),
+        num_decode_rows=views.num_decode_rows,
+    )
+    attend = BoundBackend(program.backend, metadata, program.bucket.kind, program.block_size)
+    model = program.model.merge(params)
+    hidden, kv = model(tokens, views.positions, kv, attend)
+    logits = model.compute_logits(hidden[views.logits_index])
+    scored = lax.cond(
+        views.prompt_logprobs > 0,
+        lambda h: prompt_logprobs(model, h, views.targets),
+        lambda h: no_logprobs(h.shape[0]),
+        hidden,
+    )
+    slots = StepSlots(views.rows, views.seq_lens, views.samples > 0, _flags(views))
+    return kv, RowBuffers(state, rows.last_token, counts, seen), logits, slots, scored
+
+
+def sample(
+    rows: RowBuffers,
+    logits: Float[Array, "R V"],
+    slots: StepSlots,
+    mask: Int[Array, "R W"],
+    *,
+    layout: RowLayout,
+) -> tuple[RowBuffers, SamplerOutput]:
+    """Draws one token per slot and leaves it in ``rows.last_token`` where the slot samples."""
+    out = sample_tokens(
+        logits,
+        layout.sampling(rows.state[slots.rows], slots.seq_lens),
+        slots.flags,
+        rows.output_counts[slots.rows],
+        rows.prompt_seen[slots.rows],
+        mask,
+    )
+    target = jnp.where(slots.samples, slots.rows, rows.last_token.shape[0])
+    last_token = rows.last_token.at[target].set(out.token_ids, mode="drop")
+    return RowBuffers(rows.state, last_token, rows.output_counts, rows.prompt_seen), out
+
+
+def _flags(views: SimpleNamespace) -> SamplingFlags:
+    names = [field.name for field in fields(SamplingFlags)]
+    return SamplingFlags(**{name: getattr(views, name) > 0 for name in names})
+
+
+def _patch(state: Int[Array, "S C"], views: SimpleNamespace) -> Int[Array, "S C"]:
+    flat = state.reshape(-1).at[views.patch_index].set(views.patch_value, mode="drop")
+    return flat.reshape(state.shape)
+
+
+def _count_tokens(
+    rows: RowBuffers,
+    state: Int[Array, "S C"],
+    tokens: Int[Array, " T"],
+    views: SimpleNamespace,
+    layout: RowLayout,
+) -> tuple[Array, Array]:
+    """Penalties see a token once it has been fed: prompt tokens as seen, output tokens as counts.
+
+    Written before they are read in the same step, so that XLA updates the donated arrays in place.
+    """
+
+    def reset(index: Int[Array, ""], arrays: tuple[Array, Array]) -> tuple[Array, Array]:
+        row = views.reset_rows[index]
+        counts, seen = arrays
+        width = counts.shape[1]
+        return (
+            lax.dynamic_update_slice(counts, jnp.zeros((1, width), counts.dtype), (row, 0)),
+            lax.dynamic_update_slice(seen, jnp.zeros((1, width), seen.dtype), (row, 0)),
+        )
+
+    counts, seen = lax.fori_loop(
+        0, views.num_resets, reset, (rows.output_counts, rows.prompt_seen)
+    )
+    nowhere = counts.shape[0]
+    row = views.rows[views.token_slots]
+    counted = layout.has_penalty(state)[row] & (views.positions >= 0)
+    in_prompt = views.positions < layout.ints(state, "prompt_len")[row]
+    seen = seen.at[jnp.where(counted & in_prompt, row, nowhere), tokens].set(True, mode="drop")
+    counts = counts.at[jnp.where(counted & ~in_prompt, row, nowhere), tokens].add(
+        jnp.int16(1), mode="drop"
+    )
+    return counts, seen
+
+
+def abstract_packed(program: StepProgram) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((program.layout.size,), jnp.int32)

@@ -1,0 +1,75 @@
+"""All per-step metadata in one int32 buffer, so that a step costs one host-to-device copy.
+
+``views`` works on NumPy arrays (the host writes through them) and inside a traced function.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+from jaxllm.config.plan import BatchBucket, BatchKind
+
+SCALARS = (
+    "num_decode_rows",  # slots that the decode form of attention serves
+    "num_resets",
+    "random",
+    "truncate",
+    "penalties",
+    "bias",
+    "stop_ban",
+    "masked",
+    "logprobs",
+    "prompt_logprobs",
+)
+
+
+@dataclass(frozen=True)
+class StepLayout:
+    bucket: BatchBucket
+    block_size: int
+
+    @property
+    def max_patches(self) -> int:
+        """Row-state changes one step can carry. More go ahead in steps of their own (see ModelRunner)."""
+        rows, tokens = self.bucket.num_rows, self.bucket.num_tokens
+        if self.bucket.kind is BatchKind.DECODE:
+            return 2 * rows + 128
+        return 24 * rows + tokens // self.block_size + 256
+
+    @cached_property
+    def fields(self) -> dict[str, tuple[int, int]]:
+        """name -> (offset, length)"""
+        tokens, rows = self.bucket.num_tokens, self.bucket.num_rows
+        lengths = {
+            "token_ids": tokens,  # -1: the token this row sampled last
+            "positions": tokens,  # -1: padding
+            "token_slots": tokens,
+            "targets": tokens,  # the token after each fed one, for prompt log-probabilities
+            "rows": rows,  # permanent row of each slot; padding points to the scratch row
+            "query_start_loc": rows + 1,
+            "seq_lens": rows,
+            "logits_index": rows,  # token whose hidden state gives the slot's logits
+            "samples": rows,  # 1: the slot's sampled token is real
+            "reset_rows": rows,  # rows whose token counts start anew
+            "patch_index": self.max_patches,  # row * width + column
+            "patch_value": self.max_patches,
+            "scalars": len(SCALARS),
+        }
+        fields: dict[str, tuple[int, int]] = {}
+        offset = 0
+        for name, length in lengths.items():
+            fields[name] = (offset, length)
+            offset += length
+        return fields
+
+    @cached_property
+    def size(self) -> int:
+        offset, length = self.fields["scalars"]
+        return offset + length
+
+    def views(self, buffer: Any) -> SimpleNamespace:
+        """One attribute per field, and one per name in SCALARS (read only)."""
+        parts = {name: buffer[start : start + n] for name, (start, n) in self.fields.items()}
+        scalars = {name: parts["scalars"][i] for i, name in enumerate(SCALARS)}
+        return SimpleNamespace(**parts, **scalars)

@@ -1,0 +1,60 @@
+"""Per-slot sampling parameters inside a step. R batch slots, V vocabulary."""
+
+from dataclasses import dataclass
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingMetadata:
+    temperature: Float[Array, " R"]  # 0: greedy
+    top_k: Int[Array, " R"]  # 0: off
+    top_p: Float[Array, " R"]  # 1: off
+    min_p: Float[Array, " R"]  # 0: off
+    presence_penalty: Float[Array, " R"]
+    frequency_penalty: Float[Array, " R"]
+    repetition_penalty: Float[Array, " R"]
+    seed: Int[Array, "R 2"]  # the two words of a threefry key
+    position: Int[Array, " R"]  # of the token to be sampled = tokens so far; the RNG's counter
+    stop_ban_end: Int[Array, " R"]  # stop tokens are banned while position < stop_ban_end (min_tokens)
+    num_stop_ids: Int[Array, " R"]
+    stop_ids: Int[Array, "R S"]
+    num_bias: Int[Array, " R"]
+    bias_ids: Int[Array, "R N"]
+    bias_values: Float[Array, "R N"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingFlags:
+    """What any row of this step needs. Runtime values, so that they cost no programs: each guards a
+    ``lax.cond``, and a row that did not ask gets the same bits either way."""
+
+    random: Bool[Array, ""]  # some row has temperature > 0
+    truncate: Bool[Array, ""]  # top_k, top_p or min_p
+    penalties: Bool[Array, ""]
+    bias: Bool[Array, ""]
+    stop_ban: Bool[Array, ""]
+    masked: Bool[Array, ""]  # the mask argument counts
+    logprobs: Bool[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Logprobs:
+    """Raw log-probabilities at N positions."""
+
+    token: Float[Array, " N"]
+    rank: Int[Array, " N"]  # 1 is the most likely
+    top_ids: Int[Array, "N L"]
+    top: Float[Array, "N L"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplerOutput:
+    token_ids: Int[Array, " R"]
+    finite: Bool[Array, " R"]  # False: the row's logits held NaN or Inf and its token means nothing
+    logprobs: Logprobs  # zeros unless flags.logprobs

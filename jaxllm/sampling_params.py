@@ -1,0 +1,157 @@
+"""What a request may ask of the sampler. Names and defaults are vLLM's; knows no text model, no JAX."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from math import isfinite
+
+from jaxllm.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIAS = 1024
+MAX_STOP_TOKEN_IDS = 64
+MAX_N = 128
+
+
+class RequestOutputKind(StrEnum):
+    CUMULATIVE = "cumulative"  # every output holds everything so far
+    DELTA = "delta"  # every output holds only what is new
+    FINAL_ONLY = "final_only"  # one output, at the end
+
+
+def _invalid(param: str, message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param=param, code="invalid_value")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling parameters of one request, immutable and checked on construction.
+
+    Raises:
+        InvalidRequestError: a value is outside its range; ``param`` names the field.
+    """
+
+    n: int = 1
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0 or -1: all tokens
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None  # None: a fresh one is drawn
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    min_tokens: int = 0
+    max_tokens: int | None = 16  # None: up to max_model_len
+    logprobs: int | None = None  # alternatives per generated token, 0..20
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # normalise sequences once, so that equality and the wire are exact
+        set_(self, "stop", _strings("stop", self.stop))
+        set_(self, "bad_words", _strings("bad_words", self.bad_words))
+        set_(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        if self.allowed_token_ids is not None:
+            set_(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
+            if not self.allowed_token_ids:
+                raise _invalid("allowed_token_ids", "allowed_token_ids must hold at least one token id.")
+        if self.logit_bias is not None:
+            set_(self, "logit_bias", _logit_bias(self.logit_bias))
+        if self.top_k == -1:
+            set_(self, "top_k", 0)
+        self._check_numbers()
+        if len(self.stop_token_ids or ()) > MAX_STOP_TOKEN_IDS:
+            raise _invalid("stop_token_ids", f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids.")
+        if any(not s for s in self.stop or ()):
+            raise _invalid("stop", "stop must not hold an empty string.")
+        if self.stop and not self.detokenize:
+            raise _invalid("stop", "stop strings need detokenize=True; use stop_token_ids instead.")
+        if any(not w for w in self.bad_words or ()):
+            raise _invalid("bad_words", "bad_words must not hold an empty string.")
+
+    def _check_numbers(self) -> None:
+        _integer("n", self.n, 1, MAX_N)
+        _number("temperature", self.temperature, 0.0, 100.0)
+        _integer("top_k", self.top_k, 0, 2**31 - 1)
+        _number("top_p", self.top_p, 0.0, 1.0, above=True)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 0, 2**31 - 1)
+        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _invalid(
+                "min_tokens",
+                f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).",
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def child(self, index: int) -> "SamplingParams":
+        """Parameters of the ``index``-th of ``n`` parallel samples; each has a seed of its own."""
+        seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
+        return replace(self, n=1, seed=seed)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _invalid(name, f"{name} must be an integer, got {type(value).__name__}.")
+    if not low <= value <= high:
+        raise _invalid(name, f"{name} must be between {low} and {high}, got {value}.")
+
+
+def _number(name: str, value: object, low: float, high: float, *, above: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _invalid(name, f"{name} must be a number, got {type(value).__name__}.")
+    if not isfinite(value) or not low <= value <= high or (above and value == low):
+        bound = f"greater than {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+        raise _invalid(name, f"{name} must be {bound}, got {value}.")
+
+
+def _strings(name: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    items = (value,) if isinstance(value, str) else tuple(value)
+    if not all(isinstance(item, str) for item in items):
+        raise _invalid(name, f"{name} must hold strings.")
+    return items
+
+
+def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
+    ids = tuple(value or ())
+    for item in ids:
+        _integer(name, item, 0, 2**31 - 1)
+    return ids
+
+
+def _logit_bias(value: Mapping[int, float]) -> dict[int, float]:
+    if len(value) > MAX_LOGIT_BIAS:
+        raise _invalid("logit_bias", f"logit_bias takes at most {MAX_LOGIT_BIAS} entries, got {len(value)}.")
+    out: dict[int, float] = {}
+    for key, bias in value.items():
+        try:
+            token_id = int(key)
+        except (TypeError, ValueError):
+            raise _invalid("logit_bias", f"logit_bias keys must be token ids, got {key!r}.") from None
+        _integer("logit_bias", token_id, 0, 2**31 - 1)
+        _number("logit_bias", bias, -100.0, 100.0)
+        out[token_id] = float(bias)
+    return out

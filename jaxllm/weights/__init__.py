@@ -1,0 +1,1 @@
+"""From files to parameters: sources, mapping rules, loading, the converted checkpoint."""

@@ -1,0 +1,64 @@
+"""Parameters on the device: from a checkpoint, or random. The only room file besides checkpoint.py
+that imports JAX. Nothing is read before every name, shape and dtype is known to fit.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from jaxllm.weights.assembly import Assembly, nbytes
+from jaxllm.weights.mapping import WeightRule
+from jaxllm.weights.sources import TensorSource
+
+DUMMY_SCALE = 0.02
+
+
+def load_params(
+    spec: Mapping[str, jax.ShapeDtypeStruct],
+    rules: Sequence[WeightRule],
+    source: TensorSource,
+    *,
+    ignore: Sequence[str] = (),
+) -> dict[str, jax.Array]:
+    """Every parameter of ``spec``, cast to its dtype and put where its sharding says.
+
+    Host memory stays near twice the largest parameter. Raises CheckpointError, before any data is
+    read, naming what is missing, unexpected or wrong.
+    """
+    assembly = Assembly(spec, rules, source, ignore)
+    params: dict[str, jax.Array] = {}
+    with tqdm(
+        total=assembly.total_bytes, desc="Loading weights", unit="B", unit_scale=True, disable=None
+    ) as progress:
+        for name, wanted in spec.items():
+            array = jax.device_put(assembly.read(name), wanted.sharding)
+            # A transfer still in flight keeps its host copy; waiting keeps only one of them.
+            params[name] = array.block_until_ready()
+            progress.update(nbytes(wanted))
+    return params
+
+
+@partial(jax.jit, static_argnames=("shape", "dtype"))
+def _random(key: jax.Array, *, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) * jnp.asarray(DUMMY_SCALE, dtype)
+
+
+def dummy_params(spec: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
+    """Random parameters made on the device: norm weights are one, the rest normal * 0.02.
+
+    A parameter depends on ``seed`` and its own name only. Every shape compiles once.
+    """
+    root = jax.random.key(seed)
+    params: dict[str, jax.Array] = {}
+    for name, wanted in spec.items():
+        if name.endswith("norm.weight"):
+            array = jnp.ones(wanted.shape, wanted.dtype)
+        else:
+            key = jax.random.fold_in(root, zlib.crc32(name.encode()))
+            array = _random(key, shape=wanted.shape, dtype=wanted.dtype)
+        params[name] = array if wanted.sharding is None else jax.device_put(array, wanted.sharding)
+    return params

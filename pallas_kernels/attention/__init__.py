@@ -1,0 +1,1 @@
+"""Paged attention: contract and float32 oracle in reference.py, portable XLA form in xla.py."""

@@ -1,0 +1,129 @@
+"""Typed errors to HTTP answers: status, headers and OpenAI's error body, in one place.
+
+Knows no routes. The text of an unforeseen error never leaves the process.
+"""
+
+import logging
+import math
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from jaxllm.errors import (
+    AuthenticationError,
+    EngineDeadError,
+    InvalidRequestError,
+    JaxLLMError,
+    QueueFullError,
+)
+
+from .responses import JSONResponse
+
+logger = logging.getLogger(__name__)
+
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; it only shows in the access log
+_RETRY_AFTER_S = {QueueFullError: 1.0, EngineDeadError: 5.0}
+
+
+class UnknownURLError(InvalidRequestError):
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowedError(InvalidRequestError):
+    status = 405
+    code = "method_not_allowed"
+
+
+class BodyTooLargeError(InvalidRequestError):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaTypeError(InvalidRequestError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+def error_body(error: Exception, request_id: str) -> dict[str, Any]:
+    """OpenAI's error object, always with its four keys."""
+    if not isinstance(error, JaxLLMError) or _is_internal(error):
+        message = (
+            "The server had an error while processing your request. "
+            f"Please give request id {request_id} when you report it."
+        )
+        fields = {"message": message, "type": JaxLLMError.type, "param": None}
+        return {"error": fields | {"code": JaxLLMError.code}}
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_status(error: Exception) -> int:
+    return error.status if isinstance(error, JaxLLMError) else JaxLLMError.status
+
+
+def error_response(error: Exception, request_id: str) -> Response:
+    headers = _headers(error) | {"x-request-id": request_id}
+    return JSONResponse(error_body(error, request_id), error_status(error), headers)
+
+
+def log_unexpected(error: Exception, request_id: str) -> None:
+    """Our own faults leave a traceback in the log, under the id that the client was given."""
+    if not isinstance(error, JaxLLMError) or _is_internal(error):
+        logger.error("Request %s failed", request_id, exc_info=error)
+
+
+def request_id_of(request: Request) -> str:
+    return request.scope.get("state", {}).get("request_id", "unknown")
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Starlette exception handler for everything."""
+    request_id = request_id_of(request)
+    if isinstance(error, ClientDisconnect):
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if isinstance(error, HTTPException):
+        return _http_exception_response(request, error, request_id)
+    log_unexpected(error, request_id)
+    return error_response(error, request_id)
+
+
+def _http_exception_response(request: Request, error: HTTPException, request_id: str) -> Response:
+    """Starlette's own refusals: unknown path, wrong method."""
+    where = f"{request.method} {request.url.path}"
+    if error.status_code == 405:
+        typed: JaxLLMError = MethodNotAllowedError(f"{where}: this method is not allowed here.")
+    elif error.status_code == 404:
+        typed = UnknownURLError(f"Unknown request URL: {where}. Please check it for typos.")
+    else:
+        typed = InvalidRequestError(str(error.detail))
+    response = JSONResponse(error_body(typed, request_id), error.status_code)
+    response.headers.update({"x-request-id": request_id, **(error.headers or {})})
+    return response
+
+
+def _is_internal(error: JaxLLMError) -> bool:
+    return error.code == JaxLLMError.code
+
+
+def _headers(error: Exception) -> dict[str, str]:
+    """``x-should-retry`` keeps clients from sending a request again that would fail again."""
+    if isinstance(error, AuthenticationError):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, BodyTooLargeError):
+        return {"connection": "close"}  # the rest of the body is not worth reading
+    seconds = _RETRY_AFTER_S.get(type(error))
+    if seconds is not None:
+        return {
+            "retry-after": str(math.ceil(seconds)),
+            "retry-after-ms": str(round(seconds * 1000)),
+        }
+    return {"x-should-retry": "false"} if error_status(error) >= 500 else {}

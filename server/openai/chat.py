@@ -1,0 +1,143 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from jaxllm.errors import InvalidRequestError
+from jaxllm.outputs import CompletionOutput, RequestOutput
+from jaxllm.tokenizer.tokenizer import Tokenizer
+
+from ..disconnect import unless_disconnected
+from ..errors import request_id_of
+from ..responses import JSONResponse
+from ..serving import Serving, serving_of
+from ..sse import EventStream
+from .logprobs import chat_logprobs, prompt_logprobs
+from .reply import Reply, finish_reason
+from .schemas import ChatCompletionRequest
+from .stream import Choice, Outputs, stream_chunks
+from .validation import read_request
+
+_LONG_CHAT_CHARS = 20_000  # beyond it, rendering would hold up the event loop
+
+
+async def chat_completions(request: Request) -> Response:
+    body = await read_request(request, ChatCompletionRequest)
+    serving = serving_of(request)
+    params = body.sampling_params()
+    prompt = await _render(body, serving.client.tokenizer)
+    kind = "chat.completion.chunk" if body.stream else "chat.completion"
+    reply = Reply("chatcmpl", kind, body.model)
+    outputs = _about_messages(
+        serving.generate(
+            [prompt],
+            params,
+            request_id=reply.id,
+            priority=body.priority or 0,
+            add_special_tokens=False,  # the template has written them
+        )
+    )
+    if body.stream:
+        return EventStream(
+            _chunks(outputs, reply, body, serving),
+            request_id=request_id_of(request),
+            ping_interval_s=serving.settings.ping_interval_s,
+        )
+    answer = _answer(outputs, reply, body, serving.client.tokenizer)
+    return JSONResponse(await unless_disconnected(request.receive, answer))
+
+
+async def _render(body: ChatCompletionRequest, tokenizer: Tokenizer) -> str:
+    messages = [message.as_template_message() for message in body.messages]
+    options = body.template_options()
+    if sum(len(str(message.content)) for message in body.messages) > _LONG_CHAT_CHARS:
+        return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
+    return tokenizer.apply_chat_template(messages, **options)
+
+
+async def _about_messages(outputs: Outputs) -> AsyncGenerator[tuple[int, RequestOutput]]:
+    """Clients of this endpoint sent no ``prompt``: errors about it are about ``messages``."""
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
+    except InvalidRequestError as error:
+        if error.param == "prompt":
+            error.param = "messages"
+        raise
+
+
+async def _answer(
+    outputs: Outputs, reply: Reply, body: ChatCompletionRequest, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    choices: list[Choice] = []
+    scored_prompt = None
+    async with aclosing(outputs):
+        async for index, output in outputs:
+            reply.usage.add(index, output)
+            scored_prompt = prompt_logprobs(output.prompt_logprobs)
+            for completion in output.outputs:
+                message = {"role": "assistant", "content": completion.text, "refusal": None}
+                choices.append(
+                    {
+                        "index": completion.index,
+                        "message": message,
+                        "logprobs": _logprobs(completion, body, tokenizer),
+                        "finish_reason": finish_reason(completion),
+                        "stop_reason": completion.stop_reason,
+                    }
+                )
+    answer = reply.with_choices(choices, usage=reply.usage.as_object(), system_fingerprint=None)
+    return answer if scored_prompt is None else answer | {"prompt_logprobs": scored_prompt}
+
+
+def _chunks(
+    outputs: Outputs, reply: Reply, body: ChatCompletionRequest, serving: Serving
+) -> AsyncGenerator[dict[str, Any]]:
+    def opening(base: int, output: RequestOutput) -> list[Choice]:
+        return [
+            _choice(base + index, {"role": "assistant", "content": ""})
+            for index in range(body.num_choices)
+        ]
+
+    def delta(index: int, completion: CompletionOutput) -> Choice | None:
+        logprobs = _logprobs(completion, body, serving.client.tokenizer)
+        if not completion.text and not (logprobs and completion.token_ids):
+            return None
+        return _choice(index, {"content": completion.text}, logprobs=logprobs)
+
+    def ending(index: int, completion: CompletionOutput, reason: str) -> Choice:
+        return _choice(index, {}, reason) | {"stop_reason": completion.stop_reason}
+
+    return stream_chunks(
+        outputs,
+        reply,
+        num_choices=body.num_choices,
+        include_usage=body.include_usage,
+        opening=opening,
+        delta=delta,
+        ending=ending,
+    )
+
+
+def _choice(
+    index: int,
+    delta: dict[str, Any],
+    reason: str | None = None,
+    logprobs: dict[str, Any] | None = None,
+) -> Choice:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _logprobs(
+    completion: CompletionOutput, body: ChatCompletionRequest, tokenizer: Tokenizer
+) -> dict[str, Any] | None:
+    if completion.logprobs is None:
+        return None
+    num_top = body.top_logprobs or 0
+    return chat_logprobs(completion.token_ids, completion.logprobs, num_top, tokenizer)

@@ -1,0 +1,121 @@
+"""What every route works with: the engine, the settings, the gate. Lives in ``app.state.serving``."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from typing import cast
+
+from starlette.requests import Request
+
+from jaxllm.errors import ModelNotFoundError, RequestFailedError
+from jaxllm.frontend.client import EngineClient, Prompt
+from jaxllm.outputs import RequestOutput
+from jaxllm.sampling_params import SamplingParams
+
+from .disconnect import cancel
+from .limits import AdmissionGate
+from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_MAX_REMEMBERED_FIELDS = 256
+
+
+class Serving:
+    def __init__(self, client: EngineClient, settings: ServerSettings):
+        self.client = client
+        self.settings = settings
+        self.gate = AdmissionGate(settings.max_num_seqs, settings.max_num_queued_reqs)
+        self.started = int(time.time())
+        self._ignored_fields: set[str] = set()
+
+    def check_model(self, name: str) -> None:
+        """Raises ModelNotFoundError for a name that is not served."""
+        if name not in self.settings.served_model_names:
+            raise ModelNotFoundError(
+                f"The model {name!r} does not exist; this server has "
+                f"{', '.join(self.settings.served_model_names)}.",
+                param="model",
+            )
+
+    def note_ignored(self, fields: Iterable[str]) -> None:
+        """Log each field that was not understood, once."""
+        for name in fields:
+            known = self._ignored_fields
+            if name not in known and len(known) < _MAX_REMEMBERED_FIELDS:
+                known.add(name)
+                logger.warning("Ignoring the unknown request field %.64r", name)
+
+    async def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+    ) -> AsyncGenerator[tuple[int, RequestOutput]]:
+        """Outputs of all prompts as they come, each with its prompt's index. Closing it aborts all.
+
+        Raises:
+            JaxLLMError: whatever ends one prompt ends them all.
+        """
+        with self.gate.admit(len(prompts) * params.n):
+            sources = [
+                self.client.generate(
+                    prompt,
+                    params,
+                    request_id=f"{request_id}-{index}",
+                    priority=priority,
+                    add_special_tokens=add_special_tokens,
+                )
+                for index, prompt in enumerate(prompts)
+            ]
+            generators = cast(list[AsyncGenerator[RequestOutput]], sources)
+            async with aclosing(_merge(generators)) as merged:
+                async for index, output in merged:
+                    if output.error is not None:
+                        raise RequestFailedError(output.error)
+                    yield index, output
+
+
+def serving_of(request: Request) -> Serving:
+    return request.app.state.serving
+
+
+async def _merge(
+    sources: Sequence[AsyncGenerator[RequestOutput]],
+) -> AsyncGenerator[tuple[int, RequestOutput]]:
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as source:
+            async for output in source:
+                yield 0, output
+        return
+    # One place per source: what a slow reader does not take yet waits in the engine's client.
+    queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue(len(sources))
+
+    async def pump(index: int, source: AsyncGenerator[RequestOutput]) -> None:
+        end: Exception | None = None
+        try:
+            async with aclosing(source):
+                async for output in source:
+                    await queue.put((index, output))
+        except Exception as error:
+            end = error
+        await queue.put((index, end))
+
+    pumps = [asyncio.create_task(pump(i, source)) for i, source in enumerate(sources)]
+    try:
+        num_open = len(pumps)
+        while num_open:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield index, item
+    finally:
+        await cancel(*pumps)

@@ -1,0 +1,91 @@
+"""Server-sent events: how a stream begins, is kept alive, fails and ends. Knows no OpenAI objects."""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .disconnect import cancel, wait_for_disconnect
+from .errors import error_body, log_unexpected
+from .responses import encode_json
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+def sse_event(payload: Any) -> bytes:
+    return b"data: " + encode_json(payload) + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends each object of ``events`` as one event, then ``[DONE]``.
+
+    Headers wait for the first event, so that an error before it is answered with its own status
+    (it is raised here, for the exception handlers); or for the first ping, so that proxies see
+    that somebody is alive. An error after that becomes the last event, and no ``[DONE]`` follows.
+    ``events`` is closed in any case, which aborts the request when the client has gone.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[Any], *, request_id: str, ping_interval_s: float):
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self._events = events
+        self._request_id = request_id
+        self._ping_interval_s = ping_interval_s
+        self._started = False
+        self._last_sent = 0.0
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            writer = asyncio.create_task(self._write(send))
+            pinger = asyncio.create_task(self._ping(send))
+            watcher = asyncio.create_task(wait_for_disconnect(receive))
+            try:
+                await asyncio.wait((writer, watcher), return_when=asyncio.FIRST_COMPLETED)
+                if writer.done():
+                    writer.result()
+            finally:
+                await cancel(writer, pinger, watcher)
+        if writer.cancelled():
+            return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _write(self, send: Send) -> None:
+        try:
+            async for event in self._events:
+                await self._send(send, sse_event(event))
+        except Exception as error:
+            if not self._started:
+                self._last_sent = math.inf  # no ping may start a response now
+                raise
+            log_unexpected(error, self._request_id)
+            await self._send(send, sse_event(error_body(error, self._request_id)))
+            return
+        await self._send(send, DONE)
+
+    async def _ping(self, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+        self._last_sent = clock()
+        while True:
+            due = self._last_sent + self._ping_interval_s
+            if clock() >= due:
+                await self._send(send, PING)
+            else:
+                await asyncio.sleep(due - clock())
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        self._last_sent = asyncio.get_running_loop().time()
+        if not self._started:
+            self._started = True
+            headers = self.raw_headers
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -1,0 +1,121 @@
+"""The default model against transformers: tokens, logits and greedy text of 20 real prompts.
+
+Both sides compute in float32 with weights that were rounded to bfloat16: jaxllm loads its converted
+checkpoint, the reference what export_hf makes of the same GGUF file.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxllm import LLM, SamplingParams
+from jaxllm.models import get_model
+from jaxllm.models.params import model_def
+from jaxllm.tokenizer.tokenizer import Tokenizer
+from jaxllm.weights.checkpoint import load_converted
+from jaxllm.weights.default_model import default_model_dir
+from scripts.parity import PROMPTS
+from tests.conformance import recording
+from tests.conformance.conftest import run_parity
+from tests.conformance.export_hf import export_default_model
+from tests.conformance.paged_forward import PagedForward
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "smollm2-135m.npz"
+TOLERANCE = 1e-3
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model_dir() -> Path:
+    return default_model_dir()
+
+
+@pytest.fixture(scope="module")
+def forward(model_dir: Path) -> PagedForward:
+    config = json.loads((model_dir / "config.json").read_text())
+    model_class = get_model(config["architectures"][0])
+    model = model_def(model_class.config_from_hf(config), "float32")
+    params = load_converted(model_dir, dict(zip(model.names, model.specs, strict=True)))
+    return PagedForward(model, model.flatten(params), max_len=512)
+
+
+@pytest.fixture(scope="module")
+def golden() -> list[recording.Reference]:
+    return recording.load(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def fresh(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> list[recording.Reference]:
+    """The same recording made now, with the whole logits of every position."""
+    exported = export_default_model(tmp_path_factory.mktemp("smollm2"))
+    out = exported / "reference.npz"
+    run_parity(reference, "golden", exported, out, "--all-logits")
+    return recording.load(out)
+
+
+def prompt_text(tokenizer: Tokenizer, prompt: dict[str, Any]) -> str:
+    if "text" in prompt:
+        return prompt["text"]
+    return tokenizer.apply_chat_template(prompt["messages"], add_generation_prompt=True)
+
+
+def test_tokens_are_the_reference_s(model_dir: Path, golden: list[recording.Reference]) -> None:
+    tokenizer = Tokenizer.from_dir(model_dir)
+    prompts = json.loads(PROMPTS.read_text())
+    ours = [
+        tokenizer.encode(prompt_text(tokenizer, prompt), add_special_tokens="text" in prompt)
+        for prompt in prompts
+    ]
+    assert len(prompts) == 20
+    assert ours == [reference.token_ids for reference in golden]
+
+
+def test_logits_agree_with_golden_file(
+    forward: PagedForward, golden: list[recording.Reference]
+) -> None:
+    errors = [ref.logits_error(forward.logits(ref.token_ids)) for ref in golden]
+    assert max(errors) < TOLERANCE, errors
+
+
+def test_chunked_prefill_agrees_too(
+    forward: PagedForward, golden: list[recording.Reference]
+) -> None:
+    longest = max(golden, key=lambda ref: len(ref.token_ids))
+    assert longest.logits_error(forward.logits(longest.token_ids, chunk=16)) < TOLERANCE
+    assert longest.logits_error(forward.logits(longest.token_ids, chunk=1)) < TOLERANCE
+
+
+def test_engine_writes_the_reference_s_greedy_tokens(golden: list[recording.Reference]) -> None:
+    """All 20 at once through continuous batching."""
+    params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
+    with LLM(dtype="float32", max_model_len=512, max_num_seqs=8) as llm:
+        outputs = llm.generate([ref.token_ids for ref in golden], params, use_tqdm=False)
+    wrong = {
+        index: (position, reference.margins[position])
+        for index, (reference, output) in enumerate(zip(golden, outputs, strict=True))
+        if (position := reference.first_wrong(output.outputs[0].token_ids)) is not None
+    }
+    assert not wrong, "prompt: (token, the reference's margin there)"
+
+
+@pytest.mark.parity
+def test_every_logit_agrees_with_transformers(
+    forward: PagedForward, fresh: list[recording.Reference]
+) -> None:
+    errors = [ref.logits_error(forward.logits(ref.token_ids)) for ref in fresh]
+    assert all(len(ref.full) == len(ref.token_ids) for ref in fresh)
+    assert max(errors) < TOLERANCE, errors
+
+
+@pytest.mark.parity
+def test_golden_file_is_what_the_reference_says(
+    golden: list[recording.Reference], fresh: list[recording.Reference]
+) -> None:
+    for old, new in zip(golden, fresh, strict=True):
+        assert old.token_ids == new.token_ids
+        np.testing.assert_allclose(old.logsumexp, new.logsumexp, atol=1e-3)
+        assert old.first_wrong(new.greedy) is None

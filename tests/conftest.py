@@ -1,0 +1,96 @@
+"""Shared by all rooms: strict JAX, no compilation cache, a tiny tokenizer, tiny model configs."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Set before anything imports JAX, and inherited by the engine processes that tests start.
+HAS_GPU = shutil.which("nvidia-smi") is not None
+if not HAS_GPU:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+BOS, EOS = "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reference-python",
+        type=Path,
+        default=None,
+        help="interpreter with torch and transformers; default: the one of .venv-reference",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """GPU tests are left out where there is no GPU: deselected and counted, not skipped."""
+    if HAS_GPU:
+        return
+    absent = [item for item in items if item.get_closest_marker("gpu")]
+    if absent:
+        config.hook.pytest_deselected(items=absent)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def write_tiny_tokenizer(directory: Path) -> Path:
+    """A byte-level tokenizer in ``directory``: ids 0..255 are bytes, 256 is BOS, 257 is EOS."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(BOS), AddedToken(EOS)])
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "add_bos_token": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def tiny_hf_config(name: str) -> dict[str, Any]:
+    """config.json of a tiny random model; ``name`` is a key of TINY in scripts/parity.py."""
+    from scripts.parity import tiny_config
+
+    architecture, arguments = tiny_config(name)
+    model_type = architecture.removesuffix("ForCausalLM").lower()
+    return (
+        {"rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
+        | arguments
+        | {
+            "architectures": [architecture],
+            "model_type": model_type,
+            "dtype": "float32",
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.json and tokenizer of a tiny Llama: enough for ``load_format="dummy"``."""
+    directory = write_tiny_tokenizer(tmp_path_factory.mktemp("tiny_llama"))
+    (directory / "config.json").write_text(json.dumps(tiny_hf_config("llama")))
+    return directory

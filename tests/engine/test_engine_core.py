@@ -1,0 +1,107 @@
+import pytest
+
+from jaxllm.core.invariant import InvariantError
+from jaxllm.core.scheduler import Scheduler
+from jaxllm.engine.engine_core import EngineCore
+from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
+from tests.fakes.answers import Answers
+from tests.fakes.fake_executor import FakeExecutor
+from tests.fakes.oracle import run_alone
+from tests.fakes.plans import VOCAB_SIZE, make_plan, make_request
+
+
+def make_engine(*requests, async_scheduling: bool = True, **plan) -> tuple[EngineCore, Answers]:
+    made = make_plan(**plan)
+    engine = EngineCore(Scheduler(made), FakeExecutor(made), async_scheduling=async_scheduling)
+    answers = Answers()
+    for request in requests:
+        engine.add_request(request)
+        answers.expect(request.request_id)
+    return engine, answers
+
+
+def executor_of(engine: EngineCore) -> FakeExecutor:
+    assert isinstance(engine.executor, FakeExecutor)
+    return engine.executor
+
+
+def drain(engine: EngineCore, answers: Answers) -> None:
+    for _ in range(500):
+        if not engine.has_work():
+            return
+        answers.take(engine.step())
+    pytest.fail("the engine does not come to an end")
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_answers_equal_each_request_alone(async_scheduling: bool):
+    requests = [make_request(f"r{i}", 3 + 2 * i, 6 + i, seed=i) for i in range(6)]
+    engine, answers = make_engine(*requests, async_scheduling=async_scheduling, num_blocks=9)
+    drain(engine, answers)
+    for request in requests:
+        assert answers.by_id[request.request_id] == run_alone(request, VOCAB_SIZE)
+    assert engine.stats().num_preemptions > 0
+    assert engine.stats().kv_cache_usage == 0.0
+
+
+def test_the_device_is_kept_one_step_ahead():
+    engine, _ = make_engine(make_request("a"))
+    assert engine.step() is None  # fills the pipeline
+    outputs = engine.step()
+    assert outputs is not None and outputs.request_ids == ["a"]
+    assert executor_of(engine).num_dispatched == 2
+
+
+def test_without_a_lead_the_first_step_answers():
+    engine, _ = make_engine(make_request("a"), async_scheduling=False)
+    outputs = engine.step()
+    assert outputs is not None and outputs.request_ids == ["a"]
+    assert executor_of(engine).num_dispatched == 1
+
+
+def test_abort_is_told_once_and_the_pipeline_is_drained():
+    engine, answers = make_engine(make_request("a"), make_request("b", max_tokens=1))
+    answers.take(engine.step())
+    engine.abort(["a", "unknown"])
+    engine.abort(["a"])
+    drain(engine, answers)
+    assert answers.by_id["a"].finish_reason == "abort"
+    assert answers.by_id["b"].finish_reason == "length"
+    assert not executor_of(engine).pending
+    assert engine.step() is None
+
+
+def test_abort_of_the_only_request_is_told_though_nothing_runs():
+    engine, answers = make_engine(make_request("a"))
+    engine.abort(["a"])
+    assert engine.has_work()
+    drain(engine, answers)
+    assert answers.by_id["a"].finish_reason == "abort"
+
+
+def test_bad_requests_are_refused_and_harm_nobody():
+    good = make_request("good")
+    engine, answers = make_engine(good)
+    for bad, error in (
+        (make_request("empty", ()), InvalidRequestError),
+        (make_request("long", 60, 9), ContextLengthExceededError),
+        (make_request("vocabulary", (0, VOCAB_SIZE)), InvalidRequestError),
+        (make_request("good"), InvalidRequestError),
+    ):
+        with pytest.raises(error):
+            engine.add_request(bad)
+    drain(engine, answers)
+    assert answers.by_id["good"] == run_alone(good, VOCAB_SIZE)
+
+
+def test_a_scheduler_that_is_stuck_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    engine, _ = make_engine(make_request("a"))
+    monkeypatch.setattr(engine.scheduler, "schedule", lambda: None)
+    with pytest.raises(InvariantError):
+        engine.step()
+
+
+def test_an_idle_engine_has_nothing_to_do():
+    engine, _ = make_engine()
+    assert not engine.has_work()
+    assert engine.step() is None

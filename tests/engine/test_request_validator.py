@@ -1,0 +1,70 @@
+import math
+
+import msgspec
+import pytest
+
+from jaxllm.engine.request_validator import validate_request
+from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
+from jaxllm.messages import EngineCoreRequest
+from tests.fakes.plans import make_request
+
+VOCAB = 100
+
+
+def check(request: EngineCoreRequest) -> None:
+    validate_request(request, VOCAB, 32)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        make_request(prompt=(0, VOCAB - 1)),
+        make_request(prompt=24, max_tokens=8),
+        make_request(prompt=32, max_tokens=0),
+        make_request(
+            eos=(2,),
+            stop_token_ids=(99,),
+            allowed_token_ids=(0, 99),
+            logit_bias={99: 1.0},
+            min_tokens=2,
+        ),
+    ],
+)
+def test_good_requests_pass(request_: EngineCoreRequest):
+    check(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (make_request(prompt=()), "prompt"),
+        (make_request(prompt=(1, -1)), "prompt"),
+        (make_request(prompt=(1, VOCAB)), "prompt"),
+        (make_request(prompt=(2**31,)), "prompt"),
+        (make_request(prompt=(2**70,)), "prompt"),
+        (make_request(prompt=(1.5,)), "prompt"),  # type: ignore[arg-type]
+        (make_request(prompt=(math.nan,)), "prompt"),  # type: ignore[arg-type]
+        (make_request(prompt=("a",)), "prompt"),  # type: ignore[arg-type]
+        (make_request(prompt=((1, 2), (3, 4))), "prompt"),  # type: ignore[arg-type]
+        (make_request(prompt=((1, 2), (3,))), "prompt"),  # type: ignore[arg-type]
+        (make_request(n=2), "n"),
+        (make_request(seed=None), "seed"),
+        (make_request(eos=(VOCAB,)), "eos_token_ids"),
+        (make_request(stop_token_ids=(VOCAB,)), "stop_token_ids"),
+        (make_request(allowed_token_ids=(0, VOCAB)), "allowed_token_ids"),
+        (make_request(logit_bias={VOCAB: 1.0}), "logit_bias"),
+        (msgspec.structs.replace(make_request(), bad_words_token_ids=((1, VOCAB),)), "bad_words"),
+        (msgspec.structs.replace(make_request(), bad_words_token_ids=((),)), "bad_words"),
+        (msgspec.structs.replace(make_request(), max_tokens=-1), "max_tokens"),
+    ],
+)
+def test_bad_requests_name_the_field(request_: EngineCoreRequest, param: str):
+    with pytest.raises(InvalidRequestError) as error:
+        check(request_)
+    assert error.value.param == param
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [(25, 8), (32, 1), (33, 0)])
+def test_too_long(prompt: int, max_tokens: int):
+    with pytest.raises(ContextLengthExceededError, match="32"):
+        check(make_request(prompt=prompt, max_tokens=max_tokens))

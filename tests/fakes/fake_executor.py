@@ -1,0 +1,151 @@
+"""An Executor without a device: a cache of (token, position) pairs behind real block tables."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jaxllm.config.plan import EnginePlan
+from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
+from jaxllm.messages import EngineCoreRequest
+from jaxllm.sampling_params import MAX_LOGPROBS
+from tests.fakes.hash_model import next_token, score
+
+# Given the number of the dispatch and the step: "dispatch" or "fetch" if it is to raise there.
+Fault = Callable[[int, SchedulerOutput], str | None]
+
+
+class DeviceError(RuntimeError):
+    """What the fake raises on an injected fault."""
+
+
+@dataclass
+class FakeRow:
+    request: EngineCoreRequest
+    token_ids: tuple[int, ...]
+    table: list[int] = field(default_factory=list)
+    last_token: int | None = None  # sampled in this row, still "on the device"
+
+
+class FakeExecutor:
+    """Runs each step at dispatch, gives its results at fetch, in order.
+
+    ``not_finite`` maps a request id to the context length from which its logits are NaN.
+    After a fault the cache is gone: whatever follows fails until ``reset``.
+    """
+
+    def __init__(
+        self,
+        plan: EnginePlan,
+        fault: Fault = lambda number, step: None,
+        not_finite: dict[str, int] | None = None,
+    ):
+        self.plan = plan
+        self.fault = fault
+        self.not_finite = not_finite or {}
+        self.num_dispatched = 0
+        self.num_resets = 0
+        self.steps: list[SchedulerOutput] = []
+        self.reset()
+        self.num_resets = 0
+
+    def reset(self) -> None:
+        self.rows: dict[int, FakeRow] = {}
+        shape = (self.plan.num_blocks, self.plan.block_size, 2)
+        self.kv = np.full(shape, -1, np.int32)
+        self.pending: deque[int] = deque()
+        self.broken = False
+        self.num_resets += 1
+
+    def dispatch(self, plan: SchedulerOutput) -> ModelRunnerOutput | None:
+        where = self.fault(self.num_dispatched, plan)
+        self.num_dispatched += 1
+        self.steps.append(plan)
+        self.broken |= where is not None
+        if where == "dispatch":
+            raise DeviceError("injected at dispatch")
+        self.pending.append(plan.step_id)
+        return None if self.broken else self._run(plan)
+
+    def fetch(self, handle: ModelRunnerOutput | None) -> ModelRunnerOutput:
+        if handle is None:
+            raise DeviceError("injected at fetch")
+        if self.pending.popleft() != handle.step_id:
+            raise AssertionError("steps are fetched out of order")
+        return handle
+
+    def _run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        for row in step.finished_rows:
+            del self.rows[row]
+        for new in step.new_rows:
+            self._join(new)
+        for row, index, block_id in step.new_blocks:
+            if index != len(self.rows[row].table):
+                raise AssertionError("a block table has a gap")
+            self.rows[row].table.append(block_id)
+        n = step.rows.size
+        tokens, finite = np.full(n, -7, np.int32), np.ones(n, bool)
+        sampled, prompt = empty_logprobs(n), empty_logprobs(step.num_tokens)
+        offset = 0
+        for i, number in enumerate(step.rows.tolist()):
+            row, start = self.rows[number], int(step.starts[i])
+            end = start + int(step.num_new_tokens[i])
+            self._write(row, start, end, from_device=i < step.num_decode_rows)
+            context = self._read(row, end)
+            finite[i] = end < self.not_finite.get(row.request.request_id, end + 1)
+            if row.request.sampling_params.prompt_logprobs is not None:
+                for position in range(start, end):
+                    following = (*row.token_ids, 0)[min(position + 1, len(row.token_ids))]
+                    self._score(
+                        prompt, offset + position - start, context[: position + 1], following
+                    )
+            if step.samples[i]:
+                seed = row.request.sampling_params.seed or 0
+                tokens[i] = row.last_token = next_token(context, seed, self.plan.model.vocab_size)
+                self._score(sampled, i, context, row.last_token)
+            offset += end - start
+        asked = [self.rows[number].request.sampling_params for number in step.rows.tolist()]
+        return ModelRunnerOutput(
+            step.step_id,
+            tokens,
+            finite,
+            sampled if any(p.logprobs is not None for p in asked) else None,
+            prompt if any(p.prompt_logprobs is not None for p in asked) else None,
+        )
+
+    def _join(self, new: NewRow) -> None:
+        if new.row in self.rows:
+            raise AssertionError(f"row {new.row} is taken")
+        self.rows[new.row] = FakeRow(new.request, new.token_ids)
+
+    def _write(self, row: FakeRow, start: int, end: int, *, from_device: bool) -> None:
+        if from_device and row.last_token is None:
+            raise AssertionError("a decode row feeds a token that was never sampled")
+        fed = (row.last_token or 0,) if from_device else row.token_ids[start:end]
+        if len(fed) != end - start:
+            raise AssertionError("tokens are fed that nobody knows")
+        for position, token in zip(range(start, end), fed, strict=True):
+            block_id = row.table[position // self.plan.block_size]
+            self.kv[block_id, position % self.plan.block_size] = token, position
+
+    def _read(self, row: FakeRow, length: int) -> np.ndarray:
+        num_blocks = -(-length // self.plan.block_size)
+        return self.kv[row.table[:num_blocks]].reshape(-1, 2)[:length]
+
+    def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:
+        logprob, rank, top_ids, top_logprobs = score(context, token_id, self.plan.model.vocab_size)
+        arrays.token_logprobs[entry] = logprob
+        arrays.ranks[entry] = rank
+        arrays.top_ids[entry] = top_ids
+        arrays.top_logprobs[entry] = top_logprobs
+
+
+def empty_logprobs(n: int) -> LogprobArrays:
+    return LogprobArrays(
+        token_logprobs=np.full(n, np.nan, np.float32),
+        ranks=np.zeros(n, np.int32),
+        top_ids=np.zeros((n, MAX_LOGPROBS), np.int32),
+        top_logprobs=np.zeros((n, MAX_LOGPROBS), np.float32),
+    )

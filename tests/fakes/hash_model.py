@@ -1,0 +1,33 @@
+"""A "language model" that is a hash: its next token depends on every token and position before.
+
+Any wrong, stale, missing or foreign entry in the cache changes what comes out.
+"""
+
+from zlib import crc32
+
+import numpy as np
+
+from jaxllm.sampling_params import MAX_LOGPROBS
+
+
+def next_token(context: np.ndarray, seed: int, vocab_size: int) -> int:
+    """``context`` is int32 [n, 2]: token id and position as they were read."""
+    return crc32(context.tobytes(), seed & 0xFFFFFFFF) % vocab_size
+
+
+def score(
+    context: np.ndarray, token_id: int, vocab_size: int
+) -> tuple[float, int, np.ndarray, np.ndarray]:
+    """(logprob, rank, top_ids, top_logprobs) of ``token_id`` after the context."""
+    value = crc32(context.tobytes(), token_id)
+    top = (value + np.arange(MAX_LOGPROBS)) % vocab_size
+    return (
+        -(value % 1000) / 64,
+        value % vocab_size + 1,
+        top,
+        -np.arange(MAX_LOGPROBS) / 8 - value % 7,
+    )
+
+
+def as_context(token_ids: list[int]) -> np.ndarray:
+    return np.array([(token, position) for position, token in enumerate(token_ids)], np.int32)

@@ -1,0 +1,120 @@
+"""The page-walking XLA form against the dense float32 oracle, on random non-contiguous pages."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.attention.reference import paged_attention_reference
+from pallas_kernels.attention.xla import make_tile_map, paged_decode, paged_prefill
+from pallas_kernels.kv_write.xla import kv_write
+
+SHAPES = [  # heads, kv heads, head dim, page size
+    (4, 4, 16, 16),
+    (9, 3, 64, 64),
+    (8, 2, 32, 32),
+    (8, 1, 128, 16),
+]
+
+
+class Batch:
+    """Slot 0 decodes, slot 1 continues a prompt, slot 2 starts one, slot 3 is padding."""
+
+    def __init__(self, heads: int, kv_heads: int, dim: int, page: int):
+        rng = np.random.default_rng(heads * dim)
+        pages_per_row, rows = -(-160 // page), 4
+        num_pages = rows * pages_per_row + 1
+        kv = rng.normal(size=(num_pages, 2, kv_heads, page, dim)).astype(np.float32)
+        kv[0] = np.nan  # the null page: reading it must never matter
+        self.kv = jnp.asarray(kv)
+        order = rng.permutation(num_pages - 1) + 1
+        tables = order[: 3 * pages_per_row].reshape(3, pages_per_row)
+        self.block_tables = jnp.asarray(
+            np.vstack([tables, np.zeros((1, pages_per_row))]).astype(np.int32)
+        )
+        starts, counts = (130, 61, 0), (1, 70, 33)
+        tokens = 128
+        self.positions_np = np.full(tokens, -1, np.int32)
+        self.slots = np.zeros(tokens, np.int32)
+        loc = [0]
+        for slot, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            self.positions_np[loc[-1] : loc[-1] + count] = np.arange(start, start + count)
+            self.slots[loc[-1] : loc[-1] + count] = slot
+            loc.append(loc[-1] + count)
+        self.used = loc[-1]
+        self.query_start_loc = jnp.asarray([*loc, loc[-1]], jnp.int32)
+        self.positions = jnp.asarray(self.positions_np)
+        self.q = jnp.asarray(rng.normal(size=(tokens, heads, dim)).astype(np.float32))
+
+
+@pytest.mark.parametrize("window", [None, 1, 20, 100])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_prefill_and_decode_equal_the_reference(
+    shape: tuple[int, int, int, int], window: int | None
+) -> None:
+    batch = Batch(*shape)
+    scale = shape[2] ** -0.5
+    want = paged_attention_reference(
+        batch.q,
+        batch.kv,
+        batch.block_tables,
+        jnp.asarray(batch.slots),
+        batch.positions,
+        scale=scale,
+        window=window,
+    )
+    lens = jnp.asarray([131, 0, 0, 0], jnp.int32)
+    decoded = paged_decode(
+        batch.q[:4], batch.kv, batch.block_tables, lens, scale=scale, window=window
+    )
+    np.testing.assert_allclose(decoded[0], want[0], atol=2e-5)
+    assert not np.asarray(decoded[1:]).any()
+    for group in (1, 3, 64):
+        tiles = make_tile_map(batch.query_start_loc, jnp.int32(1), len(batch.positions_np))
+        got = paged_prefill(
+            batch.q,
+            batch.kv,
+            batch.block_tables,
+            batch.positions,
+            tiles,
+            jnp.zeros_like(batch.q),
+            scale=scale,
+            window=window,
+            group=group,
+        )
+        np.testing.assert_allclose(got[1 : batch.used], want[1 : batch.used], atol=2e-5)
+        assert not np.asarray(got[batch.used :]).any(), "padding must not be attended"
+        assert not np.asarray(got[0]).any(), "decode rows are not the tiles' business"
+
+
+def test_permuting_pages_changes_nothing() -> None:
+    batch = Batch(8, 2, 32, 32)
+    order = np.random.default_rng(3).permutation(batch.kv.shape[0] - 1) + 1
+    order = np.concatenate([[0], order])
+    inverse = np.argsort(order).astype(np.int32)
+    lens = jnp.asarray([131, 131, 33, 0], jnp.int32)
+    want = paged_decode(batch.q[:4], batch.kv, batch.block_tables, lens, scale=0.2)
+    moved = jnp.asarray(inverse)[batch.block_tables]
+    got = paged_decode(batch.q[:4], batch.kv[order], moved, lens, scale=0.2)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_stale_nan_past_the_end_of_a_row_is_not_read() -> None:
+    """Blocks are reused without being cleared; a former owner's NaN must not reach the next one."""
+    batch = Batch(4, 4, 16, 16)
+    last_page = int(batch.block_tables[0, 130 // 16])
+    poisoned = batch.kv.at[last_page, :, :, 131 % 16 :].set(jnp.nan)
+    lens = jnp.asarray([131, 0, 0, 0], jnp.int32)
+    got = paged_decode(batch.q[:4], poisoned, batch.block_tables, lens, scale=0.25)
+    assert np.isfinite(np.asarray(got)).all()
+
+
+def test_write_puts_tokens_into_their_pages_and_drops_padding() -> None:
+    rng = np.random.default_rng(0)
+    kv = jnp.asarray(rng.normal(size=(5, 2, 3, 4, 8)).astype(np.float32))
+    k, v = (jnp.asarray(rng.normal(size=(3, 3, 8)).astype(np.float32)) for _ in "kv")
+    pages, offsets = jnp.asarray([2, 5, 4], jnp.int32), jnp.asarray([3, 0, 0], jnp.int32)
+    got = np.asarray(kv_write(kv, k, v, pages, offsets))
+    want = np.array(kv)
+    want[2, 0, :, 3], want[2, 1, :, 3] = k[0], v[0]
+    want[4, 0, :, 0], want[4, 1, :, 0] = k[2], v[2]
+    np.testing.assert_array_equal(got, want)

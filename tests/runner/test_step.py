@@ -1,0 +1,109 @@
+"""The compiled step: in place, closed, and containing failures."""
+
+import re
+
+import numpy as np
+import pytest
+
+from jaxllm.attention.backends.xla import BACKEND
+from jaxllm.config.plan import BatchBucket, BatchKind
+from jaxllm.errors import RecompilationError
+from jaxllm.runner.model_runner import ModelRunner
+from jaxllm.runner.programs import Programs
+from tests.fakes.tiny_engine import TinyEngine, request, tiny_plan
+
+PROMPT = [5, 17, 80, 33, 2, 91, 14]
+
+
+def test_decoding_equals_prefilling_the_same_tokens(engine: TinyEngine) -> None:
+    """Each token that decoding gives is what a fresh prefill of everything before it gives."""
+    for length in (1, 15, 16, 17, 31, 33):
+        prompt = (PROMPT * 5)[:length]
+        whole = engine.run([request("whole", prompt, 20)])["whole"].token_ids
+        for count in range(1, 20, 4):
+            one = engine.run([request("one", prompt + whole[:count], 1)])["one"].token_ids
+            assert one == whole[count : count + 1], (length, count)
+
+
+def test_no_program_copies_the_cache(engine: TinyEngine) -> None:
+    """The donated cache is the output cache, and scratch memory is smaller than one layer's cache."""
+    plan = tiny_plan(num_blocks=4097)
+    programs = Programs(plan, engine.model, BACKEND)
+    programs.compile(threads=2, progress=False)
+    layer_bytes = 4097 * 2 * 2 * 16 * 8 * 4
+    shape = "f32[4097,2,2,16,8]"
+    for bucket in plan.buckets:
+        compiled = programs.forward(bucket)
+        memory = compiled.memory_analysis()
+        assert memory.temp_size_in_bytes < layer_bytes
+        assert memory.alias_size_in_bytes >= plan.model.num_layers * layer_bytes
+        copies = re.findall(re.escape(shape) + r"[^ ]* copy\(", compiled.as_text())
+        assert not copies, bucket
+
+
+def test_a_shape_that_was_not_compiled_is_an_error_that_names_it(engine: TinyEngine) -> None:
+    with pytest.raises(RecompilationError, match=r"mixed\[48 tokens, 8 rows\]"):
+        engine.programs.forward(BatchBucket(48, 8, BatchKind.MIXED))
+    with pytest.raises(RecompilationError, match="sampling 3 rows"):
+        engine.programs.sample(3)
+
+
+def test_one_forward_per_bucket_and_one_sample_per_row_count(engine: TinyEngine) -> None:
+    assert len(engine.programs) == len(engine.plan.buckets) + 2  # 2 and 8 rows
+
+
+def test_more_patches_than_a_step_carries(engine: TinyEngine) -> None:
+    """Large logit biases go ahead in steps that compute nothing; answers stay right."""
+    bias = {token: -50.0 for token in range(96) if token not in (40, 41)}
+    wide = [request(f"w{i}", PROMPT[: i + 1], 6, logit_bias=bias) for i in range(8)]
+    layout = engine.programs.step_program(engine.plan.buckets[-1]).layout
+    assert 8 * 2 * len(bias) > layout.max_patches
+    answers = engine.run([*wide, request("plain", PROMPT, 6)])
+    for item in wide:
+        assert set(answers[item.request_id].token_ids) <= {40, 41}
+    assert answers["plain"].token_ids == engine.run([request("plain", PROMPT, 6)])["plain"].token_ids
+
+
+def test_logits_that_are_not_finite_fail_their_own_request_only(engine: TinyEngine) -> None:
+    """Token 95 is poison: its embedding is NaN. Afterwards its blocks serve others unharmed."""
+    params = list(engine.params)
+    index = engine.model.names.index("embed.weight")
+    params[index] = params[index].at[95].set(np.nan)
+
+    core = engine.core(num_blocks=14)
+    core.executor = ModelRunner(engine.plan, tuple(params), engine.programs)
+    never_95 = {"logit_bias": {95: -100.0}}
+    good = [request(f"g{i}", PROMPT[: i + 1], 12, **never_95) for i in range(6)]
+    bad = [request(f"b{i}", [1, 2, 95, 4] * (i + 1), 12) for i in range(3)]
+    mixed = [good[0], bad[0], *good[1:3], bad[1], *good[3:], bad[2]]
+    answers = engine.run(mixed, core)
+    for item in bad:
+        assert answers[item.request_id].finish_reason == "error"
+        assert "not finite" in str(answers[item.request_id].error)
+        assert answers[item.request_id].token_ids == []
+    after = engine.run([request("after", PROMPT * 8, 12, **never_95)], core)
+    for item in good:
+        alone = engine.run([item])[item.request_id]
+        assert answers[item.request_id].token_ids == alone.token_ids
+    alone = engine.run([request("after", PROMPT * 8, 12, **never_95)])["after"]
+    assert after["after"].token_ids == alone.token_ids
+
+
+def test_a_failing_step_is_survived(engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A raise in dispatch loses the donated cache; everything is recomputed and comes out the same."""
+    core = engine.core()
+    runner = core.executor
+    original, calls = runner.dispatch, []
+
+    def flaky(plan):
+        calls.append(plan.step_id)
+        if len(calls) == 6:
+            runner._kv[0].delete()  # as if the step had consumed it
+            raise RuntimeError("device lost")
+        return original(plan)
+
+    monkeypatch.setattr(runner, "dispatch", flaky)
+    requests = [request(f"r{i}", PROMPT[: i + 2], 10, temperature=1.0, seed=i) for i in range(4)]
+    answers = engine.run(requests, core)
+    for item in requests:
+        assert answers[item.request_id].token_ids == engine.run([item])[item.request_id].token_ids

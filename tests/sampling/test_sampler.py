@@ -1,0 +1,186 @@
+"""The sampler: each row alone, each parameter against a few lines of NumPy."""
+
+from dataclasses import fields
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.sampling.metadata import SamplerOutput, SamplingFlags
+from jaxllm.sampling.sampler import sample_tokens
+from jaxllm.sampling.token_mask import RowMask, mask_words
+from tests.fakes.sampling_metadata import metadata
+
+VOCAB = 70
+
+
+def flags(*on: str) -> SamplingFlags:
+    names = [field.name for field in fields(SamplingFlags)]
+    assert set(on) <= set(names)
+    return SamplingFlags(**{name: jnp.asarray(name in on) for name in names})
+
+
+def run(
+    logits: np.ndarray,
+    *on: str,
+    counts: np.ndarray | None = None,
+    seen: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    **values: np.ndarray,
+) -> SamplerOutput:
+    rows, vocab = logits.shape
+    return sample_tokens(
+        jnp.asarray(logits),
+        metadata(rows, **values),
+        flags(*on),
+        jnp.asarray(np.zeros((rows, vocab), np.int16) if counts is None else counts),
+        jnp.asarray(np.zeros((rows, vocab), np.bool_) if seen is None else seen),
+        jnp.asarray(np.full((rows, mask_words(vocab)), -1, np.int32) if mask is None else mask),
+    )
+
+
+def random_logits(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=2.0, size=(rows, VOCAB)).astype(np.float32)
+
+
+def seeds(*values: int) -> np.ndarray:
+    return np.array([[0, value] for value in values], np.int32)
+
+
+def test_greedy_is_argmax() -> None:
+    logits = random_logits(5)
+    np.testing.assert_array_equal(run(logits).token_ids, logits.argmax(axis=1))
+
+
+def test_a_draw_depends_on_seed_and_position_only() -> None:
+    logits = np.repeat(random_logits(1), 6, axis=0)
+    temperature = np.ones(6, np.float32)
+    seed, position = seeds(1, 1, 2, 1, 3, 4), np.array([5, 5, 5, 6, 5, 5], np.int32)
+    together = np.asarray(
+        run(logits, "random", temperature=temperature, seed=seed, position=position).token_ids
+    )
+    for row in range(6):
+        alone = run(
+            logits[row : row + 1],
+            "random",
+            temperature=temperature[:1],
+            seed=seed[row : row + 1],
+            position=position[row : row + 1],
+        )
+        assert int(alone.token_ids[0]) == together[row]
+    assert together[0] == together[1]
+    assert len(set(together.tolist())) > 2
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square over 4000 draws at temperature 0.7 after top-k 5."""
+    rows = 4000
+    logits = np.repeat(random_logits(1, seed=4), rows, axis=0)
+    out = run(
+        logits,
+        "random",
+        "truncate",
+        temperature=np.full(rows, 0.7, np.float32),
+        top_k=np.full(rows, 5, np.int32),
+        seed=seeds(*range(rows)),
+    )
+    best = np.argsort(-logits[0])[:5]
+    probability = np.exp(logits[0][best].astype(np.float64) / 0.7)
+    probability /= probability.sum()
+    observed = np.array([(np.asarray(out.token_ids) == token).sum() for token in best])
+    assert observed.sum() == rows
+    chi_square = ((observed - rows * probability) ** 2 / (rows * probability)).sum()
+    assert chi_square < 18.5  # 99.9 % of 4 degrees of freedom
+
+
+def test_penalties() -> None:
+    logits = random_logits(1)
+    counts, seen = np.zeros((1, VOCAB), np.int16), np.zeros((1, VOCAB), np.bool_)
+    counts[0, 3], counts[0, 9], seen[0, 11] = 2, 1, True
+    want = logits[0].copy()
+    for token in (3, 9, 11):
+        want[token] = want[token] / 1.5 if want[token] > 0 else want[token] * 1.5
+    want -= 0.5 * counts[0] + 0.25 * (counts[0] > 0)
+    out = run(
+        np.repeat(logits, 2, axis=0),
+        "penalties",
+        counts=np.repeat(counts, 2, axis=0),
+        seen=np.repeat(seen, 2, axis=0),
+        repetition_penalty=np.array([1.5, 1.0], np.float32),
+        frequency_penalty=np.array([0.5, 0.0], np.float32),
+        presence_penalty=np.array([0.25, 0.0], np.float32),
+    )
+    assert out.token_ids.tolist() == [want.argmax(), logits[0].argmax()]
+    # and where the penalised token was the best one
+    counts[0, logits.argmax()] = 1
+    out = run(
+        logits, "penalties", counts=counts, frequency_penalty=np.array([100.0], np.float32)
+    )
+    assert int(out.token_ids[0]) == np.argsort(-logits[0])[1]
+
+
+def test_bias_and_stop_ban() -> None:
+    logits = random_logits(2)
+    out = run(
+        logits,
+        "bias",
+        num_bias=np.array([1, 0], np.int32),
+        bias_ids=np.array([[7, 8, 8, 8]] * 2, np.int32),
+        bias_values=np.full((2, 4), 100.0, np.float32),
+    )
+    assert out.token_ids.tolist() == [7, logits[1].argmax()]
+    best = logits.argmax(axis=1)
+    out = run(
+        logits,
+        "stop_ban",
+        position=np.array([4, 5], np.int32),
+        stop_ban_end=np.array([5, 5], np.int32),
+        num_stop_ids=np.array([1, 1], np.int32),
+        stop_ids=np.stack([best] * 4, axis=1).astype(np.int32),
+    )
+    assert out.token_ids[0] == np.argsort(-logits[0])[1]
+    assert out.token_ids[1] == best[1]
+
+
+def test_host_masks_allow_and_forbid() -> None:
+    logits = random_logits(2)
+    mask = np.full((2, mask_words(VOCAB)), -1, np.int32)
+    RowMask(VOCAB, (31, 32, 69), ()).fill(mask[0])
+    best = int(logits[1].argmax())
+    words = RowMask(VOCAB, None, ((5, best), (7,)))
+    words.fill(mask[1])
+    out = run(logits, "masked", mask=mask)
+    allowed = np.array([31, 32, 69])
+    assert out.token_ids.tolist() == [allowed[logits[0][allowed].argmax()], best]
+    words.extend((5,))
+    words.fill(mask[1])
+    assert int(run(logits, "masked", mask=mask).token_ids[1]) == np.argsort(-logits[1])[1]
+
+
+def test_a_row_that_is_not_finite_is_reported_alone() -> None:
+    logits = random_logits(3)
+    logits[1, 4] = np.nan
+    out = run(logits, "random", temperature=np.ones(3, np.float32), seed=seeds(1, 2, 3))
+    assert out.finite.tolist() == [True, False, True]
+    clean = random_logits(3)
+    want = run(clean, "random", temperature=np.ones(3, np.float32), seed=seeds(1, 2, 3))
+    assert out.token_ids[0] == want.token_ids[0] and out.token_ids[2] == want.token_ids[2]
+
+
+def test_logprobs_are_those_of_the_raw_logits() -> None:
+    logits = random_logits(2)
+    out = run(
+        logits,
+        "bias",
+        "logprobs",
+        num_bias=np.array([1, 0], np.int32),
+        bias_ids=np.full((2, 4), 7, np.int32),
+        bias_values=np.full((2, 4), 100.0, np.float32),
+    )
+    exact = logits.astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    for row, token in enumerate(out.token_ids.tolist()):
+        np.testing.assert_allclose(out.logprobs.token[row], exact[row, token], atol=1e-5)
+        assert out.logprobs.rank[row] == 1 + (logits[row] > logits[row, token]).sum()
+        order = np.argsort(-logits[row])[:20]
+        assert out.logprobs.top_ids[row].tolist() == order.tolist()
+        np.testing.assert_allclose(out.logprobs.top[row], exact[row, order], atol=1e-5)
