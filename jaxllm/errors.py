@@ -70,7 +70,9 @@ class RequestFailedError(JaxLLMError):
 
 
 class ConfigError(JaxLLMError):
-    """The engine cannot start with what it was asked: wrong flag, unknown model, too little memory."""
+    """The engine cannot start with what it was asked: wrong flag, unknown model, too little
+    memory.
+    """
 
     status = 400
     type = "invalid_request_error"

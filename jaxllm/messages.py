@@ -12,7 +12,9 @@ from jaxllm.sampling_params import SamplingParams
 
 
 class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
-    """One sequence to complete. ``sampling_params.n`` is 1 and its seed is set; both are the frontend's work."""
+    """One sequence to complete. ``sampling_params.n`` is 1 and its seed is set; both are the
+    frontend's work.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -33,7 +35,9 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """Log-probabilities at one position, of the model's raw logits (before penalties and temperature)."""
+    """Log-probabilities at one position, of the model's raw logits (before penalties and
+    temperature).
+    """
 
     token_id: int  # the sampled (or prompt) token
     logprob: float
@@ -73,7 +77,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     """What the text side must know of the model; found out by the engine, sent once."""
 
     model: str  # as the user named it
-    tokenizer_dir: str  # directory with tokenizer.json, tokenizer_config.json, chat template
+    tokenizer_dir: str | None  # tokenizer.json and its companions; None: ids only (dummy weights)
     max_model_len: int
     vocab_size: int  # width of the logits
     eos_token_ids: tuple[int, ...]

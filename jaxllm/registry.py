@@ -1,4 +1,6 @@
-"""Tables "name -> module:attribute", imported on first use. A listed module that does not import is an error."""
+"""Tables "name -> module:attribute", imported on first use. A listed module that does not import
+is an error.
+"""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -21,7 +23,9 @@ class Registry[T]:
     def load(self, name: str) -> T:
         """Raises KeyError, with the known names, for an unknown one."""
         if name not in self._entries:
-            raise KeyError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._entries))}")
+            raise KeyError(
+                f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._entries))}"
+            )
         module, _, attribute = self._entries[name].partition(":")
         loaded: Any = getattr(import_module(module), attribute)
         return cast(T, loaded)

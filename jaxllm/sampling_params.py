@@ -1,4 +1,6 @@
-"""What a request may ask of the sampler. Names and defaults are vLLM's; knows no text model, no JAX."""
+"""What a request may ask of the sampler. Names and defaults are vLLM's; knows no text model, no
+JAX.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -56,21 +58,27 @@ class SamplingParams:
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
 
     def __post_init__(self) -> None:
-        set_ = object.__setattr__  # normalise sequences once, so that equality and the wire are exact
+        set_ = (
+            object.__setattr__
+        )  # normalise sequences once, so that equality and the wire are exact
         set_(self, "stop", _strings("stop", self.stop))
         set_(self, "bad_words", _strings("bad_words", self.bad_words))
         set_(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         if self.allowed_token_ids is not None:
             set_(self, "allowed_token_ids", _token_ids("allowed_token_ids", self.allowed_token_ids))
             if not self.allowed_token_ids:
-                raise _invalid("allowed_token_ids", "allowed_token_ids must hold at least one token id.")
+                raise _invalid(
+                    "allowed_token_ids", "allowed_token_ids must hold at least one token id."
+                )
         if self.logit_bias is not None:
             set_(self, "logit_bias", _logit_bias(self.logit_bias))
         if self.top_k == -1:
             set_(self, "top_k", 0)
         self._check_numbers()
         if len(self.stop_token_ids or ()) > MAX_STOP_TOKEN_IDS:
-            raise _invalid("stop_token_ids", f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids.")
+            raise _invalid(
+                "stop_token_ids", f"stop_token_ids takes at most {MAX_STOP_TOKEN_IDS} ids."
+            )
         if any(not s for s in self.stop or ()):
             raise _invalid("stop", "stop must not hold an empty string.")
         if self.stop and not self.detokenize:
@@ -122,7 +130,11 @@ def _number(name: str, value: object, low: float, high: float, *, above: bool = 
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _invalid(name, f"{name} must be a number, got {type(value).__name__}.")
     if not isfinite(value) or not low <= value <= high or (above and value == low):
-        bound = f"greater than {low:g} and at most {high:g}" if above else f"between {low:g} and {high:g}"
+        bound = (
+            f"greater than {low:g} and at most {high:g}"
+            if above
+            else f"between {low:g} and {high:g}"
+        )
         raise _invalid(name, f"{name} must be {bound}, got {value}.")
 
 
@@ -144,13 +156,17 @@ def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
 
 def _logit_bias(value: Mapping[int, float]) -> dict[int, float]:
     if len(value) > MAX_LOGIT_BIAS:
-        raise _invalid("logit_bias", f"logit_bias takes at most {MAX_LOGIT_BIAS} entries, got {len(value)}.")
+        raise _invalid(
+            "logit_bias", f"logit_bias takes at most {MAX_LOGIT_BIAS} entries, got {len(value)}."
+        )
     out: dict[int, float] = {}
     for key, bias in value.items():
         try:
             token_id = int(key)
         except (TypeError, ValueError):
-            raise _invalid("logit_bias", f"logit_bias keys must be token ids, got {key!r}.") from None
+            raise _invalid(
+                "logit_bias", f"logit_bias keys must be token ids, got {key!r}."
+            ) from None
         _integer("logit_bias", token_id, 0, 2**31 - 1)
         _number("logit_bias", bias, -100.0, 100.0)
         out[token_id] = float(bias)

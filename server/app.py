@@ -6,20 +6,22 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
+from jaxllm.errors import JaxLLMError
 from jaxllm.frontend.client import EngineClient
-
-from .errors import handle_error
-from .middleware.auth import AuthMiddleware
-from .middleware.body_limit import BodyLimitMiddleware
-from .middleware.request_id import RequestIdMiddleware
-from .openai.chat import chat_completions
-from .openai.completions import completions
-from .openai.models import get_model, list_models
-from .ops.health import health
-from .serving import Serving
-from .settings import ServerSettings
+from server.errors import handle_error
+from server.middleware.auth import AuthMiddleware
+from server.middleware.body_limit import BodyLimitMiddleware
+from server.middleware.fault import FaultMiddleware
+from server.middleware.request_id import RequestIdMiddleware
+from server.openai.chat import chat_completions
+from server.openai.completions import completions
+from server.openai.models import get_model, list_models
+from server.ops.health import health
+from server.serving import Serving
+from server.settings import ServerSettings
 
 ROUTES = (
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -48,11 +50,13 @@ def create_app(
         routes=list(ROUTES),
         middleware=[
             Middleware(RequestIdMiddleware),
+            Middleware(FaultMiddleware),
             Middleware(AuthMiddleware, api_keys=settings.api_keys),
             Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
         ],
-        # Not Exception: Starlette would raise it again after answering, to be logged twice.
-        exception_handlers={HTTPException: handle_error, BaseException: handle_error},
+        exception_handlers={
+            kind: handle_error for kind in (JaxLLMError, HTTPException, ClientDisconnect)
+        },
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

@@ -18,8 +18,7 @@ from jaxllm.errors import (
     JaxLLMError,
     QueueFullError,
 )
-
-from .responses import JSONResponse
+from server.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def request_id_of(request: Request) -> str:
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
-    """Starlette exception handler for everything."""
+    """Starlette's exception handler for everything that was foreseen."""
     request_id = request_id_of(request)
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED_REQUEST)

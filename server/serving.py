@@ -1,4 +1,4 @@
-"""What every route works with: the engine, the settings, the gate. Lives in ``app.state.serving``."""
+"""What every route works with: the engine, the settings, the gate. It is ``app.state.serving``."""
 
 import asyncio
 import logging
@@ -13,10 +13,9 @@ from jaxllm.errors import ModelNotFoundError, RequestFailedError
 from jaxllm.frontend.client import EngineClient, Prompt
 from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import SamplingParams
-
-from .disconnect import cancel
-from .limits import AdmissionGate
-from .settings import ServerSettings
+from server.disconnect import cancel
+from server.limits import AdmissionGate
+from server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

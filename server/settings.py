@@ -1,4 +1,4 @@
-"""What was asked of the server; the engine's own settings are ``jaxllm.config.engine.EngineConfig``."""
+"""What was asked of the server. The engine's settings are ``jaxllm.config.engine``'s."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Server-sent events: how a stream begins, is kept alive, fails and ends. Knows no OpenAI objects."""
+"""Server-sent events: how a stream begins, is kept alive, fails and ends. No OpenAI objects."""
 
 import asyncio
 import math
@@ -9,9 +9,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .disconnect import cancel, wait_for_disconnect
-from .errors import error_body, log_unexpected
-from .responses import encode_json
+from server.disconnect import cancel, wait_for_disconnect
+from server.errors import error_body, log_unexpected
+from server.responses import encode_json
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"

@@ -1,1 +1,3 @@
-"""Attention over the paged KV cache: metadata of a step, the backend seam, its implementations. See README.md."""
+"""Attention over the paged KV cache: metadata of a step, the backend seam, its implementations.
+See README.md.
+"""

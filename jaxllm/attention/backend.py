@@ -42,7 +42,9 @@ class AttentionBackend(Protocol):
         v: Float[Array, "T K D"],
         metadata: "AttentionMetadata",
     ) -> Float[Array, "P 2 K B D"]:
-        """Put this step's keys and values into their pages; ``kv`` is donated and updated in place."""
+        """Put this step's keys and values into their pages; ``kv`` is donated and updated in
+        place.
+        """
         ...
 
     def attend(
@@ -53,5 +55,7 @@ class AttentionBackend(Protocol):
         aux: Any,
         spec: AttentionSpec,
     ) -> Float[Array, "T H D"]:
-        """Causal attention of every token over its own row's pages. Padding tokens give finite values."""
+        """Causal attention of every token over its own row's pages. Padding tokens give finite
+        values.
+        """
         ...

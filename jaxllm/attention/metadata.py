@@ -33,8 +33,9 @@ class AttentionMetadata:
     def pages_and_offsets(
         self, page_size: int, num_pages: int
     ) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-        """Where each token's K and V go. Padding gets page ``num_pages``, which a dropping scatter ignores:
-        the null page keeps its zeros, and JAX's clamping of a bad index can never overwrite a real page."""
+        """Where each token's K and V go. Padding gets page ``num_pages``, which a dropping scatter
+        ignores: the null page keeps its zeros, and JAX's clamping of a bad index can never
+        overwrite a real page."""
         position = jnp.maximum(self.positions, 0)
         page = self.block_tables[self.token_slots, position // page_size]
         return jnp.where(self.valid(), page, num_pages), position % page_size

@@ -1,4 +1,6 @@
-"""Which attention backend serves a model here, and why: the first of BACKENDS that does not refuse."""
+"""Which attention backend serves a model here, and why: the first of BACKENDS that does not
+refuse.
+"""
 
 from collections.abc import Sequence
 
@@ -12,9 +14,7 @@ BACKENDS: Registry[AttentionBackend] = Registry(
 )
 
 
-def select_backend(
-    specs: Sequence[AttentionSpec], platform: str
-) -> tuple[AttentionBackend, str]:
+def select_backend(specs: Sequence[AttentionSpec], platform: str) -> tuple[AttentionBackend, str]:
     """Returns the backend and the reason for the choice, for the log."""
     refusals: list[str] = []
     for name in BACKENDS.names():

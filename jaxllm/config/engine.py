@@ -26,7 +26,9 @@ class EngineConfig:
     load_format: str = flag(
         "auto", "dummy: random weights from config.json alone", choices=("auto", "dummy")
     )
-    max_model_len: int | None = flag(None, "longest prompt + output; default: what the model allows")
+    max_model_len: int | None = flag(
+        None, "longest prompt + output; default: what the model allows"
+    )
     seed: int = flag(0, "seeds dummy weights and the requests that bring no seed")
     block_size: int = flag(64, "tokens per KV-cache block")
     gpu_memory_utilization: float = flag(0.92, "share of the accelerator's memory to use")

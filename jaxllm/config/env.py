@@ -8,7 +8,9 @@ API_KEY = "JAXLLM_API_KEY"
 
 
 def cache_dir() -> Path:
-    """Where models and compiled programs are kept: $JAXLLM_CACHE_DIR, $XDG_CACHE_HOME/jaxllm or ~/.cache/jaxllm."""
+    """Where models and compiled programs are kept: $JAXLLM_CACHE_DIR, $XDG_CACHE_HOME/jaxllm or
+    ~/.cache/jaxllm.
+    """
     named = os.environ.get(CACHE_DIR)
     if named:
         return Path(named)
@@ -22,7 +24,9 @@ def api_keys() -> tuple[str, ...]:
 
 
 def prepare_accelerator(memory_fraction: float) -> None:
-    """Set what JAX reads at start-up; must run before JAX is first used. Values the user set are kept."""
+    """Set what JAX reads at start-up; must run before JAX is first used. Values the user set are
+    kept.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{memory_fraction:.4f}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 

@@ -1,4 +1,6 @@
-"""What a model is: shapes and switches read from its config.json. Frozen, hashable, static under jit."""
+"""What a model is: shapes and switches read from its config.json. Frozen, hashable, static under
+jit.
+"""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -44,7 +44,9 @@ class EnginePlan:
 def make_buckets(
     row_sizes: tuple[int, ...], token_sizes: tuple[int, ...], max_rows: int
 ) -> tuple[BatchBucket, ...]:
-    """Decode buckets of ``row_sizes`` rows, mixed buckets of ``token_sizes`` tokens and ``max_rows`` rows."""
+    """Decode buckets of ``row_sizes`` rows, mixed buckets of ``token_sizes`` tokens and
+    ``max_rows`` rows.
+    """
     decode = [BatchBucket(rows, rows, BatchKind.DECODE) for rows in row_sizes]
     mixed = [BatchBucket(tokens, max_rows, BatchKind.MIXED) for tokens in token_sizes]
     return tuple(decode + mixed)

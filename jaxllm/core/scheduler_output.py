@@ -14,7 +14,9 @@ from jaxllm.messages import EngineCoreRequest
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A request enters the batch. ``token_ids`` is everything known: prompt, and output after a preemption."""
+    """A request enters the batch. ``token_ids`` is everything known: prompt, and output after a
+    preemption.
+    """
 
     row: int
     request: EngineCoreRequest
@@ -35,10 +37,14 @@ class SchedulerOutput:
     starts: np.ndarray  # int32 [n]; position of the first token fed = tokens computed before
     num_new_tokens: np.ndarray  # int32 [n]
     samples: np.ndarray  # bool [n]; False for a prefill chunk that is not the last
-    num_decode_rows: int  # the first that many entries feed one token that was sampled on the device
+    num_decode_rows: (
+        int  # the first that many entries feed one token that was sampled on the device
+    )
     new_rows: tuple[NewRow, ...] = ()
     new_blocks: tuple[tuple[int, int, int], ...] = ()  # (row, index in its block table, block id)
-    finished_rows: tuple[int, ...] = ()  # rows left since the last step; their state may be forgotten
+    finished_rows: tuple[
+        int, ...
+    ] = ()  # rows left since the last step; their state may be forgotten
     request_ids: tuple[str, ...] = field(default=())  # for logs and errors, aligned with rows
 
     @property

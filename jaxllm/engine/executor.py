@@ -24,7 +24,9 @@ class ModelRunnerOutput:
 
     step_id: int
     token_ids: np.ndarray  # int32 [n]; meaningless where the row does not sample
-    finite: np.ndarray  # bool [n]; False: the row's logits held NaN or Inf, the request must fail alone
+    finite: (
+        np.ndarray
+    )  # bool [n]; False: the row's logits held NaN or Inf, the request must fail alone
     logprobs: LogprobArrays | None = None  # None unless a scheduled row asked
     prompt_logprobs: LogprobArrays | None = None
     # prompt_logprobs covers all tokens of the step, in order of rows: entry t scores the token
@@ -32,7 +34,9 @@ class ModelRunnerOutput:
 
 
 class Executor(Protocol):
-    """Runs steps in the order they are dispatched. Implemented by ModelRunner and by the tests' fake."""
+    """Runs steps in the order they are dispatched. Implemented by ModelRunner and by the tests'
+    fake.
+    """
 
     def dispatch(self, plan: SchedulerOutput) -> Any:
         """Start the step, return a handle without waiting for it."""

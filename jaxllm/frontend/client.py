@@ -1,4 +1,6 @@
-"""The one interface through which text is generated; AsyncLLM implements it, the server only knows this."""
+"""The one interface through which text is generated; AsyncLLM implements it, the server only knows
+this.
+"""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
@@ -34,19 +36,22 @@ class EngineClient(Protocol):
         priority: int = 0,
         add_special_tokens: bool = True,
     ) -> AsyncIterator[RequestOutput]:
-        """Yield outputs as they come, as ``sampling_params.output_kind`` says; the last is ``finished``.
+        """Yield outputs as they come, as ``sampling_params.output_kind`` says; the last is
+        ``finished``.
 
         Leaving the iterator early (``aclose``, cancellation) aborts the request.
 
         Raises:
-            InvalidRequestError: before anything is queued; ``ContextLengthExceededError`` among them.
-            EngineDeadError: the engine died while the request ran, or is being restarted.
+            InvalidRequestError: before anything is queued; ``ContextLengthExceededError`` among
+            them. EngineDeadError: the engine died while the request ran, or is being restarted.
             RequestFailedError: this request alone failed.
         """
         ...
 
     async def abort(self, request_id: str) -> None:
-        """End a request; its iterator gets a last output with finish_reason "abort". Unknown ids are ignored."""
+        """End a request; its iterator gets a last output with finish_reason "abort". Unknown ids
+        are ignored.
+        """
         ...
 
     def stats(self) -> EngineStats | None: ...

@@ -63,8 +63,6 @@ class Completion:
     def add_output(self, output: EngineCoreOutput) -> bool:
         """An event of the engine. True: a stop string ended the completion first."""
         token_ids = output.new_token_ids
-        if self._params.max_tokens == 0:  # the engine was asked for one token; see InputProcessor
-            token_ids = ()
         last = len(token_ids) - 1
         silent_end = output.finish_reason == "stop" and not self._params.include_stop_str_in_output
         for i, token_id in enumerate(token_ids):

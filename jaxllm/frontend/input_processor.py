@@ -52,8 +52,7 @@ class InputProcessor:
     ) -> EngineCoreRequest:
         """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
 
-        ``max_tokens=0`` (score the prompt only) asks the engine for one token, which the frontend
-        drops: an engine step always samples.
+        ``max_tokens=0`` scores the prompt and generates nothing.
 
         Raises:
             InvalidRequestError: a token id in ``params`` that the model does not have.
@@ -76,7 +75,7 @@ class InputProcessor:
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
         room = self._info.max_model_len - prompt_len
-        wanted = room if params.max_tokens is None else max(1, params.max_tokens)
+        wanted = room if params.max_tokens is None else params.max_tokens
         if wanted > room:
             raise ContextLengthExceededError(
                 f"{prompt_len} prompt tokens and {wanted} tokens to generate make "

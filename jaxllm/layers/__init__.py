@@ -1,1 +1,3 @@
-"""Building blocks of models, as Flax NNX modules over flat token batches ``[T, ...]``. See README.md."""
+"""Building blocks of models, as Flax NNX modules over flat token batches ``[T, ...]``. See
+README.md.
+"""

@@ -7,9 +7,13 @@ from jaxtyping import Array, Float
 
 
 class Linear(nnx.Module):
-    """``x @ weight.T + bias``; accumulates in float32 where the hardware does, returns ``x.dtype``."""
+    """``x @ weight.T + bias``; accumulates in float32 where the hardware does, returns
+    ``x.dtype``.
+    """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = False, dtype: jnp.dtype):
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool = False, dtype: jnp.dtype
+    ):
         self.weight = nnx.Param(jnp.zeros((out_features, in_features), dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
 

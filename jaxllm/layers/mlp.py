@@ -1,4 +1,6 @@
-"""The gated feed-forward block (Shazeer 2020, arXiv:2002.05202), gate and up fused in one product."""
+"""The gated feed-forward block (Shazeer 2020, arXiv:2002.05202), gate and up fused in one
+product.
+"""
 
 import jax
 import jax.numpy as jnp

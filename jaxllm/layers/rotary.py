@@ -1,4 +1,6 @@
-"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) with the scalings checkpoints use."""
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864) with the scalings checkpoints
+use.
+"""
 
 import math
 from typing import NamedTuple
@@ -29,7 +31,9 @@ def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
 
 
 def _llama3(inv_freq: np.ndarray, rope: RopeConfig) -> np.ndarray:
-    """Long wavelengths are slowed by ``factor``, short ones kept, those between interpolated (Llama 3.1)."""
+    """Long wavelengths are slowed by ``factor``, short ones kept, those between interpolated
+    (Llama 3.1).
+    """
     wavelength = 2 * math.pi / inv_freq
     turns = rope.original_max_position / wavelength
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)

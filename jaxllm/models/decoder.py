@@ -1,7 +1,7 @@
 """The decoder-only transformer that every dense architecture here is a variation of.
 
-A file of an architecture reads its config.json and names its tensors; what differs in computation is
-a switch of ModelConfig or an overridden method. Nothing here knows of rows, buckets or requests.
+A file of an architecture reads its config.json and names its tensors; what differs in computation
+is a switch of ModelConfig or an overridden method. Nothing here knows of rows, buckets or requests.
 """
 
 from typing import ClassVar
@@ -24,7 +24,9 @@ from jaxllm.weights.mapping import WeightRule
 
 
 class DecoderLayer(nnx.Module):
-    """Pre-norm block; with ``sandwich_norms`` each branch is normalised again before it is added."""
+    """Pre-norm block; with ``sandwich_norms`` each branch is normalised again before it is
+    added.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype):
         def norm() -> RMSNorm:
@@ -53,7 +55,9 @@ class DecoderLayer(nnx.Module):
 
 
 class DecoderLM(nnx.Module):
-    """Base of all architectures. ``__call__`` is pure in the parameters, the tokens and the KV cache."""
+    """Base of all architectures. ``__call__`` is pure in the parameters, the tokens and the KV
+    cache.
+    """
 
     # Tensors that checkpoints carry and we do not need (suffixes of names).
     ignored_weights: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "attn.masked_bias")
@@ -96,7 +100,9 @@ class DecoderLM(nnx.Module):
 
     @classmethod
     def ignored(cls, config: ModelConfig) -> tuple[str, ...]:
-        """``ignored_weights``, and the output matrix where it is the embedding (some files hold it twice)."""
+        """``ignored_weights``, and the output matrix where it is the embedding (some files hold it
+        twice).
+        """
         tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
         return (*cls.ignored_weights, *tied)
 
@@ -107,7 +113,9 @@ class DecoderLM(nnx.Module):
 
     @classmethod
     def weight_rules(cls, config: ModelConfig) -> list[WeightRule]:
-        """How the tensors of a Hugging Face checkpoint become parameters (see weights/mapping.py)."""
+        """How the tensors of a Hugging Face checkpoint become parameters (see
+        weights/mapping.py).
+        """
         rules = [
             WeightRule("embed.weight", ("model.embed_tokens.weight",)),
             WeightRule("norm.weight", ("model.norm.weight",)),

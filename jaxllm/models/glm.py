@@ -1,4 +1,5 @@
-"""GLM-4, the ChatGLM line (arXiv:2406.12793): GlmForCausalLM (GLM-4-9B) and Glm4ForCausalLM (GLM-4-0414).
+"""GLM-4, the ChatGLM line (arXiv:2406.12793): GlmForCausalLM (GLM-4-9B) and Glm4ForCausalLM
+(GLM-4-0414).
 
 Half of each head is rotated, in interleaved pairs; gate and up come fused in the checkpoint.
 The 0414 models normalise each branch once more before it is added.

@@ -51,7 +51,9 @@ class HFConfig:
         return tuple(ids)
 
     def rope(self, head_dim: int, *, interleaved: bool = False) -> RopeConfig:
-        """Understands ``rope_parameters`` (newer) and ``rope_theta`` with ``rope_scaling`` (older)."""
+        """Understands ``rope_parameters`` (newer) and ``rope_theta`` with ``rope_scaling``
+        (older).
+        """
         merged: dict[str, Any] = {"rope_theta": self.values.get("rope_theta")}
         for key in ("rope_scaling", "rope_parameters"):
             section = self.values.get(key)
@@ -61,7 +63,9 @@ class HFConfig:
         kind = merged.get("rope_type") or merged.get("type") or "default"
         scaling = {"default": "none", "linear": "linear", "llama3": "llama3"}.get(kind)
         if scaling is None:
-            raise ConfigError(f"config.json: rope scaling {kind!r} is not supported (default, linear, llama3).")
+            raise ConfigError(
+                f"config.json: rope scaling {kind!r} is not supported (default, linear, llama3)."
+            )
         partial = rope.values.get("partial_rotary_factor", self.values.get("partial_rotary_factor"))
         return RopeConfig(
             theta=rope.number("rope_theta", 10000.0),
@@ -74,7 +78,9 @@ class HFConfig:
             original_max_position=rope.integer("original_max_position_embeddings", 8192),
         )
 
-    def model(self, architecture: str, *, interleaved_rope: bool = False, **switches: Any) -> ModelConfig:
+    def model(
+        self, architecture: str, *, interleaved_rope: bool = False, **switches: Any
+    ) -> ModelConfig:
         """The fields that all architectures share, checked against each other."""
         heads = self.integer("num_attention_heads")
         kv_heads = self.integer("num_key_value_heads", heads)
@@ -83,10 +89,14 @@ class HFConfig:
         activation = self.text("hidden_act", "silu")
         if heads % kv_heads:
             raise ConfigError(
-                f"config.json: num_attention_heads ({heads}) is not a multiple of num_key_value_heads ({kv_heads})."
+                f"config.json: num_attention_heads ({heads}) is not a multiple of "
+                f"num_key_value_heads ({kv_heads})."
             )
         if activation not in ACTIVATIONS:
-            raise ConfigError(f"config.json: hidden_act {activation!r} is not supported ({', '.join(ACTIVATIONS)}).")
+            raise ConfigError(
+                f"config.json: hidden_act {activation!r} is not supported "
+                f"({', '.join(ACTIVATIONS)})."
+            )
         bos = self.token_ids("bos_token_id")
         return ModelConfig(
             architecture=architecture,
@@ -109,7 +119,9 @@ class HFConfig:
         )
 
     def windows(self) -> tuple[int | None, ...]:
-        """Sliding window of every layer, from ``layer_types`` where given, else the same everywhere."""
+        """Sliding window of every layer, from ``layer_types`` where given, else the same
+        everywhere.
+        """
         window = self.values.get("sliding_window")
         layers = self.integer("num_hidden_layers")
         if window is None:
@@ -118,6 +130,8 @@ class HFConfig:
         types = self.values.get("layer_types")
         if isinstance(types, list):
             if len(types) != layers:
-                raise ConfigError(f"config.json: layer_types has {len(types)} entries for {layers} layers.")
+                raise ConfigError(
+                    f"config.json: layer_types has {len(types)} entries for {layers} layers."
+                )
             return tuple(size if kind == "sliding_attention" else None for kind in types)
         return (size,) * layers

@@ -54,5 +54,7 @@ def param_spec(config: ModelConfig, dtype: str) -> dict[str, jax.ShapeDtypeStruc
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    parts = [str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path]
+    parts = [
+        str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path
+    ]
     return ".".join(part for part in parts if part not in ("value", "raw_value", ".value"))

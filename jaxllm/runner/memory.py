@@ -31,8 +31,8 @@ def row_buffer_bytes(config: ModelConfig, num_rows: int, row_width: int) -> int:
 def num_blocks(
     config: EngineConfig, model: ModelConfig, dtype: str, *, other_bytes: int, wanted: int
 ) -> int:
-    """Blocks of the KV cache. ``other_bytes``: weights, row buffers and scratch; ``wanted``: blocks that
-    would let every row grow to max_model_len.
+    """Blocks of the KV cache. ``other_bytes``: weights, row buffers and scratch; ``wanted``:
+    blocks that would let every row grow to max_model_len.
 
     Raises:
         OutOfMemoryError: not even one request of full length would fit.
@@ -46,9 +46,10 @@ def num_blocks(
     blocks = min(wanted, budget // per_block)
     if blocks < 2:
         raise OutOfMemoryError(
-            f"The model needs {other_bytes / GIB:.1f} GiB for weights and working memory and leaves "
-            f"{max(budget, 0) / GIB:.2f} GiB for the KV cache. Use a smaller model, a smaller "
-            "--max-num-seqs or --max-num-batched-tokens, or a higher --gpu-memory-utilization."
+            f"The model needs {other_bytes / GIB:.1f} GiB for weights and working memory and "
+            f"leaves {max(budget, 0) / GIB:.2f} GiB for the KV cache. Use a smaller model, a "
+            "smaller --max-num-seqs or --max-num-batched-tokens, or a higher "
+            "--gpu-memory-utilization."
         )
     return int(blocks)
 

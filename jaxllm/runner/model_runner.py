@@ -1,7 +1,7 @@
 """ModelRunner: the executor on a device. Owns parameters, KV cache and row buffers.
 
-Arrays are replaced by every step (their predecessors are donated) and never shared. All calls come from
-one thread, so steps reach the device in the order they are dispatched.
+Arrays are replaced by every step (their predecessors are donated) and never shared. All calls come
+from one thread, so steps reach the device in the order they are dispatched.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,9 @@ class ModelRunner:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rows and start from an empty KV cache (a failed step has consumed the donated one)."""
+        """Forget all rows and start from an empty KV cache (a failed step has consumed the donated
+        one).
+        """
         plan = self._plan
         self._kv: KVCache | None = None  # freed before the new one is allocated
         self._buffers: RowBuffers | None = None
@@ -67,8 +69,8 @@ class ModelRunner:
         self._buffers = jax.tree.map(_zeros, buffers)
 
     def dispatch(self, plan: SchedulerOutput) -> StepHandle:
-        """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step before,
-        which brings the tokens the mask depends on, starts the other."""
+        """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step
+        before, which brings the tokens the mask depends on, starts the other."""
         self._finish_waiting()
         self._rows.apply(plan)
         layout = self._layouts[plan.bucket]

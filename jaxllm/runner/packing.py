@@ -11,7 +11,9 @@ _SCALAR = {name: index for index, name in enumerate(SCALARS)}
 
 
 def pack(plan: SchedulerOutput, rows: RowState, layout: StepLayout) -> np.ndarray:
-    """The step's buffer, with as many pending patches as fit (the caller makes sure that all do)."""
+    """The step's buffer, with as many pending patches as fit (the caller makes sure that all
+    do).
+    """
     buffer = _empty(rows, layout)
     views = layout.views(buffer)
     count = len(plan.rows)

@@ -1,4 +1,6 @@
-"""Decides shapes and sizes: an EnginePlan from what was asked, what the model is, and the device."""
+"""Decides shapes and sizes: an EnginePlan from what was asked, what the model is, and the
+device.
+"""
 
 import logging
 
@@ -17,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # (max_num_seqs, max_num_batched_tokens) where the user named none.
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
-_MIXED_LADDER = (64, 256, 1024, 2048, 4096, 8192, 16384)
+_MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 1024, 2048, 4096, 8192, 16384)}
 
 
 def make_plan(
@@ -29,8 +31,8 @@ def make_plan(
     max_tokens = config.max_num_batched_tokens or max(_DEFAULTS[platform][1], max_num_seqs)
     if max_tokens < max_num_seqs:
         raise ConfigError(
-            f"--max-num-batched-tokens ({max_tokens}) must be at least --max-num-seqs ({max_num_seqs}): "
-            "every running request needs one token per step."
+            f"--max-num-batched-tokens ({max_tokens}) must be at least --max-num-seqs "
+            f"({max_num_seqs}): every running request needs one token per step."
         )
     max_model_len = _asked_length(config, model)
     blocks_per_row = -(-max_model_len // config.block_size)
@@ -53,7 +55,9 @@ def make_plan(
         block_size=config.block_size,
         num_blocks=blocks,
         buckets=make_buckets(
-            row_sizes(platform, max_num_seqs), mixed_sizes(max_num_seqs, max_tokens), max_num_seqs
+            row_sizes(platform, max_num_seqs),
+            mixed_sizes(platform, max_num_seqs, max_tokens),
+            max_num_seqs,
         ),
         attention_backend=backend,
         attention_reason=reason,
@@ -61,8 +65,8 @@ def make_plan(
 
 
 def row_sizes(platform: str, max_num_seqs: int) -> tuple[int, ...]:
-    """Rows of the decode buckets. On a CPU XLA converts every bf16 weight to float32 when there is only
-    one row, which costs seven times as much as two rows: so the smallest is 2 there."""
+    """Rows of the decode buckets. On a CPU XLA converts every bf16 weight to float32 when there is
+    only one row, which costs seven times as much as two rows: so the smallest is 2 there."""
     smallest, factor = (2, 4) if platform == "cpu" else (1, 2)
     sizes: list[int] = []
     size = smallest
@@ -72,9 +76,9 @@ def row_sizes(platform: str, max_num_seqs: int) -> tuple[int, ...]:
     return (*sizes, max(max_num_seqs, smallest))
 
 
-def mixed_sizes(max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:
+def mixed_sizes(platform: str, max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:
     """Tokens of the mixed buckets; each holds a token of every row."""
-    below = [size for size in _MIXED_LADDER if max_num_seqs <= size < max_tokens]
+    below = [size for size in _MIXED_LADDER[platform] if max_num_seqs <= size < max_tokens]
     return (*below, max(max_tokens, 2))
 
 

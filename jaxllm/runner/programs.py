@@ -1,7 +1,7 @@
 """Compiled programs by bucket. The only place of the serving path where ``jax.jit`` stands.
 
-All are compiled ahead of time from abstract shapes; a call can only reach an existing executable, so
-nothing compiles after warm-up.
+All are compiled ahead of time from abstract shapes; a call can only reach an existing executable,
+so nothing compiles after warm-up.
 """
 
 import logging
@@ -58,7 +58,9 @@ class Programs:
         except KeyError:
             wanted = f"sampling {key} rows" if isinstance(key, int) else str(key)
             known = ", ".join(str(bucket) for bucket in self.plan.buckets)
-            raise RecompilationError(f"No program was compiled for {wanted}; buckets: {known}.") from None
+            raise RecompilationError(
+                f"No program was compiled for {wanted}; buckets: {known}."
+            ) from None
 
     def __len__(self) -> int:
         return len(self._compiled)

@@ -1,4 +1,6 @@
-"""Host side of the rows: what each row's request needs, and the patches that bring the device up to date."""
+"""Host side of the rows: what each row's request needs, and the patches that bring the device up
+to date.
+"""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -26,7 +28,8 @@ FEATURES = (
 class Patches:
     """Pending writes to the row state: flat index (row * width + column) -> int32 value.
 
-    A dict, because a scatter with two writes to one cell has no defined winner; here the later one wins.
+    A dict, because a scatter with two writes to one cell has no defined winner; here the later one
+    wins.
     """
 
     def __init__(self) -> None:
@@ -45,7 +48,9 @@ class Patches:
 
 
 class RowState:
-    """Owner of per-row host state. ``features[name][row]``: does the row need that part of the sampler?"""
+    """Owner of per-row host state. ``features[name][row]``: does the row need that part of the
+    sampler?
+    """
 
     def __init__(self, layout: RowLayout, max_num_seqs: int, vocab_size: int):
         self.layout = layout
@@ -71,7 +76,9 @@ class RowState:
         """(slot, mask) of every scheduled row that has one."""
         if not self.features["masked"][rows].any():
             return []
-        return [(slot, self.masks[row]) for slot, row in enumerate(rows.tolist()) if row in self.masks]
+        return [
+            (slot, self.masks[row]) for slot, row in enumerate(rows.tolist()) if row in self.masks
+        ]
 
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row

@@ -1,9 +1,9 @@
 """The step: the only computation on the serving path, as two pure halves.
 
-``forward`` patches the rows, runs the model and gives logits; ``sample`` turns them into tokens that
-stay on the device for the next step. They are two programs, dispatched back to back: so there is one
-``forward`` per bucket and one ``sample`` per number of rows instead of their product, and a mask that
-the host fills while ``forward`` runs takes the same path as everything else.
+``forward`` patches the rows, runs the model and gives logits; ``sample`` turns them into tokens
+that stay on the device for the next step. They are two programs, dispatched back to back: so there
+is one ``forward`` per bucket and one ``sample`` per number of rows instead of their product, and a
+mask that the host fills while ``forward`` runs takes the same path as everything else.
 """
 
 from dataclasses import dataclass, fields
@@ -61,8 +61,8 @@ def forward(
     *,
     program: StepProgram,
 ) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Logprobs]:
-    """Returns the cache and rows (updated in place when donated), float32 logits, what ``sample`` takes,
-    and log-probabilities of the prompt (zeros unless asked for)."""
+    """Returns the cache and rows (updated in place when donated), float32 logits, what ``sample``
+    takes, and log-probabilities of the prompt (zeros unless asked for)."""
     views = program.layout.views(packed)
     state = _patch(rows.state, views)
     tokens = jnp.where(
@@ -144,9 +144,7 @@ def _count_tokens(
             lax.dynamic_update_slice(seen, jnp.zeros((1, width), seen.dtype), (row, 0)),
         )
 
-    counts, seen = lax.fori_loop(
-        0, views.num_resets, reset, (rows.output_counts, rows.prompt_seen)
-    )
+    counts, seen = lax.fori_loop(0, views.num_resets, reset, (rows.output_counts, rows.prompt_seen))
     nowhere = counts.shape[0]
     row = views.rows[views.token_slots]
     counted = layout.has_penalty(state)[row] & (views.positions >= 0)

@@ -31,7 +31,9 @@ class StepLayout:
 
     @property
     def max_patches(self) -> int:
-        """Row-state changes one step can carry. More go ahead in steps of their own (see ModelRunner)."""
+        """Row-state changes one step can carry. More go ahead in steps of their own (see
+        ModelRunner).
+        """
         rows, tokens = self.bucket.num_rows, self.bucket.num_tokens
         if self.bucket.kind is BatchKind.DECODE:
             return 2 * rows + 128

@@ -1,4 +1,6 @@
-"""Log-probabilities of raw logits (before penalties and temperature), with ranks and alternatives."""
+"""Log-probabilities of raw logits (before penalties and temperature), with ranks and
+alternatives.
+"""
 
 import math
 
@@ -42,8 +44,8 @@ def no_logprobs(positions: int) -> Logprobs:
 def prompt_logprobs(
     model: DecoderLM, hidden: Float[Array, "T E"], targets: Int[Array, " T"]
 ) -> Logprobs:
-    """Scores the token after each fed one. Logits exist for a few positions at a time, so memory does not
-    grow with the prompt."""
+    """Scores the token after each fed one. Logits exist for a few positions at a time, so memory
+    does not grow with the prompt."""
     tokens = hidden.shape[0]
     chunk = math.gcd(tokens, _CHUNK)
 

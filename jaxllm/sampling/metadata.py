@@ -18,7 +18,9 @@ class SamplingMetadata:
     repetition_penalty: Float[Array, " R"]
     seed: Int[Array, "R 2"]  # the two words of a threefry key
     position: Int[Array, " R"]  # of the token to be sampled = tokens so far; the RNG's counter
-    stop_ban_end: Int[Array, " R"]  # stop tokens are banned while position < stop_ban_end (min_tokens)
+    stop_ban_end: Int[
+        Array, " R"
+    ]  # stop tokens are banned while position < stop_ban_end (min_tokens)
     num_stop_ids: Int[Array, " R"]
     stop_ids: Int[Array, "R S"]
     num_bias: Int[Array, " R"]

@@ -1,4 +1,6 @@
-"""Changes to logits before sampling, in a fixed order. Each is pure and leaves unasking rows' bits alone."""
+"""Changes to logits before sampling, in a fixed order. Each is pure and leaves unasking rows' bits
+alone.
+"""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -7,9 +9,7 @@ from jaxllm.sampling.metadata import SamplingMetadata
 from jaxllm.sampling.truncation import NEG_INF
 
 
-def apply_token_mask(
-    logits: Float[Array, "R V"], mask: Int[Array, "R W"]
-) -> Float[Array, "R V"]:
+def apply_token_mask(logits: Float[Array, "R V"], mask: Int[Array, "R W"]) -> Float[Array, "R V"]:
     """Bit v of row r (word v // 32, least significant first) allows token v."""
     vocab = jnp.arange(logits.shape[1], dtype=jnp.int32)
     bits = (mask[:, vocab >> 5] >> (vocab & 31)[None]) & 1
@@ -38,8 +38,8 @@ def apply_penalties(
     output_counts: Int[Array, "R V"],
     prompt_seen: Bool[Array, "R V"],
 ) -> Float[Array, "R V"]:
-    """Repetition penalty (Keskar et al. 2019, arXiv:1909.05858) over prompt and output; OpenAI's frequency
-    and presence penalties over the output."""
+    """Repetition penalty (Keskar et al. 2019, arXiv:1909.05858) over prompt and output; OpenAI's
+    frequency and presence penalties over the output."""
     counts = output_counts.astype(jnp.float32)
     in_output = counts > 0
     factor = md.repetition_penalty[:, None]

@@ -24,7 +24,9 @@ def sample_tokens(
     prompt_seen: Bool[Array, "R V"],
     mask: Int[Array, "R W"],
 ) -> SamplerOutput:
-    """Mask, bias, minimum length, penalties, temperature, min-p, top-k, top-p, draw; in that order."""
+    """Mask, bias, minimum length, penalties, temperature, min-p, top-k, top-p, draw; in that
+    order.
+    """
     x = lax.cond(flags.masked, lambda y: apply_token_mask(y, mask), _same, logits)
     x = lax.cond(flags.bias, lambda y: apply_logit_bias(y, md), _same, x)
     x = lax.cond(flags.stop_ban, lambda y: ban_stop_tokens(y, md), _same, x)
@@ -32,9 +34,7 @@ def sample_tokens(
         flags.penalties, lambda y: apply_penalties(y, md, output_counts, prompt_seen), _same, x
     )
     greedy = jnp.argmax(x, axis=-1).astype(jnp.int32)
-    tokens = lax.cond(
-        flags.random, lambda y: _draw(y, md, flags, greedy), lambda _: greedy, x
-    )
+    tokens = lax.cond(flags.random, lambda y: _draw(y, md, flags, greedy), lambda _: greedy, x)
     scored = lax.cond(
         flags.logprobs,
         lambda y: token_logprobs(y, tokens),

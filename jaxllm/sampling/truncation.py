@@ -1,8 +1,8 @@
 """top-k, top-p and min-p by searching a threshold, never by sorting the vocabulary.
 
-float32 values map to uint32 keys of the same order, and the threshold is built bit by bit: 32 counting
-passes give the exact k-th largest value, or the exact edge of the nucleus, of every row at once.
-Tokens that tie with the threshold are all kept.
+float32 values map to uint32 keys of the same order, and the threshold is built bit by bit: 32
+counting passes give the exact k-th largest value, or the exact edge of the nucleus, of every row
+at once. Tokens that tie with the threshold are all kept.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ NEG_INF = float("-inf")
 
 
 def truncate(x: Float[Array, "R V"], md: SamplingMetadata) -> Float[Array, "R V"]:
-    """Logits outside min-p, then top-k, then top-p become -inf (Holtzman et al. 2019, arXiv:1904.09751;
-    min-p: Nguyen et al. 2024, arXiv:2407.01082). ``x`` is already divided by temperature."""
+    """Logits outside min-p, then top-k, then top-p become -inf (Holtzman et al. 2019,
+    arXiv:1904.09751; min-p: Nguyen et al. 2024, arXiv:2407.01082). ``x`` is already divided by
+    temperature."""
     top = x.max(axis=-1, keepdims=True)
     floor = top + jnp.where(md.min_p > 0, jnp.log(md.min_p), NEG_INF)[:, None]
     x = jnp.where(x >= floor, x, NEG_INF)

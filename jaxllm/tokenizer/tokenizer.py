@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as HFTokenizer
+from tokenizers.models import WordLevel
 
 from jaxllm.errors import ConfigError, InvalidRequestError
 from jaxllm.tokenizer.chat_template import ChatTemplate, read_template
@@ -47,12 +48,16 @@ class Tokenizer:
         self._template_source = chat_template
 
     @classmethod
-    def from_dir(cls, directory: str | Path) -> "Tokenizer":
+    def from_dir(cls, directory: str | Path | None) -> "Tokenizer":
         """Read tokenizer.json (or a slow tokenizer's files), its config and the chat template.
+
+        None gives a tokenizer without tokens, for dummy weights: every text is empty.
 
         Raises:
             ConfigError: there is no tokenizer, or a file cannot be read as one.
         """
+        if directory is None:
+            return cls(HFTokenizer(WordLevel({}, unk_token="")))
         root = Path(directory)
         config = _read_json(root / "tokenizer_config.json")
         names = _read_json(root / "special_tokens_map.json") | config

@@ -31,7 +31,7 @@ DOWNLOAD_TIMEOUT_S = 1800
 _COPY_BYTES = 1 << 20
 
 
-def default_model_dir() -> Path:
+def default_model_dir(*, offline: bool = False) -> Path:
     """The converted default model, fetched and converted when it is not in the cache yet.
 
     Safe to call from several processes at once. Raises ModelUnavailableError when it cannot be
@@ -41,6 +41,11 @@ def default_model_dir() -> Path:
     target = models / NAME
     if _is_ready(target):
         return target
+    if offline:
+        raise ModelUnavailableError(
+            f"The default model {NAME} is not in {models} and --offline forbids to fetch it. Start "
+            "once without --offline, or name the directory of a model that is on this machine"
+        )
     models.mkdir(parents=True, exist_ok=True)
     with _exclusive(models / f"{NAME}.lock"):
         if not _is_ready(target):

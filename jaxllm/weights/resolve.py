@@ -34,7 +34,7 @@ def resolve_model(model: str, *, revision: str | None = None, offline: bool = Fa
     CheckpointError for a place that holds no model.
     """
     if model == default_model.NAME:
-        return _default_model(model)
+        return _default_model(model, offline)
     if not model or "\0" in model:
         raise ModelUnavailableError("The model's name is empty or holds a NUL character")
     path = Path(model).expanduser()
@@ -51,11 +51,11 @@ def resolve_model(model: str, *, revision: str | None = None, offline: bool = Fa
     except ModelUnavailableError:
         if model != default_model.HUB_NAME or revision is not None:
             raise
-        return _default_model(model)
+        return _default_model(model, offline)
 
 
-def _default_model(name: str) -> ModelFiles:
-    path = default_model.default_model_dir()
+def _default_model(name: str, offline: bool) -> ModelFiles:
+    path = default_model.default_model_dir(offline=offline)
     return ModelFiles(path, "converted", path, name)
 
 

@@ -79,10 +79,10 @@ def _configure_jax(config: EngineConfig) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _read_model(
-    config: EngineConfig, files: ModelFiles
-) -> tuple[TensorSource | None, ModelConfig]:
-    """Where the tensors come from (None: a converted checkpoint, or dummy weights), and the shapes."""
+def _read_model(config: EngineConfig, files: ModelFiles) -> tuple[TensorSource | None, ModelConfig]:
+    """Where the tensors come from (None: a converted checkpoint, or dummy weights), and the
+    shapes.
+    """
     source: TensorSource | None = None
     if files.kind == "gguf" or (files.kind == "hf" and config.load_format != "dummy"):
         source, _ = open_source(files.path)
@@ -94,7 +94,9 @@ def _read_model(
 
 
 def _eos_token_ids(files: ModelFiles, model: ModelConfig) -> tuple[int, ...]:
-    """Those of config.json and of generation_config.json: chat models often end turns only by the latter."""
+    """Those of config.json and of generation_config.json: chat models often end turns only by the
+    latter.
+    """
     path = files.tokenizer_dir / "generation_config.json"
     extra: tuple[int, ...] = ()
     if path.is_file():
@@ -103,7 +105,7 @@ def _eos_token_ids(files: ModelFiles, model: ModelConfig) -> tuple[int, ...]:
 
 
 def _dtype(config: EngineConfig, model: ModelConfig) -> str:
-    """"auto" is what the checkpoint was saved in, but never float32: that is asked for by name."""
+    """ "auto" is what the checkpoint was saved in, but never float32: that is asked for by name."""
     if config.dtype != "auto":
         return config.dtype
     return model.dtype if model.dtype in ("bfloat16", "float16") else "bfloat16"
@@ -132,12 +134,23 @@ def _load_params(
 def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> ModelInfo:
     return ModelInfo(
         model=files.name,
-        tokenizer_dir=config.tokenizer or str(files.tokenizer_dir),
+        tokenizer_dir=_tokenizer_dir(config, files),
         max_model_len=plan.max_model_len,
         vocab_size=plan.model.vocab_size,
         eos_token_ids=plan.model.eos_token_ids,
         bos_token_id=plan.model.bos_token_id,
     )
+
+
+def _tokenizer_dir(config: EngineConfig, files: ModelFiles) -> str | None:
+    """Dummy weights may come from a config.json with no tokenizer beside it: then only ids are
+    served.
+    """
+    if config.tokenizer is not None:
+        return config.tokenizer
+    if config.load_format == "dummy" and not (files.tokenizer_dir / "tokenizer.json").is_file():
+        return None
+    return str(files.tokenizer_dir)
 
 
 def _summary(plan: EnginePlan, programs: Programs) -> dict[str, str | int | float]:

@@ -18,7 +18,8 @@ def paged_attention_reference(
     scale: float,
     window: int | None = None,
 ) -> Float[Array, "T H D"]:
-    """Causal attention of token t, at ``positions[t]`` of row ``token_rows[t]``, over its row's pages.
+    """Causal attention of token t, at ``positions[t]`` of row ``token_rows[t]``, over its row's
+    pages.
 
     ``kv[p, 0]`` holds keys, ``kv[p, 1]`` values; query head h reads KV head ``h // (H / K)``.
     With ``window`` a query sees itself and the ``window - 1`` tokens before it.

@@ -6,7 +6,6 @@ the gathered cache exists. Online softmax: Milakov & Gimelshein 2018, arXiv:1805
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -17,7 +16,9 @@ _MASKED = -1e30
 
 
 class TileMap(NamedTuple):
-    """Prefill tokens cut into tiles of at most TILE queries, each of one row. N is a static bound."""
+    """Prefill tokens cut into tiles of at most TILE queries, each of one row. N is a static
+    bound.
+    """
 
     slot: Int[Array, " N"]  # batch slot of the tile
     start: Int[Array, " N"]  # first token of the tile
@@ -124,7 +125,8 @@ def _walk(
         block = kv[block_tables[:, wanted]]  # [N, pages, 2, K, B, D]
         block = block.transpose(2, 0, 3, 1, 4, 5).reshape(2, n, kv_heads, span, dim)
         kv_pos = index * span + jnp.arange(span)
-        # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is NaN.
+        # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is
+        # NaN.
         written = (kv_pos[None] < row_end[:, None])[:, None, :, None]
         visible = _visible(kv_pos, positions, window, groups)
         return _update(queries, block[0], jnp.where(written, block[1], 0), visible, scale, state)

@@ -8,8 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxllm.errors import AuthenticationError
-
-from ..errors import error_response
+from server.errors import error_response
 
 OPEN_PATHS = frozenset({"/health"})
 

@@ -5,7 +5,7 @@ import re
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import BodyTooLargeError, error_response
+from server.errors import BodyTooLargeError, error_response
 
 
 class BodyLimitMiddleware:

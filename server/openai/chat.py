@@ -11,17 +11,16 @@ from starlette.responses import Response
 from jaxllm.errors import InvalidRequestError
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
-
-from ..disconnect import unless_disconnected
-from ..errors import request_id_of
-from ..responses import JSONResponse
-from ..serving import Serving, serving_of
-from ..sse import EventStream
-from .logprobs import chat_logprobs, prompt_logprobs
-from .reply import Reply, finish_reason
-from .schemas import ChatCompletionRequest
-from .stream import Choice, Outputs, stream_chunks
-from .validation import read_request
+from server.disconnect import unless_disconnected
+from server.errors import request_id_of
+from server.openai.logprobs import chat_logprobs, prompt_logprobs
+from server.openai.reply import Reply, finish_reason
+from server.openai.schemas import ChatCompletionRequest
+from server.openai.stream import Choice, Outputs, stream_chunks
+from server.openai.validation import read_request
+from server.responses import JSONResponse
+from server.serving import Serving, serving_of
+from server.sse import EventStream
 
 _LONG_CHAT_CHARS = 20_000  # beyond it, rendering would hold up the event loop
 

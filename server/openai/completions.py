@@ -9,17 +9,16 @@ from starlette.responses import Response
 
 from jaxllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
-
-from ..disconnect import unless_disconnected
-from ..errors import request_id_of
-from ..responses import JSONResponse
-from ..serving import serving_of
-from ..sse import EventStream
-from .logprobs import CompletionLogprobs, prompt_logprobs
-from .reply import Reply, finish_reason
-from .schemas import CompletionRequest
-from .stream import Choice, Outputs, stream_chunks
-from .validation import read_request
+from server.disconnect import unless_disconnected
+from server.errors import request_id_of
+from server.openai.logprobs import CompletionLogprobs, prompt_logprobs
+from server.openai.reply import Reply, finish_reason
+from server.openai.schemas import CompletionRequest
+from server.openai.stream import Choice, Outputs, stream_chunks
+from server.openai.validation import read_request
+from server.responses import JSONResponse
+from server.serving import serving_of
+from server.sse import EventStream
 
 
 async def completions(request: Request) -> Response:

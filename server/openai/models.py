@@ -5,8 +5,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..responses import JSONResponse
-from ..serving import Serving, serving_of
+from server.responses import JSONResponse
+from server.serving import Serving, serving_of
 
 
 async def list_models(request: Request) -> Response:

@@ -6,94 +6,39 @@ strict: no booleans, no strings, no NaN. Unknown fields are kept in ``model_extr
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    FailFast,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.sampling_params import (
     MAX_LOGIT_BIAS,
-    MAX_LOGPROBS,
     MAX_N,
     MAX_STOP_TOKEN_IDS,
     RequestOutputKind,
     SamplingParams,
 )
-
-MAX_PROMPTS = 1024  # prompts of one request, and its sequences (prompts times n)
-MAX_MESSAGES = 8192
-MAX_STRINGS = 256
-TAG = "~"  # first character of the union tags below; validation.py leaves them out of paths
-
-_INT32 = 2**31 - 1
-_INT64 = 2**63 - 1
-
-Strings = Annotated[list[str], FailFast(), Field(max_length=MAX_STRINGS)]
-TokenIds = Annotated[list[int], FailFast()]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Count = Annotated[int, Field(ge=0, le=_INT32)]
-LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
-
-
-def _one_or_many(value: Any) -> str | None:
-    if isinstance(value, str):
-        return f"{TAG}one"
-    return f"{TAG}many" if isinstance(value, list) else None
+from server.openai.fields import (
+    INT32,
+    INT64,
+    MAX_MESSAGES,
+    MAX_PROMPTS,
+    Content,
+    Count,
+    LogprobCount,
+    Objects,
+    Penalty,
+    PromptField,
+    RequestObject,
+    StringOrStrings,
+    Strings,
+    TokenIds,
+)
 
 
-def _prompt_form(value: Any) -> str | None:
-    """By the first element: all others must be like it."""
-    if not isinstance(value, list) or not value:
-        return _one_or_many(value)
-    if type(value[0]) is int:
-        return f"{TAG}ids"
-    return f"{TAG}lists" if isinstance(value[0], list) else f"{TAG}many"
-
-
-def _union(discriminator: Any, expected: str) -> Discriminator:
-    return Discriminator(
-        discriminator, custom_error_type="invalid_type", custom_error_message=expected
-    )
-
-
-StringOrStrings = Annotated[
-    Annotated[str, Tag(f"{TAG}one")] | Annotated[Strings, Tag(f"{TAG}many")],
-    _union(_one_or_many, "a string or an array of strings"),
-]
-Content = Annotated[
-    Annotated[str, Tag(f"{TAG}one")]
-    | Annotated[
-        list[dict[str, Any]], FailFast(), Field(max_length=MAX_MESSAGES), Tag(f"{TAG}many")
-    ],
-    _union(_one_or_many, "a string or an array of content parts"),
-]
-PromptField = Annotated[
-    Annotated[str, Tag(f"{TAG}one")]
-    | Annotated[
-        list[str], FailFast(), Field(min_length=1, max_length=MAX_PROMPTS), Tag(f"{TAG}many")
-    ]
-    | Annotated[TokenIds, Tag(f"{TAG}ids")]
-    | Annotated[list[TokenIds], FailFast(), Field(max_length=MAX_PROMPTS), Tag(f"{TAG}lists")],
-    _union(_prompt_form, "a string, an array of strings, of token ids, or of arrays of token ids"),
-]
-
-
-class _Object(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class StreamOptions(_Object):
+class StreamOptions(RequestObject):
     include_usage: bool | None = None
 
 
-class GenerationRequest(_Object):
+class GenerationRequest(RequestObject):
     """What both endpoints take."""
 
     # Fields that would change the answer if they were ignored, so they are refused.
@@ -116,9 +61,9 @@ class GenerationRequest(_Object):
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_INT32)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=INT32)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-_INT64 - 1, le=_INT64)] | None = None
+    seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -127,14 +72,14 @@ class GenerationRequest(_Object):
     bad_words: Strings | None = None
     stop: StringOrStrings | None = None
     stop_token_ids: (
-        Annotated[list[int], FailFast(), Field(max_length=MAX_STOP_TOKEN_IDS)] | None
+        Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] | None
     ) = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     prompt_logprobs: LogprobCount | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: Annotated[int, Field(ge=-_INT32, le=_INT32)] | None = None
+    priority: Annotated[int, Field(ge=-INT32, le=INT32)] | None = None
     response_format: dict[str, Any] | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -175,10 +120,26 @@ class GenerationRequest(_Object):
 
 
 _SAMPLING_FIELDS = (
-    "n temperature top_p top_k min_p seed presence_penalty frequency_penalty repetition_penalty "
-    "logit_bias allowed_token_ids bad_words stop stop_token_ids ignore_eos min_tokens "
-    "prompt_logprobs skip_special_tokens include_stop_str_in_output"
-).split()
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "allowed_token_ids",
+    "bad_words",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "prompt_logprobs",
+    "skip_special_tokens",
+    "include_stop_str_in_output",
+)
 
 
 class CompletionRequest(GenerationRequest):
@@ -199,9 +160,11 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
+        """One or more; a single one in a list of its own."""
         prompt: Any = self.prompt
-        single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
-        return [prompt] if single else prompt
+        if isinstance(prompt, str) or isinstance(prompt[0], int):
+            return [prompt]
+        return prompt
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError for values that do not go together."""
@@ -213,7 +176,7 @@ class CompletionRequest(GenerationRequest):
         return self._sampling_params(**overrides)
 
 
-class ChatMessage(_Object):
+class ChatMessage(RequestObject):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
 
@@ -238,33 +201,38 @@ class ChatCompletionRequest(GenerationRequest):
         "audio": "only text is generated",
     }
 
-    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    messages: Annotated[
+        list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+    ]
+    max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
     logprobs: bool | None = None
     top_logprobs: LogprobCount | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
-    tools: Annotated[list[dict[str, Any]], FailFast(), Field(max_length=MAX_STRINGS)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Objects | None = None
+    tool_choice: Any = None
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _only_own_names(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        taken = sorted(_TEMPLATE_NAMES.intersection(value or ()))
-        taken += sorted(name for name in value or () if name.endswith("_token"))
-        if taken:
-            raise PydanticCustomError(
-                "unsupported_value",
-                "the template variable '{name}' cannot be set by a request",
-                {"name": taken[0][:64]},
-            )
+        for name, item in (value or {}).items():
+            if name in _TEMPLATE_NAMES or name.endswith("_token"):
+                raise PydanticCustomError(
+                    "unsupported_value",
+                    "a request cannot set the template's variable '{name}'",
+                    {"name": name[:64]},
+                )
+            if item is not None and not isinstance(item, str | int | float):
+                raise PydanticCustomError(
+                    "unsupported_value", "values must be strings, numbers, booleans or null"
+                )
         return value
 
     @field_validator("tool_choice")
     @classmethod
-    def _only_auto(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    def _only_auto(cls, value: Any) -> Any:
         if value not in (None, "none", "auto"):
             raise PydanticCustomError(
                 "unsupported_value", "only 'none' and 'auto' are supported by this server"

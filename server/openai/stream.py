@@ -6,8 +6,7 @@ from typing import Any
 
 from jaxllm.errors import JaxLLMError
 from jaxllm.outputs import CompletionOutput, RequestOutput
-
-from .reply import Reply, finish_reason
+from server.openai.reply import Reply, finish_reason
 
 Outputs = AsyncGenerator[tuple[int, RequestOutput]]
 Choice = dict[str, Any]

@@ -12,10 +12,10 @@ from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
 from jaxllm.errors import InvalidRequestError
-
-from ..errors import UnsupportedMediaTypeError
-from ..serving import serving_of
-from .schemas import TAG, GenerationRequest
+from server.errors import UnsupportedMediaTypeError
+from server.openai.fields import TAG
+from server.openai.schemas import GenerationRequest
+from server.serving import serving_of
 
 _EXPECTED = {
     "int_type": "an integer",

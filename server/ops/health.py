@@ -4,9 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from jaxllm.errors import EngineDeadError
-
-from ..responses import JSONResponse
-from ..serving import serving_of
+from server.responses import JSONResponse
+from server.serving import serving_of
 
 
 async def health(request: Request) -> Response:

@@ -98,7 +98,8 @@ def test_files_are_short() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    silent = [path for path in ALL_PYTHON if not ast.get_docstring(ast.parse(path.read_text()))]
+    explained = [path for path in ALL_PYTHON if path.relative_to(ROOT).parts[0] != "tests"]
+    silent = [path for path in explained if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not [_name(path) for path in silent]
 
 

@@ -92,7 +92,9 @@ class TinyEngine:
     def run(
         self, requests: Sequence[EngineCoreRequest], core: EngineCore | None = None, join: int = 0
     ) -> dict[str, Answer]:
-        """Answers of all requests, run together; one joins every ``join`` steps (0: all at once)."""
+        """Answers of all requests, run together; one joins every ``join`` steps (0: all at
+        once).
+        """
         core = core or self.core()
         answers = {request.request_id: Answer() for request in requests}
         waiting = list(requests)

@@ -36,7 +36,7 @@ def test_wrong_prompts(inputs: InputProcessor, prompt: Any, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("length", "max_tokens", "resolved"),
-    [(10, None, 54), (10, 54, 54), (63, 1, 1), (63, None, 1), (10, 0, 1), (10, 5, 5)],
+    [(10, None, 54), (10, 54, 54), (63, 1, 1), (63, None, 1), (10, 0, 0), (10, 5, 5)],
 )
 def test_max_tokens(inputs: InputProcessor, length: int, max_tokens: Any, resolved: int) -> None:
     assert (

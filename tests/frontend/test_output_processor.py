@@ -128,9 +128,10 @@ def test_stop_string_before_the_engines_own_end(
     assert (output.text, output.stop_reason, len(output.token_ids)) == ("a", "b", 2)
 
 
-def test_max_tokens_zero_yields_prompt_only(add: Add, say: Any) -> None:
+def test_max_tokens_zero_yields_prompt_only(add: Add, processor: OutputProcessor) -> None:
     state = add(max_tokens=0)
-    say("x", finish="length")
+    event = EngineCoreOutput("r", finish_reason="length")
+    processor.process(StepOutputs(1, events=[event]))
     output = taken(state)
     assert output.finished and (output.outputs[0].text, output.outputs[0].token_ids) == ("", [])
 

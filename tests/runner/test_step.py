@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -26,7 +27,9 @@ def test_decoding_equals_prefilling_the_same_tokens(engine: TinyEngine) -> None:
 
 
 def test_no_program_copies_the_cache(engine: TinyEngine) -> None:
-    """The donated cache is the output cache, and scratch memory is smaller than one layer's cache."""
+    """The donated cache is the output cache, and scratch memory is smaller than one layer's
+    cache.
+    """
     plan = tiny_plan(num_blocks=4097)
     programs = Programs(plan, engine.model, BACKEND)
     programs.compile(threads=2, progress=False)
@@ -61,7 +64,9 @@ def test_more_patches_than_a_step_carries(engine: TinyEngine) -> None:
     answers = engine.run([*wide, request("plain", PROMPT, 6)])
     for item in wide:
         assert set(answers[item.request_id].token_ids) <= {40, 41}
-    assert answers["plain"].token_ids == engine.run([request("plain", PROMPT, 6)])["plain"].token_ids
+    assert (
+        answers["plain"].token_ids == engine.run([request("plain", PROMPT, 6)])["plain"].token_ids
+    )
 
 
 def test_logits_that_are_not_finite_fail_their_own_request_only(engine: TinyEngine) -> None:
@@ -90,15 +95,18 @@ def test_logits_that_are_not_finite_fail_their_own_request_only(engine: TinyEngi
 
 
 def test_a_failing_step_is_survived(engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A raise in dispatch loses the donated cache; everything is recomputed and comes out the same."""
+    """A raise in dispatch loses the donated cache; everything is recomputed and comes out the
+    same.
+    """
     core = engine.core()
     runner = core.executor
+    assert isinstance(runner, ModelRunner)
     original, calls = runner.dispatch, []
 
     def flaky(plan):
         calls.append(plan.step_id)
         if len(calls) == 6:
-            runner._kv[0].delete()  # as if the step had consumed it
+            jax.tree.map(jax.Array.delete, runner._kv)  # as if the step had consumed it
             raise RuntimeError("device lost")
         return original(plan)
 

@@ -112,9 +112,7 @@ def test_penalties() -> None:
     assert out.token_ids.tolist() == [want.argmax(), logits[0].argmax()]
     # and where the penalised token was the best one
     counts[0, logits.argmax()] = 1
-    out = run(
-        logits, "penalties", counts=counts, frequency_penalty=np.array([100.0], np.float32)
-    )
+    out = run(logits, "penalties", counts=counts, frequency_penalty=np.array([100.0], np.float32))
     assert int(out.token_ids[0]) == np.argsort(-logits[0])[1]
 
 

@@ -12,6 +12,9 @@ from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.xla import TileMap, make_tile_map, paged_decode, paged_prefill
 from pallas_kernels.kv_write.xla import kv_write
 
+# Tiles attended at once: a CPU works on one after the other, an accelerator wants many.
+_CPU_TILES, _ACCELERATOR_TILES = 1, 64
+
 
 class _Prepared(NamedTuple):
     tiles: TileMap | None  # None in a pure decode step
@@ -70,6 +73,7 @@ class XLABackend:
             out,
             scale=spec.scale,
             window=spec.window,
+            group=_CPU_TILES if jax.default_backend() == "cpu" else _ACCELERATOR_TILES,
         )
 
 

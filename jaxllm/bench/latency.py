@@ -1,0 +1,91 @@
+"""``jaxllm bench latency``: time to the first token and time per step, by batch size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from jaxllm.bench.report import check_writable, make_report, write_report
+from jaxllm.bench.start import start_engine
+from jaxllm.bench.throughput import measure
+from jaxllm.bench.workload import workload_decode
+from jaxllm.config.engine import EngineConfig
+from jaxllm.errors import InvalidRequestError
+from jaxllm.llm import LLM
+
+
+def run_latency(
+    config: EngineConfig,
+    *,
+    batch_sizes: Sequence[int] = (1, 8),
+    input_len: int = 128,
+    output_len: int = 64,
+    num_iters: int = 3,
+    json_path: Path | None = None,
+) -> dict[str, Any]:
+    """Run it, print the figures, return (and write) the report.
+
+    Raises:
+        JaxLLMError: the arguments are wrong, the engine does not start, or a request failed.
+    """
+    if min(*batch_sizes, input_len, num_iters) < 1 or output_len < 2:
+        raise InvalidRequestError(
+            "--batch-size, --input-len and --num-iters must be at least 1, --output-len 2."
+        )
+    check_writable(json_path)
+    llm, start_seconds = start_engine(config, input_len + output_len)
+    rows = [_measure(llm, size, input_len, output_len, num_iters) for size in batch_sizes]
+    figures = {
+        "benchmark": "latency",
+        "input_len": input_len,
+        "output_len": output_len,
+        "num_iters": num_iters,
+        "start_seconds": round(start_seconds, 2),
+        "batches": rows,
+    }
+    report = make_report(config, figures)
+    _print(report)
+    write_report(report, json_path)
+    return report
+
+
+def _measure(
+    llm: LLM, batch_size: int, input_len: int, output_len: int, num_iters: int
+) -> dict[str, Any]:
+    """Medians over ``num_iters`` runs, after one that does not count.
+
+    The time to the first token is that of requests for one token: until every row of the batch
+    has its own. The time of a decode step is what the further tokens cost, evenly spread.
+    """
+    vocab_size = llm.info.vocab_size
+    whole = workload_decode(batch_size, input_len, output_len)
+    described = {"workload": "decode", "sha": whole.sha()}
+    whole = whole.folded(vocab_size)
+    first = workload_decode(batch_size, input_len, 1).folded(vocab_size)
+    measure(llm, whole)
+    first_seconds = [measure(llm, first) for _ in range(num_iters)]
+    whole_seconds = [measure(llm, whole) for _ in range(num_iters)]
+    decode_seconds = (median(whole_seconds) - median(first_seconds)) / (output_len - 1)
+    return {
+        "batch_size": batch_size,
+        **described,
+        "ids_folded_to_vocabulary": whole.folded_to,
+        "ttft_ms": median(first_seconds) * 1000,
+        "decode_step_ms": decode_seconds * 1000,
+        "decode_tokens_per_second": batch_size / decode_seconds if decode_seconds > 0 else None,
+        "first_token_seconds": first_seconds,
+        "whole_seconds": whole_seconds,
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    device = report["device"]
+    print(f"model {report['model']} on {device['kind']} ({device['platform']}), ", end="")
+    print(f"{report['input_len']} tokens in, {report['output_len']} out")
+    print(f"{'batch':>6} {'TTFT ms':>10} {'step ms':>10} {'decode tok/s':>13}")
+    for row in report["batches"]:
+        rate = row["decode_tokens_per_second"] or 0.0
+        print(
+            f"{row['batch_size']:>6} {row['ttft_ms']:>10.1f} "
+            f"{row['decode_step_ms']:>10.2f} {rate:>13.1f}"
+        )

@@ -1,0 +1,116 @@
+"""An EngineClient without an engine: every request is answered with the same text, byte by byte."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+
+from jaxllm.frontend.client import Prompt
+from jaxllm.frontend.input_processor import InputProcessor
+from jaxllm.frontend.parallel_sampling import fan_out
+from jaxllm.frontend.request_state import RequestState
+from jaxllm.messages import (
+    EngineCoreOutput,
+    EngineCoreRequest,
+    EngineStats,
+    ModelInfo,
+    TokenLogprobs,
+)
+from jaxllm.outputs import RequestOutput
+from jaxllm.sampling_params import SamplingParams
+from jaxllm.tokenizer.tokenizer import Tokenizer
+
+ANSWER = "Hello, wörld!"
+EOS_ID = 257
+OTHER_ID = 65  # the second most likely token, always
+
+
+class FakeClient:
+    """The text side is the real one; only the tokens are made up.
+
+    ``step_seconds`` is slept before every token; ``fail_with`` is raised instead of token
+    ``fail_at``. Every logprob is -0.5, that of ``OTHER_ID`` -1.5.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, info: ModelInfo, answer: str = ANSWER):
+        self.info = info
+        self.tokenizer = tokenizer
+        self.ready = True
+        self.step_seconds = 0.0
+        self.fail_with: Exception | None = None
+        self.fail_at = 0
+        self.finish_reason: str | None = None  # overrides "stop"
+        self.prompts: list[Prompt] = []
+        self.params: list[SamplingParams] = []
+        self.request_ids: list[str] = []
+        self.priorities: list[int] = []
+        self.add_special_tokens: list[bool] = []
+        self.num_running = 0
+        self.aborted: list[str] = []
+        self._answer_ids = tokenizer.encode(answer, add_special_tokens=False)
+        self._inputs = InputProcessor(info, tokenizer, random.Random(0))
+
+    def stats(self) -> EngineStats | None:
+        return None
+
+    async def abort(self, request_id: str) -> None:
+        raise NotImplementedError("the server closes generators instead")
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        add_special_tokens: bool = True,
+    ) -> AsyncGenerator[RequestOutput]:
+        assert request_id is not None
+        self.prompts.append(prompt)
+        self.params.append(sampling_params)
+        self.request_ids.append(request_id)
+        self.priorities.append(priority)
+        self.add_special_tokens.append(add_special_tokens)
+        token_ids = self._inputs.encode(prompt, add_special_tokens)
+        request = self._inputs.process(request_id, token_ids, sampling_params)
+        children = fan_out(request, sampling_params.n)
+        text = prompt if isinstance(prompt, str) else None
+        state = RequestState(request_id, text, children, sampling_params, self.tokenizer)
+        self.num_running += 1
+        try:
+            for step in range(self.info.max_model_len):
+                await asyncio.sleep(self.step_seconds)
+                if self.fail_with is not None and step == self.fail_at:
+                    raise self.fail_with
+                for index, child in enumerate(children):
+                    if state.is_running(index):
+                        state.add_output(index, self._token(child, step))
+                output = state.take()
+                if output is not None:
+                    yield output
+                if state.finished:
+                    return
+        finally:
+            self.num_running -= 1
+            if not state.finished:
+                self.aborted.append(request_id)
+
+    def _token(self, child: EngineCoreRequest, step: int) -> EngineCoreOutput:
+        answer = self._answer_ids
+        ended = step >= len(answer) and not child.sampling_params.ignore_eos
+        token_id = EOS_ID if ended else answer[step % len(answer)]
+        reason = "stop" if ended else "length" if step + 1 >= child.max_tokens else None
+        if reason is not None and self.finish_reason is not None:
+            reason = self.finish_reason
+        wants_prompt = step == 0 and child.sampling_params.prompt_logprobs is not None
+        ids = (token_id,) if child.max_tokens > 0 else ()
+        return EngineCoreOutput(
+            child.request_id,
+            ids,
+            reason,
+            logprobs=tuple(map(_scored, ids)),
+            prompt_logprobs=tuple(map(_scored, child.prompt_token_ids[1:])) if wants_prompt else (),
+        )
+
+
+def _scored(token_id: int) -> TokenLogprobs:
+    return TokenLogprobs(token_id, -0.5, 1, (token_id, OTHER_ID), (-0.5, -1.5))

@@ -1,0 +1,197 @@
+"""The command line: flags, refusals, exit codes, how long it takes to say so."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jaxllm
+from jaxllm.config.engine import EngineConfig
+from jaxllm.errors import ConfigError, OutOfMemoryError
+from server import cli
+from server.flags import Parser, add_flags, from_flags
+from server.serve import bind, check_exposure, is_loopback, ready_line, url_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def parse(*argv: str) -> EngineConfig:
+    parser = Parser(prog="x")
+    add_flags(parser, "engine", EngineConfig, skip=("model",))
+    return from_flags(EngineConfig, parser.parse_args(argv), model="m")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    """Exit code and last line on stderr."""
+    try:
+        code = cli.main(argv)
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    assert isinstance(code, int)
+    return code, captured.err.splitlines()[-1]
+
+
+def test_flags_are_the_fields() -> None:
+    assert parse() == EngineConfig(model="m")
+    config = parse(
+        "--max-model-len=512", "--no-async-scheduling", "--gpu-memory-utilization", "0.5",
+        "--dtype", "float32", "--offline", "--tokenizer", "dir",
+    )  # fmt: skip
+    assert config == EngineConfig(
+        model="m",
+        max_model_len=512,
+        async_scheduling=False,
+        gpu_memory_utilization=0.5,
+        dtype="float32",
+        offline=True,
+        tokenizer="dir",
+    )
+
+
+def test_every_field_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    text = capsys.readouterr().out
+    for field in fields(EngineConfig):
+        assert field.name == "model" or f"--{field.name.replace('_', '-')}" in text
+    for choice in ("bfloat16", "dummy"):
+        assert choice in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("serve", "--max-modle-len", "9"), ("--max-modle-len", "did you mean --max-model-len")),
+        (("serve", "--nonsense"), ("unknown parameter --nonsense", "jaxllm serve --help")),
+        (("bench", "latency", "--batch-sizes=1"), ("did you mean --batch-size?",)),
+        (("serve", "--dtype", "int3"), ("--dtype", "bfloat16")),
+        (("serve", "--port", "http"), ("--port",)),
+        (("serve", "--port", "70000"), ("--port", "65535")),
+        (("serve", "--block-size", "3"), ("--block-size", "power of two")),
+        (("serve", "--host", "0.0.0.0"), ("API key", "--insecure-no-auth")),
+        (("serve", "m1", "m2"), ("m2",)),
+        (("frobnicate",), ("frobnicate",)),
+        ((), ("COMMAND",)),
+        (("bench", "throughput", "--workload", "c"), ("--workload",)),
+        (("bench", "throughput", "--json", "/none/x.json"), ("--json", "does not exist")),
+        (("bench", "throughput", "--workload=b", "--input-len=9"), ("Workload b",)),
+        (("bench", "latency", "--output-len", "1"), ("--output-len",)),
+    ],
+)
+def test_refusals_are_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    argv: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.delenv("JAXLLM_API_KEY", raising=False)
+    code, line = refusal(capsys, *argv)
+    assert code == 2
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+
+
+def test_typed_errors_set_the_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> int:
+        raise OutOfMemoryError("It does\nnot fit.")
+
+    monkeypatch.setattr("server.serve.serve", fail)
+    assert refusal(capsys, "serve", "m") == (3, "error: It does not fit.")
+
+
+def test_ctrl_c_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxllm.bench.throughput.run_throughput", interrupt)
+    assert cli.main(["bench", "throughput", "m"]) == cli.INTERRUPTED
+
+
+def test_the_default_model_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[EngineConfig] = []
+
+    def remember(config: EngineConfig, options: Any) -> int:
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr("server.serve.serve", remember)
+    assert cli.main(["serve"]) == 0
+    assert "default model smollm2-135m" in capsys.readouterr().err
+    assert cli.main(["serve", "other", "--seed", "3"]) == 0
+    assert "default" not in capsys.readouterr().err
+    assert [config.model for config in seen] == ["smollm2-135m", "other"]
+    assert seen[1].seed == 3
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"jaxllm {jaxllm.__version__}\n"
+
+
+def test_a_stray_package_is_noticed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(jaxllm, "__file__", str(tmp_path / "jaxllm" / "__init__.py"))
+    code, line = refusal(capsys, "serve")
+    assert code == 2
+    assert str(tmp_path) in line and "server" in line
+
+
+def test_help_is_quick_and_imports_little() -> None:
+    heavy = {"uvicorn", "pydantic", "starlette", "numpy", "msgspec", "asyncio"}
+    code = f"import sys, server.cli; print(sorted({heavy} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 2.0  # far less, on a machine with nothing else to do
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.9.9.9"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert is_loopback(host)
+    check_exposure(host, (), False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "no.such.host.invalid"])
+def test_other_hosts_do(host: str) -> None:
+    with pytest.raises(ConfigError, match="without an API key"):
+        check_exposure(host, (), False)
+    check_exposure(host, ("key",), False)
+    check_exposure(host, (), True)
+
+
+def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
+    with bind("127.0.0.1", 0) as first:
+        first.listen()
+        port = first.getsockname()[1]
+        assert url_of(first) == f"http://127.0.0.1:{port}"
+        with pytest.raises(ConfigError, match="in use"):
+            bind("127.0.0.1", port)
+
+
+def test_ready_line_can_be_pasted() -> None:
+    line = ready_line("http://127.0.0.1:1", 'it\'s "x"')
+    assert line.count("\n") == 0
+    command = line[line.index("curl") :]
+    shown = subprocess.run(
+        ["bash", "-c", f"curl() {{ printf '%s\\n' \"${{@: -1}}\"; }}; {command}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(shown.stdout)["model"] == 'it\'s "x"'
