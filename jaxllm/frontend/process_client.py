@@ -144,6 +144,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # stdout belongs to whoever started us
                 pass_fds=(theirs.fileno(),),
+                process_group=0,  # Ctrl-C is for the parent: it may come before the child ignores it
             )
         except BaseException:
             ours.close()
