@@ -144,7 +144,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # stdout belongs to whoever started us
                 pass_fds=(theirs.fileno(),),
-                process_group=0,  # Ctrl-C is for the parent: it may come before the child ignores it
+                process_group=0,  # Ctrl-C is for the parent, and the child may not ignore it yet
             )
         except BaseException:
             ours.close()
