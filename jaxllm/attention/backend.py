@@ -52,7 +52,7 @@ class AttentionBackend(Protocol):
         q: Float[Array, "T H D"],
         kv: Float[Array, "P 2 K B D"],
         metadata: "AttentionMetadata",
-        aux: Any,
+        shared: Any,
         spec: AttentionSpec,
     ) -> Float[Array, "T H D"]:
         """Causal attention of every token over its own row's pages. Padding tokens give finite

@@ -1,13 +1,13 @@
 """What attention must know of one step. A pytree, built once per step inside the jitted program."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.backend import AttentionBackend, AttentionSpec
 from jaxllm.config.plan import BatchKind
 
 
@@ -41,27 +41,22 @@ class AttentionMetadata:
         return jnp.where(self.valid(), page, num_pages), position % page_size
 
 
-class StepAttention(Protocol):
-    """A backend bound to one step: writes K and V to their pages, then attends. Never the reverse
-    order: reading the cache before writing it makes XLA copy the cache."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepAttention:
+    """A backend bound to one step. Writes K and V to their pages, then attends; never the reverse
+    order: reading the cache before writing it makes XLA copy the cache.
+    """
 
-    def __call__(
-        self,
-        q: Float[Array, "T H D"],
-        k: Float[Array, "T K D"],
-        v: Float[Array, "T K D"],
-        kv: Array,
-        spec: AttentionSpec,
-    ) -> tuple[Float[Array, "T H D"], Array]: ...
+    backend: AttentionBackend = field(metadata={"static": True})
+    metadata: AttentionMetadata
+    shared: Any  # what backend.prepare() made for all layers
 
-
-class BoundBackend:
-    """``backend.prepare`` runs once per step; every layer then calls this."""
-
-    def __init__(self, backend: Any, metadata: AttentionMetadata, kind: BatchKind, page_size: int):
-        self._backend = backend
-        self._metadata = metadata
-        self._aux = backend.prepare(metadata, kind, page_size)
+    @classmethod
+    def bind(
+        cls, backend: AttentionBackend, metadata: AttentionMetadata, kind: BatchKind, page_size: int
+    ) -> "StepAttention":
+        return cls(backend, metadata, backend.prepare(metadata, kind, page_size))
 
     def __call__(
         self,
@@ -71,5 +66,5 @@ class BoundBackend:
         kv: Array,
         spec: AttentionSpec,
     ) -> tuple[Float[Array, "T H D"], Array]:
-        kv = self._backend.write(kv, k, v, self._metadata)
-        return self._backend.attend(q, kv, self._metadata, self._aux, spec), kv
+        kv = self.backend.write(kv, k, v, self.metadata)
+        return self.backend.attend(q, kv, self.metadata, self.shared, spec), kv

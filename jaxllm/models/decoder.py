@@ -4,7 +4,8 @@ A file of an architecture reads its config.json and names its tensors; what diff
 is a switch of ModelConfig or an overridden method. Nothing here knows of rows, buckets or requests.
 """
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,23 @@ class DecoderLayer(nnx.Module):
             return x + branch, kv
 
 
+@partial(jax.jit, static_argnames="structure")
+def _layer(
+    leaves: list[Array],
+    x: Float[Array, "T E"],
+    kv: Array,
+    table: RotaryTable,
+    attend: StepAttention,
+    structure: tuple[Any, Any],
+) -> tuple[Float[Array, "T E"], Array]:
+    """One layer as a function of its parameters, so that layers of the same structure are traced
+    and lowered once instead of once each; the compiler inlines the calls.
+    """
+    graphdef, treedef = structure
+    layer: DecoderLayer = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
+    return layer(x, kv, table, attend)
+
+
 class DecoderLM(nnx.Module):
     """Base of all architectures. ``__call__`` is pure in the parameters, the tokens and the KV
     cache.
@@ -86,9 +104,10 @@ class DecoderLM(nnx.Module):
         x = self.embed(tokens)
         table = rotary_table(self.config.rope, jnp.maximum(positions, 0))
         written: list[Array] = []
-        for index, layer in enumerate(self.layers):
-            with jax.named_scope(f"layer_{index}"):
-                x, layer_kv = layer(x, kv[index], table, attend)
+        for layer, layer_kv in zip(self.layers, kv, strict=True):
+            graphdef, state = nnx.split(layer)
+            leaves, treedef = jax.tree.flatten(state)
+            x, layer_kv = _layer(leaves, x, layer_kv, table, attend, (graphdef, treedef))
             written.append(layer_kv)
         return self.norm(x), tuple(written)
 

@@ -10,7 +10,7 @@ from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 
 GIB = 2**30
-CPU_CACHE_BYTES = 2 * GIB
+CPU_CACHE_BYTES = GIB
 
 
 def weight_bytes(model: ModelDef) -> int:

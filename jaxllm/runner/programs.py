@@ -22,7 +22,7 @@ from jaxllm.config.plan import BatchBucket, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
-from jaxllm.runner.step import StepProgram, abstract_packed, forward, sample
+from jaxllm.runner.step import StepProgram, abstract_packed, forward, sample, step_slots
 from jaxllm.sampling.token_mask import mask_words
 
 logger = logging.getLogger(__name__)
@@ -106,10 +106,14 @@ class Programs:
         return _Job(bucket, lambda: jitted.lower(*self._forward_args(bucket)))
 
     def _sample_job(self, bucket: BatchBucket) -> _Job:
-        """Shapes of its inputs are those of any bucket with that many rows."""
-        function = partial(forward, program=self.step_program(bucket))
-        _, rows, logits, slots, _ = jax.eval_shape(function, *self._forward_args(bucket))
-        words = mask_words(self.plan.model.vocab_size)
-        mask = jax.ShapeDtypeStruct((bucket.num_rows, words), jnp.int32)
+        """Its inputs are the same for all buckets with that many rows."""
+        count, vocab = bucket.num_rows, self.plan.model.vocab_size
+        rows = row_buffers_spec(self.rows, self.plan.max_num_seqs, vocab)
+        logits = jax.ShapeDtypeStruct((count, vocab), jnp.float32)
+        slots = jax.eval_shape(
+            lambda packed: step_slots(self.step_program(bucket).layout.views(packed)),
+            abstract_packed(self.step_program(bucket)),
+        )
+        mask = jax.ShapeDtypeStruct((count, mask_words(vocab)), jnp.int32)
         jitted = jax.jit(partial(sample, layout=self.rows), donate_argnums=(0,))
-        return _Job(bucket.num_rows, lambda: jitted.lower(rows, logits, slots, mask))
+        return _Job(count, lambda: jitted.lower(rows, logits, slots, mask))

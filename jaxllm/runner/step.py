@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.attention.backend import AttentionBackend
 from jaxllm.attention.kv_cache import KVCache
-from jaxllm.attention.metadata import AttentionMetadata, BoundBackend
+from jaxllm.attention.metadata import AttentionMetadata, StepAttention
 from jaxllm.config.plan import BatchBucket
 from jaxllm.models.params import ModelDef, Params
 from jaxllm.runner.row_layout import RowBuffers, RowLayout
@@ -77,7 +77,7 @@ def forward(
         block_tables=program.rows.block_tables(state[views.rows]),
         num_decode_rows=views.num_decode_rows,
     )
-    attend = BoundBackend(program.backend, metadata, program.bucket.kind, program.block_size)
+    attend = StepAttention.bind(program.backend, metadata, program.bucket.kind, program.block_size)
     model = program.model.merge(params)
     hidden, kv = model(tokens, views.positions, kv, attend)
     logits = model.compute_logits(hidden[views.logits_index])
@@ -87,8 +87,8 @@ def forward(
         lambda h: no_logprobs(h.shape[0]),
         hidden,
     )
-    slots = StepSlots(views.rows, views.seq_lens, views.samples > 0, _flags(views))
-    return kv, RowBuffers(state, rows.last_token, counts, seen), logits, slots, scored
+    rows = RowBuffers(state, rows.last_token, counts, seen)
+    return kv, rows, logits, step_slots(views), scored
 
 
 def sample(
@@ -113,9 +113,10 @@ def sample(
     return RowBuffers(rows.state, last_token, rows.output_counts, rows.prompt_seen), out
 
 
-def _flags(views: SimpleNamespace) -> SamplingFlags:
+def step_slots(views: SimpleNamespace) -> StepSlots:
     names = [field.name for field in fields(SamplingFlags)]
-    return SamplingFlags(**{name: getattr(views, name) > 0 for name in names})
+    flags = SamplingFlags(**{name: getattr(views, name) > 0 for name in names})
+    return StepSlots(views.rows, views.seq_lens, views.samples > 0, flags)
 
 
 def _patch(state: Int[Array, "S C"], views: SimpleNamespace) -> Int[Array, "S C"]:

@@ -30,6 +30,8 @@ def main() -> int:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s engine: %(message)s",
     )
+    for library in ("jax", "absl", "orbax"):  # they tell their life story at INFO
+        logging.getLogger(library).setLevel(logging.WARNING)
     os.set_inheritable(args.fd, False)  # a compiler we start must not keep the socket open
     return run_worker(socket.socket(fileno=args.fd), args.generation, _build)
 

@@ -13,7 +13,9 @@ ALL_PYTHON = SOURCES + sorted(
     path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*.py")
 )
 
-MAY_JIT = {"jaxllm/runner/programs.py", "jaxllm/weights/loader.py"}
+# Programs; dummy weights; layers, so that they are traced once. Each kernel is one jitted function.
+MAY_JIT = ("jaxllm/runner/programs.py", "jaxllm/weights/loader.py", "jaxllm/models/decoder.py")
+MAY_JIT += ("pallas_kernels/",)
 JIT_NAMES = {"jax.jit", "jax.pmap", "nnx.jit", "flax.nnx.jit", "jax.api.jit", "pjit"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "yaml.load", "os.system", "torch.load", "numpy.load", "np.load"}
@@ -84,7 +86,9 @@ def test_unsafe_is_seen(source: str) -> None:
 
 def test_jit_only_where_programs_are_made() -> None:
     found = {_name(path): jit_uses(path.read_text()) for path in SOURCES}
-    assert not {name: lines for name, lines in found.items() if lines and name not in MAY_JIT}
+    assert not {
+        name: lines for name, lines in found.items() if lines and not name.startswith(MAY_JIT)
+    }
 
 
 def test_nothing_runs_code_found_in_data() -> None:

@@ -46,8 +46,11 @@ class Batch:
         self.q = jnp.asarray(rng.normal(size=(tokens, heads, dim)).astype(np.float32))
 
 
-@pytest.mark.parametrize("window", [None, 1, 20, 100])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [*((shape, None) for shape in SHAPES), *((SHAPES[2], window) for window in (1, 20, 100))],
+    ids=str,
+)
 def test_prefill_and_decode_equal_the_reference(
     shape: tuple[int, int, int, int], window: int | None
 ) -> None:
@@ -68,7 +71,7 @@ def test_prefill_and_decode_equal_the_reference(
     )
     np.testing.assert_allclose(decoded[0], want[0], atol=2e-5)
     assert not np.asarray(decoded[1:]).any()
-    for group in (1, 3, 64):
+    for group in (1, 3):
         tiles = make_tile_map(batch.query_start_loc, jnp.int32(1), len(batch.positions_np))
         got = paged_prefill(
             batch.q,

@@ -50,7 +50,7 @@ class XLABackend:
         q: Float[Array, "T H D"],
         kv: Float[Array, "P 2 K B D"],
         metadata: AttentionMetadata,
-        aux: _Prepared,
+        shared: _Prepared,
         spec: AttentionSpec,
     ) -> Float[Array, "T H D"]:
         rows = metadata.seq_lens.shape[0]
@@ -59,7 +59,7 @@ class XLABackend:
         decoded = paged_decode(
             q[:rows], kv, metadata.block_tables, decode_lens, scale=spec.scale, window=spec.window
         )
-        if aux.tiles is None:
+        if shared.tiles is None:
             return decoded
         # Decode rows are the first slots, so token i is slot i; the tiles fill in the rest.
         out = jnp.zeros_like(q)
@@ -69,7 +69,7 @@ class XLABackend:
             kv,
             metadata.block_tables,
             metadata.positions,
-            aux.tiles,
+            shared.tiles,
             out,
             scale=spec.scale,
             window=spec.window,
