@@ -22,13 +22,23 @@ class AttentionSpec:
     window: int | None = None  # a query sees itself and the window - 1 tokens before it
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionTarget:
+    """Where attention will run, and over what cache."""
+
+    platform: str  # "cpu", "gpu"
+    compute_capability: str  # "9.0"; "" where there is none
+    page_size: int
+    dtype: str  # of activations and cache
+
+
 class AttentionBackend(Protocol):
     """All methods are pure and traced inside the step."""
 
     name: str
 
-    def refuses(self, spec: AttentionSpec, platform: str) -> str | None:
-        """None if this backend can serve the layer on that platform, else the reason."""
+    def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
+        """None if this backend can serve the layer there, else the reason."""
         ...
 
     def prepare(self, metadata: "AttentionMetadata", kind: BatchKind, page_size: int) -> Any:

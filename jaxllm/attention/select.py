@@ -4,7 +4,7 @@ refuse.
 
 from collections.abc import Sequence
 
-from jaxllm.attention.backend import AttentionBackend, AttentionSpec
+from jaxllm.attention.backend import AttentionBackend, AttentionSpec, AttentionTarget
 from jaxllm.errors import ConfigError
 from jaxllm.registry import Registry
 
@@ -14,13 +14,15 @@ BACKENDS: Registry[AttentionBackend] = Registry(
 )
 
 
-def select_backend(specs: Sequence[AttentionSpec], platform: str) -> tuple[AttentionBackend, str]:
+def select_backend(
+    specs: Sequence[AttentionSpec], target: AttentionTarget
+) -> tuple[AttentionBackend, str]:
     """Returns the backend and the reason for the choice, for the log."""
     refusals: list[str] = []
     for name in BACKENDS.names():
         backend = BACKENDS.load(name)
-        reasons = {reason for spec in specs if (reason := backend.refuses(spec, platform))}
+        reasons = {reason for spec in specs if (reason := backend.refuses(spec, target))}
         if not reasons:
-            return backend, "; ".join([f"{name} on {platform}", *refusals])
+            return backend, "; ".join([f"{name} on {target.platform}", *refusals])
         refusals.append(f"{name} refused: {', '.join(sorted(reasons))}")
     raise ConfigError("No attention backend can serve this model: " + "; ".join(refusals))

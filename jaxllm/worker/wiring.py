@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.select import select_backend
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.env import cache_dir, cpu_count, prepare_accelerator
@@ -49,10 +49,12 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
     _configure_jax(config)
     files = resolve_model(config.model, revision=config.revision, offline=config.offline)
     source, model_config = _read_model(config, files)
-    model = model_def(model_config, _dtype(config, model_config))
-    backend, reason = select_backend(_attention_specs(model_config), jax.default_backend())
+    dtype = _dtype(config, model_config)
+    model = model_def(model_config, dtype)
+    target = _attention_target(config, dtype)
+    backend, reason = select_backend(_attention_specs(model_config), target)
     logger.info("Attention backend: %s", reason)
-    plan = make_plan(config, model, _dtype(config, model_config), backend.name, reason)
+    plan = make_plan(config, model, dtype, backend.name, reason)
     programs = Programs(plan, model, backend)
     loading = time.monotonic()
     params = _load_params(config, files, source, model)
@@ -116,6 +118,12 @@ def _attention_specs(model: ModelConfig) -> list[AttentionSpec]:
     windows = {model.window(layer) for layer in range(model.num_layers)}
     heads = (model.num_heads, model.num_kv_heads, model.head_dim)
     return [AttentionSpec(*heads, scale=model.head_dim**-0.5, window=w) for w in windows]
+
+
+def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:
+    device: Any = jax.devices()[0]
+    capability = str(getattr(device, "compute_capability", ""))
+    return AttentionTarget(jax.default_backend(), capability, config.block_size, dtype)
 
 
 def _load_params(

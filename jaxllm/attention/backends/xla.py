@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.xla import TileMap, make_tile_map, paged_decode, paged_prefill
@@ -23,7 +23,7 @@ class _Prepared(NamedTuple):
 class XLABackend:
     name = "xla"
 
-    def refuses(self, spec: AttentionSpec, platform: str) -> str | None:
+    def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         return None
 
     def prepare(self, metadata: AttentionMetadata, kind: BatchKind, page_size: int) -> _Prepared:
