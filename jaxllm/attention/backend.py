@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxtyping import Array, Float
 
+from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import BatchKind
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ class AttentionSpec:
     head_dim: int
     scale: float
     window: int | None = None  # a query sees itself and the window - 1 tokens before it
+
+    @classmethod
+    def of(cls, config: ModelConfig, layer: int) -> "AttentionSpec":
+        dim = config.head_dim
+        heads = (config.num_heads, config.num_kv_heads, dim)
+        return cls(*heads, scale=dim**-0.5, window=config.window(layer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +48,11 @@ class AttentionBackend(Protocol):
         """None if this backend can serve the layer there, else the reason."""
         ...
 
-    def prepare(self, metadata: "AttentionMetadata", kind: BatchKind, page_size: int) -> Any:
-        """What all layers of a step share (tile maps and the like)."""
+    def prepare(
+        self, metadata: "AttentionMetadata", kind: BatchKind, spec: AttentionSpec, page_size: int
+    ) -> Any:
+        """What all layers of a step share: tile maps and the like. ``spec`` is any layer's; they
+        differ in the window only."""
         ...
 
     def write(

@@ -54,9 +54,14 @@ class StepAttention:
 
     @classmethod
     def bind(
-        cls, backend: AttentionBackend, metadata: AttentionMetadata, kind: BatchKind, page_size: int
+        cls,
+        backend: AttentionBackend,
+        metadata: AttentionMetadata,
+        kind: BatchKind,
+        spec: AttentionSpec,
+        page_size: int,
     ) -> "StepAttention":
-        return cls(backend, metadata, backend.prepare(metadata, kind, page_size))
+        return cls(backend, metadata, backend.prepare(metadata, kind, spec, page_size))
 
     def __call__(
         self,

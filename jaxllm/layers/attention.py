@@ -24,9 +24,7 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.rope = config.rope
-        self.spec = AttentionSpec(
-            heads, kv_heads, dim, scale=dim**-0.5, window=config.window(layer)
-        )
+        self.spec = AttentionSpec.of(config, layer)
 
     def __call__(
         self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllm.attention.backend import AttentionBackend
+from jaxllm.attention.backend import AttentionBackend, AttentionSpec
 from jaxllm.attention.kv_cache import KVCache
 from jaxllm.attention.metadata import AttentionMetadata, StepAttention
 from jaxllm.config.plan import BatchBucket
@@ -77,7 +77,13 @@ def forward(
         block_tables=program.rows.block_tables(state[views.rows]),
         num_decode_rows=views.num_decode_rows,
     )
-    attend = StepAttention.bind(program.backend, metadata, program.bucket.kind, program.block_size)
+    attend = StepAttention.bind(
+        program.backend,
+        metadata,
+        program.bucket.kind,
+        AttentionSpec.of(program.model.config, 0),
+        program.block_size,
+    )
     model = program.model.merge(params)
     hidden, kv = model(tokens, views.positions, kv, attend)
     logits = model.compute_logits(hidden[views.logits_index])

@@ -115,9 +115,7 @@ def _dtype(config: EngineConfig, model: ModelConfig) -> str:
 
 def _attention_specs(model: ModelConfig) -> list[AttentionSpec]:
     """The kinds of attention layer in the model, each once."""
-    windows = {model.window(layer) for layer in range(model.num_layers)}
-    heads = (model.num_heads, model.num_kv_heads, model.head_dim)
-    return [AttentionSpec(*heads, scale=model.head_dim**-0.5, window=w) for w in windows]
+    return list(dict.fromkeys(AttentionSpec.of(model, i) for i in range(model.num_layers)))
 
 
 def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
+from jaxllm.attention.backend import AttentionSpec
 from jaxllm.attention.metadata import AttentionMetadata, StepAttention
 from jaxllm.attention.select import BACKENDS
 from jaxllm.config.plan import BatchKind
@@ -29,7 +30,8 @@ def _step(
     kind: BatchKind,
     block_size: int,
 ) -> tuple[jax.Array, KVCache]:
-    attend = StepAttention.bind(BACKENDS.load(backend), metadata, kind, block_size)
+    spec = AttentionSpec.of(model.config, 0)
+    attend = StepAttention.bind(BACKENDS.load(backend), metadata, kind, spec, block_size)
     module = model.merge(params)
     hidden, kv = module(tokens, metadata.positions, kv, attend)
     return module.compute_logits(hidden), kv

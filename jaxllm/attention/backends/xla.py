@@ -26,7 +26,9 @@ class XLABackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         return None
 
-    def prepare(self, metadata: AttentionMetadata, kind: BatchKind, page_size: int) -> _Prepared:
+    def prepare(
+        self, metadata: AttentionMetadata, kind: BatchKind, spec: AttentionSpec, page_size: int
+    ) -> _Prepared:
         if kind is BatchKind.DECODE:
             return _Prepared(None)
         return _Prepared(
