@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
 from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
 from jaxllm.attention.metadata import AttentionMetadata, StepAttention
 from jaxllm.attention.select import BACKENDS
 from jaxllm.config.plan import BatchKind
