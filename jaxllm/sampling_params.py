@@ -13,6 +13,7 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_N = 128
+MIN_TEMPERATURE = 1e-5  # below it logits / temperature could overflow: that is greedy
 
 
 class RequestOutputKind(StrEnum):
@@ -111,7 +112,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < MIN_TEMPERATURE
 
     def child(self, index: int) -> "SamplingParams":
         """Parameters of the ``index``-th of ``n`` parallel samples; each has a seed of its own."""

@@ -3,9 +3,11 @@ subcommands import, so that --help and a wrong flag answer at once.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jaxllm
 from jaxllm.config.engine import EngineConfig
@@ -44,10 +46,12 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"jaxllm {jaxllm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="serve a model over an OpenAI-compatible API"))
-    bench = commands.add_parser("bench", help="measure a model's speed, without a server")
+    bench = commands.add_parser("bench", help="measure the speed of a model or a server")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_throughput(benches.add_parser("throughput", help="many requests at once"))
     _add_latency(benches.add_parser("latency", help="time to first token, time per step"))
+    _add_bench_serve(benches.add_parser("serve", help="drive a server that is running"))
+    _add_startup(benches.add_parser("startup", help="from nothing to the first token"))
     return parser
 
 
@@ -116,6 +120,57 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_latency)
 
 
+def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("benchmark", "$JAXLLM_API_KEY is sent as the key.")
+    number: dict[str, Any] = {"type": int, "metavar": "INT"}
+    group.add_argument("--base-url", default="http://127.0.0.1:8000", help="(%(default)s)")
+    group.add_argument("--model", help="default: the first that the server names")
+    group.add_argument("--endpoint", default="completions", choices=("chat", "completions"))
+    group.add_argument(
+        "--workload",
+        default="random",
+        choices=("a", "b", "random"),
+        help="a: 1024 in, 128 out; b: lengths as in chats; random: as a, by --seed (%(default)s)",
+    )
+    group.add_argument("--num-prompts", **number, help="default: the workload's own")
+    group.add_argument("--input-len", **number, help="of a and random")
+    group.add_argument("--output-len", **number, help="of a and random")
+    group.add_argument(
+        "--vocab-size", **number, default=32000, help="token ids are folded into it (%(default)s)"
+    )
+    group.add_argument(
+        "--request-rate",
+        type=float,
+        default=math.inf,
+        metavar="PER_SECOND",
+        help="Poisson arrivals; inf: all at once (%(default)s)",
+    )
+    group.add_argument("--max-concurrency", **number, help="default: no limit")
+    group.add_argument("--seed", **number, default=0, help="arrivals, and the prompts of random")
+    group.add_argument("--ignore-eos", action="store_true", help="answers of exact lengths")
+    group.add_argument("--timeout", type=float, metavar="SECONDS", help="per request")
+    group.add_argument(
+        "--goodput",
+        nargs="+",
+        default=[],
+        metavar="NAME:MS",
+        help="bounds on ttft, tpot, itl (every gap), e2e: requests that keep them all are good",
+    )
+    _add_json(group)
+    parser.set_defaults(run=_bench_serve)
+
+
+def _add_startup(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("benchmark")
+    group.add_argument("--num-iters", type=int, default=1, metavar="INT", help="(%(default)s)")
+    group.add_argument(
+        "--timeout", type=float, default=1800.0, metavar="SECONDS", help="per start (%(default)s)"
+    )
+    _add_json(group)
+    _add_model(parser)
+    parser.set_defaults(run=_startup)
+
+
 def _add_json(group: "argparse._ArgumentGroup") -> None:
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
 
@@ -123,7 +178,7 @@ def _add_json(group: "argparse._ArgumentGroup") -> None:
 def _engine_config(args: argparse.Namespace) -> EngineConfig:
     if args.model is None:
         print(f"jaxllm: no model named, using the default model {DEFAULT_MODEL}", file=sys.stderr)
-    return from_flags(EngineConfig, args, model=args.model or DEFAULT_MODEL)
+    return from_flags(EngineConfig, args, model=DEFAULT_MODEL if args.model is None else args.model)
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -170,6 +225,37 @@ def _latency(args: argparse.Namespace) -> int:
         num_iters=args.num_iters,
         json_path=args.json,
     )
+    return 0
+
+
+def _bench_serve(args: argparse.Namespace) -> int:
+    from jaxllm.bench.serve import ServeBenchOptions, run_serve
+
+    options = ServeBenchOptions(
+        base_url=args.base_url,
+        model=args.model,
+        endpoint=args.endpoint,
+        workload=args.workload,
+        num_prompts=args.num_prompts,
+        input_len=args.input_len,
+        output_len=args.output_len,
+        vocab_size=args.vocab_size,
+        request_rate=args.request_rate,
+        max_concurrency=args.max_concurrency,
+        seed=args.seed,
+        ignore_eos=args.ignore_eos,
+        timeout_s=args.timeout,
+        goodput=tuple(args.goodput),
+        json_path=args.json,
+    )
+    return 1 if run_serve(options)["failed"] else 0
+
+
+def _startup(args: argparse.Namespace) -> int:
+    config = _engine_config(args)
+    from jaxllm.bench.startup import run_startup
+
+    run_startup(config, num_iters=args.num_iters, timeout_s=args.timeout, json_path=args.json)
     return 0
 
 

@@ -23,6 +23,11 @@ class AttentionSpec:
     window: int | None = None  # a query sees itself and the window - 1 tokens before it
 
     @classmethod
+    def all_of(cls, config: ModelConfig) -> "tuple[AttentionSpec, ...]":
+        """Every kind of attention layer in the model, once."""
+        return tuple(dict.fromkeys(cls.of(config, layer) for layer in range(config.num_layers)))
+
+    @classmethod
     def of(cls, config: ModelConfig, layer: int) -> "AttentionSpec":
         dim = config.head_dim
         heads = (config.num_heads, config.num_kv_heads, dim)
@@ -49,10 +54,15 @@ class AttentionBackend(Protocol):
         ...
 
     def prepare(
-        self, metadata: "AttentionMetadata", kind: BatchKind, spec: AttentionSpec, page_size: int
+        self,
+        metadata: "AttentionMetadata",
+        kind: BatchKind,
+        specs: tuple[AttentionSpec, ...],
+        page_size: int,
     ) -> Any:
-        """What all layers of a step share: tile maps and the like. ``spec`` is any layer's; they
-        differ in the window only."""
+        """What all layers of a step share: tile maps and the like. ``specs`` holds each kind of
+        layer once; they differ in the window only.
+        """
         ...
 
     def write(

@@ -24,7 +24,7 @@ class AttentionMetadata:
     token_slots: Int[Array, " T"]  # batch slot of each token
     query_start_loc: Int[Array, " R1"]  # R + 1 entries
     seq_lens: Int[Array, " R"]  # tokens in the cache after this step
-    block_tables: Int[Array, "R M"]  # logical page -> page; entries past seq_lens are the null page
+    block_tables: Int[Array, "R M"]  # logical page -> page; entries past seq_lens mean nothing
     num_decode_rows: Int[Array, ""]
 
     def valid(self) -> Bool[Array, " T"]:
@@ -58,10 +58,10 @@ class StepAttention:
         backend: AttentionBackend,
         metadata: AttentionMetadata,
         kind: BatchKind,
-        spec: AttentionSpec,
+        specs: tuple[AttentionSpec, ...],
         page_size: int,
     ) -> "StepAttention":
-        return cls(backend, metadata, backend.prepare(metadata, kind, spec, page_size))
+        return cls(backend, metadata, backend.prepare(metadata, kind, specs, page_size))
 
     def __call__(
         self,

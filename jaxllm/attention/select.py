@@ -10,7 +10,11 @@ from jaxllm.registry import Registry
 
 # In order of preference. The XLA backend takes everything, so it comes last.
 BACKENDS: Registry[AttentionBackend] = Registry(
-    "attention backend", {"xla": "jaxllm.attention.backends.xla:BACKEND"}
+    "attention backend",
+    {
+        "pallas": "jaxllm.attention.backends.pallas:BACKEND",
+        "xla": "jaxllm.attention.backends.xla:BACKEND",
+    },
 )
 
 

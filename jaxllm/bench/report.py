@@ -28,11 +28,21 @@ def check_writable(path: Path | None) -> None:
 
 def make_report(config: EngineConfig, figures: dict[str, Any]) -> dict[str, Any]:
     """Call it after the engine was built: the device is asked of the JAX that it has started."""
+    return make_client_report(
+        {
+            **figures,
+            "model": config.model,
+            "engine_config": asdict(config),
+            "device": _device(),
+        }
+    )
+
+
+def make_client_report(figures: dict[str, Any]) -> dict[str, Any]:
+    """For measurements from outside an engine: no device, which is somebody else's."""
     return {
         **figures,
-        "model": config.model,
-        "engine_config": asdict(config),
-        "device": _device(),
+        "host": {"machine": platform.machine(), "cpus": cpu_count()},
         "python": platform.python_version(),
         "versions": _versions(),
         "command": sys.argv,

@@ -7,7 +7,7 @@ engines are comparable token for token. ``sha`` names a workload's content.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,27 +82,44 @@ def workload_decode(n: int = 64, input_len: int = 128, output_len: int = 1024) -
     return Workload("decode", _prompts([input_len] * n, seed=99), [output_len] * n)
 
 
+def workload_random(
+    n: int = 100, input_len: int = 1024, output_len: int = 128, seed: int = 0
+) -> Workload:
+    """Equal lengths, and a seed of one's own: what no prefix cache has seen."""
+    return Workload("random", _prompts([input_len] * n, seed), [output_len] * n)
+
+
 def make_workload(
     name: str,
     n: int | None = None,
     input_len: int | None = None,
     output_len: int | None = None,
+    *,
+    seed: int | None = None,
 ) -> Workload:
-    """Workload "a", "b" or "decode"; what is None is the workload's own.
+    """Workload "a", "b", "decode" or "random"; what is None is the workload's own.
 
     Raises:
-        InvalidRequestError: no such workload, a number below 1, or a length given for "b".
+        InvalidRequestError: no such workload, a number below 1, a length given for "b", or a seed
+            for another than "random".
     """
-    makers = {"a": workload_a, "b": workload_b, "decode": workload_decode}
+    makers: dict[str, Callable[..., Workload]] = {
+        "a": workload_a,
+        "b": workload_b,
+        "decode": workload_decode,
+        "random": workload_random,
+    }
     if name not in makers:
-        raise InvalidRequestError(f"There is no workload {name!r}; there are a, b and decode.")
+        raise InvalidRequestError(f"There is no workload {name!r}; there are {', '.join(makers)}.")
+    if seed is not None and name != "random":
+        raise InvalidRequestError(f"Workload {name} has a seed of its own.")
     given = {"n": n, "input_len": input_len, "output_len": output_len}
     given = {key: value for key, value in given.items() if value is not None}
     if min(given.values(), default=1) < 1:
         raise InvalidRequestError("Numbers of prompts and tokens must be at least 1.")
     if name == "b" and given.keys() - {"n"}:
         raise InvalidRequestError("Workload b draws its lengths; they cannot be given.")
-    return makers[name](**given)
+    return makers[name](**given, **({} if seed is None else {"seed": seed}))
 
 
 def _prompts(lengths: Sequence[int], seed: int) -> list[list[int]]:

@@ -41,7 +41,14 @@ class EngineConfig:
     offline: bool = flag(False, "never reach for the Hub or a package registry")
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"):
+        if not self.model:
+            raise ConfigError("The model's name is empty: name one, or leave it out.")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ConfigError(f"--{item.name.replace('_', '-')} is too large: {value}.")
+        at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size")
+        for name in (*at_least_one, "kv_cache_memory_bytes", "num_gpu_blocks_override"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from jaxllm.core.scheduler import Scheduler
     from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 
-NOT_FINITE = "The model's logits for this request were not finite numbers (NaN or infinity)."
+NOT_FINITE = (
+    "The model's logits for this request were not finite numbers (NaN or infinity), or its "
+    "parameters (allowed_token_ids, bad_words, min_tokens) forbid every token."
+)
 
 
 def commit_step(

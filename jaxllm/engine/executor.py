@@ -14,8 +14,8 @@ class LogprobArrays:
 
     token_logprobs: np.ndarray  # float32 [n], of the chosen token
     ranks: np.ndarray  # int32 [n], 1 is the most likely
-    top_ids: np.ndarray  # int32 [n, MAX_LOGPROBS], most likely first
-    top_logprobs: np.ndarray  # float32 [n, MAX_LOGPROBS]
+    top_ids: np.ndarray  # int32 [n, L], most likely first; L = min(MAX_LOGPROBS, vocab_size)
+    top_logprobs: np.ndarray  # float32 [n, L]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class ModelRunnerOutput:
 
     step_id: int
     token_ids: np.ndarray  # int32 [n]; meaningless where the row does not sample
-    finite: (
-        np.ndarray
-    )  # bool [n]; False: the row's logits held NaN or Inf, the request must fail alone
+    # bool [n]; False: the row's logits held NaN or Inf, or no token was allowed: its request must
+    # fail alone
+    finite: np.ndarray
     logprobs: LogprobArrays | None = None  # None unless a scheduled row asked
     prompt_logprobs: LogprobArrays | None = None
     # prompt_logprobs covers all tokens of the step, in order of rows: entry t scores the token

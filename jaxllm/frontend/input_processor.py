@@ -27,6 +27,7 @@ class InputProcessor:
             ContextLengthExceededError: there is no room for even one more token.
         """
         if isinstance(prompt, str):
+            self._check_text(prompt)
             token_ids = tuple(self._tokenizer.encode(prompt, add_special_tokens))
         else:
             token_ids = tuple(prompt)
@@ -40,6 +41,17 @@ class InputProcessor:
                 param="prompt",
             )
         return token_ids
+
+    def _check_text(self, text: str) -> None:
+        """Refuse what is far too long without encoding it, which may take seconds."""
+        most = self._info.max_model_len * self._tokenizer.longest_token
+        if len(text) > most:
+            raise ContextLengthExceededError(
+                f"The prompt has {len(text)} characters, but this model takes at most "
+                f"{self._info.max_model_len} tokens of prompt and output together, and no token "
+                f"is longer than {self._tokenizer.longest_token} bytes.",
+                param="prompt",
+            )
 
     def process(
         self,

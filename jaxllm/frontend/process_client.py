@@ -4,6 +4,7 @@ Knows frames and processes; knows nothing of requests beyond handing their outpu
 """
 
 import asyncio
+import json
 import logging
 import signal
 import socket
@@ -171,7 +172,7 @@ class EngineProcess:
             self._info = message.info
         self.summary = message.summary
         self._channel = channel
-        logger.info("Engine %d is ready: %s", self._generation, message.summary)
+        logger.info("Engine %d is ready: %s", self._generation, json.dumps(message.summary))
         return channel
 
     async def _receive(self, channel: AsyncChannel) -> object:

@@ -2,6 +2,8 @@
 product.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +12,11 @@ from jaxtyping import Array, Float
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.linear import Linear
 
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu": jax.nn.gelu, "gelu_pytorch_tanh": jax.nn.gelu}
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),  # Hugging Face's "gelu" is the exact one
+    "gelu_pytorch_tanh": jax.nn.gelu,
+}
 
 
 class GatedMLP(nnx.Module):

@@ -1,11 +1,15 @@
 """Reading config.json with care: typed values, clear errors, both spellings of rope settings."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from math import inf
 from typing import Any
 
 from jaxllm.config.model import ModelConfig, RopeConfig
 from jaxllm.errors import ConfigError
 from jaxllm.layers.mlp import ACTIVATIONS
+
+MAX_LAYERS = 1000  # every layer costs Python objects before memory is asked for
 
 
 class HFConfig:
@@ -14,19 +18,23 @@ class HFConfig:
     def __init__(self, values: Mapping[str, Any]):
         self.values = values
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(
+        self, key: str, default: int | None = None, *, low: int = 1, high: int = 2**31 - 1
+    ) -> int:
         value = self.values.get(key)
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-            raise ConfigError(f"config.json: {key} must be a positive integer, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ConfigError(
+                f"config.json: {key} must be an integer from {low} to {high}, got {value!r}."
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key)
         if value is None:
             value = default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
             raise ConfigError(f"config.json: {key} must be a positive number, got {value!r}.")
         return float(value)
 
@@ -40,43 +48,73 @@ class HFConfig:
 
     def text(self, key: str, default: str) -> str:
         value = self.values.get(key)
-        return value if isinstance(value, str) else default
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise ConfigError(f"config.json: {key} must be a string, got {value!r}.")
+        return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
         """eos_token_id may be one id, a list, or missing."""
         value = self.values.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(item, int) and item >= 0 for item in ids):
-            raise ConfigError(f"config.json: {key} must be a token id or a list of them.")
+        if not all(type(item) is int and 0 <= item < 2**31 for item in ids):
+            raise ConfigError(
+                f"config.json: {key} must be a token id or a list of them, got {value!r}."
+            )
         return tuple(ids)
 
     def rope(self, head_dim: int, *, interleaved: bool = False) -> RopeConfig:
         """Understands ``rope_parameters`` (newer) and ``rope_theta`` with ``rope_scaling``
         (older).
         """
-        merged: dict[str, Any] = {"rope_theta": self.values.get("rope_theta")}
-        for key in ("rope_scaling", "rope_parameters"):
-            section = self.values.get(key)
-            if isinstance(section, Mapping):
-                merged.update(section)
-        rope = HFConfig(merged)
-        kind = merged.get("rope_type") or merged.get("type") or "default"
-        scaling = {"default": "none", "linear": "linear", "llama3": "llama3"}.get(kind)
-        if scaling is None:
+        rope = self._rope_settings()
+        dim = int(head_dim * rope.number("partial_rotary_factor", 1.0))
+        if dim % 2 or not 2 <= dim <= head_dim:
+            raise ConfigError(
+                f"config.json: {dim} channels of a head (head_dim {head_dim}) would be rotated; it "
+                "takes an even number of at least 2."
+            )
+        plain = RopeConfig(rope.number("rope_theta", 10000.0), dim, interleaved)
+        kind = rope.text("rope_type", rope.text("type", "default"))
+        if kind == "default":
+            return plain
+        if kind == "linear":
+            return replace(plain, scaling="linear", factor=rope.number("factor"))
+        if kind != "llama3":
             raise ConfigError(
                 f"config.json: rope scaling {kind!r} is not supported (default, linear, llama3)."
             )
-        partial = rope.values.get("partial_rotary_factor", self.values.get("partial_rotary_factor"))
-        return RopeConfig(
-            theta=rope.number("rope_theta", 10000.0),
-            dim=int(head_dim * (partial or 1.0)),
-            interleaved=interleaved,
-            scaling=scaling,  # pyright: ignore[reportArgumentType]
-            factor=rope.number("factor", 1.0),
-            low_freq_factor=rope.number("low_freq_factor", 1.0),
-            high_freq_factor=rope.number("high_freq_factor", 4.0),
-            original_max_position=rope.integer("original_max_position_embeddings", 8192),
+        low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+        if low >= high:
+            raise ConfigError(
+                f"config.json: low_freq_factor ({low}) must be below high_freq_factor ({high})."
+            )
+        return replace(
+            plain,
+            scaling="llama3",
+            factor=rope.number("factor"),
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_position=rope.integer("original_max_position_embeddings"),
         )
+
+    def _rope_settings(self) -> "HFConfig":
+        """All rope settings in one place; the newer section wins."""
+        merged = {key: self.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+        for key in ("rope_scaling", "rope_parameters"):
+            section = self.values.get(key)
+            if section is None:
+                continue
+            if not isinstance(section, Mapping) or any(
+                isinstance(value, Mapping) for value in section.values()
+            ):
+                raise ConfigError(
+                    f"config.json: {key} must be one set of settings for all layers, got "
+                    f"{section!r}."
+                )
+            merged.update({name: value for name, value in section.items() if value is not None})
+        return HFConfig(merged)
 
     def model(
         self, architecture: str, *, interleaved_rope: bool = False, **switches: Any
@@ -103,7 +141,7 @@ class HFConfig:
             vocab_size=self.integer("vocab_size"),
             hidden_size=hidden,
             intermediate_size=self.integer("intermediate_size"),
-            num_layers=self.integer("num_hidden_layers"),
+            num_layers=self._num_layers(),
             num_heads=heads,
             num_kv_heads=kv_heads,
             head_dim=head_dim,
@@ -118,20 +156,30 @@ class HFConfig:
             **switches,
         )
 
+    def _num_layers(self) -> int:
+        return self.integer("num_hidden_layers", high=MAX_LAYERS)
+
     def windows(self) -> tuple[int | None, ...]:
         """Sliding window of every layer, from ``layer_types`` where given, else the same
         everywhere.
         """
         window = self.values.get("sliding_window")
-        layers = self.integer("num_hidden_layers")
+        layers = self._num_layers()
         if window is None:
             return ()
         size = self.integer("sliding_window")
         types = self.values.get("layer_types")
-        if isinstance(types, list):
-            if len(types) != layers:
-                raise ConfigError(
-                    f"config.json: layer_types has {len(types)} entries for {layers} layers."
-                )
-            return tuple(size if kind == "sliding_attention" else None for kind in types)
-        return (size,) * layers
+        if types is None:
+            return (size,) * layers
+        known = {"full_attention": None, "sliding_attention": size}
+        if not isinstance(types, list) or not all(
+            isinstance(kind, str) and kind in known for kind in types
+        ):
+            raise ConfigError(
+                f"config.json: layer_types must be a list of {' or '.join(known)}, got {types!r}."
+            )
+        if len(types) != layers:
+            raise ConfigError(
+                f"config.json: layer_types has {len(types)} entries for {layers} layers."
+            )
+        return tuple(known[kind] for kind in types)

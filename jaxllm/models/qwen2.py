@@ -18,7 +18,7 @@ def qwen_windows(config: HFConfig) -> tuple[int | None, ...]:
     """Layers from ``max_window_layers`` on slide, and only if ``use_sliding_window`` says so."""
     if not config.flag("use_sliding_window"):
         return ()
-    if "layer_types" in config.values:
+    if config.values.get("layer_types") is not None:
         return config.windows()
-    first = config.integer("max_window_layers", 28)
+    first = config.integer("max_window_layers", 28, low=0)
     return tuple(None if i < first else window for i, window in enumerate(config.windows()))

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
 from jaxllm.config.plan import BatchBucket, EnginePlan
+from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.models.params import Params
@@ -35,7 +36,7 @@ class StepHandle:
     slots: StepSlots
     prompt_logprobs: Logprobs | None
     wants_logprobs: bool
-    masks: list[tuple[int, RowMask]]  # of the slots that have one; a row may change hands meanwhile
+    masks: list[tuple[int, RowMask]]  # as dispatched: a row may change hands meanwhile
     out: SamplerOutput | None = None
 
 
@@ -76,15 +77,14 @@ class ModelRunner:
         layout = self._layouts[plan.bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(plan.bucket, pack_idle(self._rows, layout))
-        features = self._rows.features
         logits, slots, scored = self._forward(plan.bucket, pack(plan, self._rows, layout))
         handle = StepHandle(
             plan,
             logits,
             slots,
-            scored if features["prompt_logprobs"][plan.rows].any() else None,
-            bool(features["logprobs"][plan.rows].any()),
-            self._rows.masks_of(plan.rows),
+            scored if self._rows.scores_prompts(plan) else None,
+            bool(self._rows.features["logprobs"][plan.rows].any()),
+            self._rows.masks_of(plan),
         )
         if handle.masks:
             self._waiting = handle
@@ -96,12 +96,12 @@ class ModelRunner:
         """Wait for a step's results. Device errors surface here."""
         if self._waiting is handle:
             self._finish_waiting()
-        assert handle.out is not None
         out, count = handle.out, len(handle.plan.rows)
+        if out is None:
+            raise InvariantError(f"Step {handle.plan.step_id} was fetched before it was sampled.")
         token_ids = np.asarray(out.token_ids)[:count]
         for slot, mask in handle.masks:
-            if handle.plan.samples[slot]:
-                mask.extend((int(token_ids[slot]),))
+            mask.extend((int(token_ids[slot]),))
         self._finish_waiting()
         num_tokens = handle.plan.num_tokens
         scored = handle.prompt_logprobs

@@ -79,5 +79,6 @@ def _pack_scalars(
 ) -> None:
     decode_only = layout.bucket.kind is BatchKind.DECODE
     scalars[_SCALAR["num_decode_rows"]] = len(plan.rows) if decode_only else plan.num_decode_rows
+    scalars[_SCALAR["prompt_logprobs"]] = rows.scores_prompts(plan)
     for name in FEATURES:
         scalars[_SCALAR[name]] = rows.features[name][plan.rows].any()

@@ -7,13 +7,12 @@ import logging
 import jax
 import jax.numpy as jnp
 
-from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner import memory
-from jaxllm.runner.row_layout import RowLayout
+from jaxllm.runner.row_layout import MAX_EOS_IDS, RowLayout
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +33,15 @@ def make_plan(
             f"--max-num-batched-tokens ({max_tokens}) must be at least --max-num-seqs "
             f"({max_num_seqs}): every running request needs one token per step."
         )
+    _check_eos_ids(model)
     max_model_len = _asked_length(config, model)
     blocks_per_row = -(-max_model_len // config.block_size)
-    itemsize = jnp.dtype(dtype).itemsize
+    width = _row_width(max_num_seqs, blocks_per_row)
+    rows = row_sizes(platform, max_num_seqs)
     other = (
         memory.weight_bytes(model)
-        + memory.row_buffer_bytes(model.config, max_num_seqs, RowLayout(blocks_per_row).width)
-        + memory.scratch_bytes(model.config, max_tokens, max_num_seqs, itemsize)
+        + memory.row_buffer_bytes(model.config, max_num_seqs, width)
+        + memory.scratch_bytes(model.config, max_tokens, rows[-1], jnp.dtype(dtype).itemsize)
     )
     blocks = memory.num_blocks(
         config, model.config, dtype, other_bytes=other, wanted=max_num_seqs * blocks_per_row + 1
@@ -54,11 +55,7 @@ def make_plan(
         max_num_batched_tokens=max_tokens,
         block_size=config.block_size,
         num_blocks=blocks,
-        buckets=make_buckets(
-            row_sizes(platform, max_num_seqs),
-            mixed_sizes(platform, max_num_seqs, max_tokens),
-            max_num_seqs,
-        ),
+        buckets=make_buckets(rows, mixed_sizes(platform, rows[-1], max_tokens), rows[-1]),
         attention_backend=backend,
         attention_reason=reason,
     )
@@ -76,10 +73,30 @@ def row_sizes(platform: str, max_num_seqs: int) -> tuple[int, ...]:
     return (*sizes, max(max_num_seqs, smallest))
 
 
-def mixed_sizes(platform: str, max_num_seqs: int, max_tokens: int) -> tuple[int, ...]:
+def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...]:
     """Tokens of the mixed buckets; each holds a token of every row."""
-    below = [size for size in _MIXED_LADDER[platform] if max_num_seqs <= size < max_tokens]
-    return (*below, max(max_tokens, 2))
+    below = [size for size in _MIXED_LADDER[platform] if num_rows <= size < max_tokens]
+    return (*below, max(max_tokens, num_rows))
+
+
+def _check_eos_ids(model: ModelDef) -> None:
+    ids, vocab_size = model.config.eos_token_ids, model.config.vocab_size
+    if len(ids) > MAX_EOS_IDS or any(token_id >= vocab_size for token_id in ids):
+        raise ConfigError(
+            f"eos_token_id of config.json and generation_config.json must name at most "
+            f"{MAX_EOS_IDS} ids below vocab_size ({vocab_size}), got {list(ids)}."
+        )
+
+
+def _row_width(max_num_seqs: int, blocks_per_row: int) -> int:
+    """Cells of a row; the step names a cell of all rows by one int32."""
+    width = RowLayout(blocks_per_row).width
+    if (max_num_seqs + 1) * width >= 2**31:
+        raise ConfigError(
+            f"--max-num-seqs ({max_num_seqs}) times {blocks_per_row} KV-cache blocks per row are "
+            "too many to count. Lower --max-num-seqs or --max-model-len, or raise --block-size."
+        )
+    return width
 
 
 def _asked_length(config: EngineConfig, model: ModelDef) -> int:
@@ -89,7 +106,7 @@ def _asked_length(config: EngineConfig, model: ModelDef) -> int:
     if config.max_model_len > limit:
         raise ConfigError(
             f"--max-model-len {config.max_model_len} is more than the model's "
-            f"max_position_embeddings ({limit})."
+            f"max_position_embeddings ({limit}); lower it."
         )
     return config.max_model_len
 
@@ -107,7 +124,3 @@ def _fitting_length(config: EngineConfig, length: int, blocks: int) -> int:
         f"--max-model-len {tokens} or lower, or give the cache more memory "
         "(--kv-cache-memory-bytes, --gpu-memory-utilization)."
     )
-
-
-def cache_bytes(plan: EnginePlan) -> int:
-    return plan.num_blocks * bytes_per_block(plan.model, plan.block_size, plan.dtype)

@@ -1,4 +1,5 @@
-"""Compiled programs by bucket. The only place of the serving path where ``jax.jit`` stands.
+"""Compiled programs by bucket: all that the serving path runs (a ``jax.jit`` inside a model or a
+kernel is part of them).
 
 All are compiled ahead of time from abstract shapes; a call can only reach an existing executable,
 so nothing compiles after warm-up.
@@ -73,7 +74,7 @@ class Programs:
         jobs += [self._sample_job(bucket) for bucket in by_rows.values()]
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
         with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(job.lower().compile) for job in jobs]
+            futures = [pool.submit(job.lower().compile, _compiler_options()) for job in jobs]
             bar = tqdm(
                 zip(jobs, futures, strict=True),
                 total=len(jobs),
@@ -117,3 +118,11 @@ class Programs:
         mask = jax.ShapeDtypeStruct((count, mask_words(vocab)), jnp.int32)
         jitted = jax.jit(partial(sample, layout=self.rows), donate_argnums=(0,))
         return _Job(count, lambda: jitted.lower(rows, logits, slots, mask))
+
+
+def _compiler_options() -> dict[str, bool]:
+    """On a GPU, XLA reads a slice in place by handing its address on, which fails at run time when
+    that is not aligned: a gather of one row from an array of bytes is enough."""
+    if jax.default_backend() != "gpu":
+        return {}
+    return {"xla_gpu_enable_dynamic_slice_fusion": False}

@@ -30,7 +30,8 @@ SCALARS = (
     "num_stop_ids",
     "num_bias",
 )
-MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + 16  # the request's own and the model's EOS ids
+MAX_EOS_IDS = 16
+MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS  # the request's own and the model's
 
 
 @dataclass(frozen=True)

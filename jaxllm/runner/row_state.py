@@ -21,8 +21,8 @@ FEATURES = (
     "stop_ban",
     "masked",
     "logprobs",
-    "prompt_logprobs",
 )
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class Patches:
@@ -60,6 +60,7 @@ class RowState:
         self.num_cells = rows * layout.width
         self.features = {name: np.zeros(rows, np.bool_) for name in FEATURES}
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
+        self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
         self.masks: dict[int, RowMask] = {}
         self.resets: list[int] = []  # rows whose token counts must be cleared
         self.patches = Patches()
@@ -72,13 +73,14 @@ class RowState:
         for row, index, block in plan.new_blocks:
             self.patches.write(row * width + table + index, (block,))
 
-    def masks_of(self, rows: np.ndarray) -> list[tuple[int, RowMask]]:
-        """(slot, mask) of every scheduled row that has one."""
-        if not self.features["masked"][rows].any():
-            return []
-        return [
-            (slot, self.masks[row]) for slot, row in enumerate(rows.tolist()) if row in self.masks
-        ]
+    def scores_prompts(self, plan: SchedulerOutput) -> bool:
+        """Whether the step feeds positions whose prompt log-probabilities are wanted."""
+        return bool((plan.starts < self.scored_end[plan.rows]).any())
+
+    def masks_of(self, plan: SchedulerOutput) -> list[tuple[int, RowMask]]:
+        """(slot, mask) of every slot that samples under one."""
+        slots = np.flatnonzero(self.features["masked"][plan.rows] & plan.samples)
+        return [(slot, self.masks[int(plan.rows[slot])]) for slot in slots.tolist()]
 
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row
@@ -93,10 +95,11 @@ class RowState:
             "stop_ban": params.min_tokens > 0,
             "masked": params.allowed_token_ids is not None or bool(request.bad_words_token_ids),
             "logprobs": params.logprobs is not None,
-            "prompt_logprobs": params.prompt_logprobs is not None,
         }
         for name, needed in needs.items():
             self.features[name][row] = needed
+        scored = params.prompt_logprobs is not None
+        self.scored_end[row] = len(request.prompt_token_ids) - 1 if scored else 0
         self.masks.pop(row, None)
         if needs["masked"]:
             mask = RowMask(self.vocab_size, params.allowed_token_ids, request.bad_words_token_ids)
@@ -111,18 +114,19 @@ class RowState:
         seed_high, seed_low = seed_words(params.seed or 0)
         stop_ids = () if params.min_tokens == 0 else _stop_ids(request)
         bias = params.logit_bias or {}
+        prompt_len = len(request.prompt_token_ids)
         values = {
-            "temperature": _bits(params.temperature),
+            "temperature": _bits(0.0 if params.greedy else params.temperature),
             "top_k": params.top_k,
-            "top_p": _bits(params.top_p),
+            "top_p": _bits(max(params.top_p, _TINY)),  # 0 would keep no token at all
             "min_p": _bits(params.min_p),
             "presence_penalty": _bits(params.presence_penalty),
             "frequency_penalty": _bits(params.frequency_penalty),
             "repetition_penalty": _bits(params.repetition_penalty),
             "seed_high": seed_high,
             "seed_low": seed_low,
-            "prompt_len": len(request.prompt_token_ids),
-            "stop_ban_end": len(request.prompt_token_ids) + params.min_tokens,
+            "prompt_len": prompt_len,
+            "stop_ban_end": prompt_len + min(params.min_tokens, request.max_tokens),
             "num_stop_ids": len(stop_ids),
             "num_bias": len(bias),
         }
@@ -135,7 +139,7 @@ class RowState:
 
 def _stop_ids(request: EngineCoreRequest) -> tuple[int, ...]:
     eos = () if request.sampling_params.ignore_eos else request.eos_token_ids
-    return (*eos, *(request.sampling_params.stop_token_ids or ()))
+    return tuple(dict.fromkeys((*eos, *(request.sampling_params.stop_token_ids or ()))))
 
 
 def _bits(value: float) -> int:

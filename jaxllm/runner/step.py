@@ -81,7 +81,7 @@ def forward(
         program.backend,
         metadata,
         program.bucket.kind,
-        AttentionSpec.of(program.model.config, 0),
+        AttentionSpec.all_of(program.model.config),
         program.block_size,
     )
     model = program.model.merge(params)
@@ -90,7 +90,7 @@ def forward(
     scored = lax.cond(
         views.prompt_logprobs > 0,
         lambda h: prompt_logprobs(model, h, views.targets),
-        lambda h: no_logprobs(h.shape[0]),
+        lambda h: no_logprobs(h.shape[0], logits.shape[1]),
         hidden,
     )
     rows = RowBuffers(state, rows.last_token, counts, seen)

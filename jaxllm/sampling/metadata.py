@@ -50,7 +50,7 @@ class Logprobs:
 
     token: Float[Array, " N"]
     rank: Int[Array, " N"]  # 1 is the most likely
-    top_ids: Int[Array, "N L"]
+    top_ids: Int[Array, "N L"]  # L = MAX_LOGPROBS, or V where that is less
     top: Float[Array, "N L"]
 
 
@@ -58,5 +58,6 @@ class Logprobs:
 @dataclass(frozen=True)
 class SamplerOutput:
     token_ids: Int[Array, " R"]
-    finite: Bool[Array, " R"]  # False: the row's logits held NaN or Inf and its token means nothing
+    # False: the row's logits held NaN or Inf, or no token was allowed; its token means nothing.
+    finite: Bool[Array, " R"]
     logprobs: Logprobs  # zeros unless flags.logprobs

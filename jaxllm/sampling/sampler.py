@@ -13,7 +13,7 @@ from jaxllm.sampling.processors import (
     ban_stop_tokens,
 )
 from jaxllm.sampling.rng import gumbel_noise
-from jaxllm.sampling.truncation import truncate
+from jaxllm.sampling.truncation import NEG_INF, truncate
 
 
 def sample_tokens(
@@ -38,10 +38,12 @@ def sample_tokens(
     scored = lax.cond(
         flags.logprobs,
         lambda y: token_logprobs(y, tokens),
-        lambda y: no_logprobs(y.shape[0]),
+        lambda y: no_logprobs(*y.shape),
         logits,
     )
-    return SamplerOutput(tokens, jnp.isfinite(logits).all(axis=-1), scored)
+    # Parameters that forbid every token leave -inf as the best; its argmax would be token 0.
+    finite = jnp.isfinite(logits).all(axis=-1) & (x.max(axis=-1) > NEG_INF)
+    return SamplerOutput(tokens, finite, scored)
 
 
 def _draw(

@@ -79,7 +79,9 @@ class Tokenizer:
                 f"The text is not valid Unicode: a lone surrogate at character {error.start}.",
                 code="invalid_value",
             ) from None
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # Of the library's calls this one releases the GIL; encode() holds it to the end.
+        (encoding,) = self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ``token_ids``; broken UTF-8 becomes U+FFFD, unknown ids nothing."""
@@ -97,6 +99,13 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of tokens, added ones included. The model's logits may be wider."""
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: a text of more than ``n`` times as many characters has more
+        than ``n`` tokens.
+        """
+        return max((len(self.token_bytes[i]) for i in range(self.vocab_size)), default=1) or 1
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -120,6 +129,7 @@ class Tokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[dict[str, Any]],
+        /,
         *,
         chat_template: str | None = None,
         **options: Any,

@@ -15,6 +15,7 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import EnginePlan
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
+from jaxllm.errors import ConfigError
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
@@ -43,8 +44,17 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
     """Everything up to "ready": all programs compiled, all memory allocated.
 
     Raises:
-        ConfigError: and its subclasses, for anything wrong with the model or the settings.
+        ConfigError: and its subclasses, for anything wrong with the model, the settings, or the
+            files and directories they name.
     """
+    try:
+        return _build_engine(config)
+    except OSError as error:  # no permission, no space, a cache directory that cannot be made
+        where = f" {error.filename}" if error.filename else ""
+        raise ConfigError(f"Cannot read or write{where}: {error.strerror or error}.") from error
+
+
+def _build_engine(config: EngineConfig) -> BuiltEngine:
     started = time.monotonic()
     _configure_jax(config)
     files = resolve_model(config.model, revision=config.revision, offline=config.offline)
@@ -52,7 +62,7 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
     dtype = _dtype(config, model_config)
     model = model_def(model_config, dtype)
     target = _attention_target(config, dtype)
-    backend, reason = select_backend(_attention_specs(model_config), target)
+    backend, reason = select_backend(AttentionSpec.all_of(model_config), target)
     logger.info("Attention backend: %s", reason)
     plan = make_plan(config, model, dtype, backend.name, reason)
     programs = Programs(plan, model, backend)
@@ -111,11 +121,6 @@ def _dtype(config: EngineConfig, model: ModelConfig) -> str:
     if config.dtype != "auto":
         return config.dtype
     return model.dtype if model.dtype in ("bfloat16", "float16") else "bfloat16"
-
-
-def _attention_specs(model: ModelConfig) -> list[AttentionSpec]:
-    """The kinds of attention layer in the model, each once."""
-    return list(dict.fromkeys(AttentionSpec.of(model, i) for i in range(model.num_layers)))
 
 
 def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:

@@ -35,6 +35,15 @@ def test_own_sizes() -> None:
     assert make_workload("b", 4).prompts == workload_b(4).prompts
 
 
+def test_random_is_seeded() -> None:
+    def prompts(**more: int) -> list[list[int]]:
+        return make_workload("random", 2, 9, 3, **more).prompts
+
+    assert prompts() == prompts(seed=0) != prompts(seed=1)
+    with pytest.raises(InvalidRequestError, match="seed of its own"):
+        make_workload("a", seed=1)
+
+
 @pytest.mark.parametrize("arguments", [("c",), ("a", 0), ("a", 1, -1), ("b", 1, 5)])
 def test_refusals(arguments: tuple[object, ...]) -> None:
     with pytest.raises(InvalidRequestError):

@@ -30,8 +30,8 @@ def _step(
     kind: BatchKind,
     block_size: int,
 ) -> tuple[jax.Array, KVCache]:
-    spec = AttentionSpec.of(model.config, 0)
-    attend = StepAttention.bind(BACKENDS.load(backend), metadata, kind, spec, block_size)
+    specs = AttentionSpec.all_of(model.config)
+    attend = StepAttention.bind(BACKENDS.load(backend), metadata, kind, specs, block_size)
     module = model.merge(params)
     hidden, kv = module(tokens, metadata.positions, kv, attend)
     return module.compute_logits(hidden), kv

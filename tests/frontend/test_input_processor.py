@@ -54,6 +54,19 @@ def test_context_length_errors_hold_the_numbers(inputs: InputProcessor) -> None:
         request(inputs, SamplingParams(max_tokens=None, min_tokens=55), "x" * 10)
 
 
+def test_a_text_far_too_long_is_not_encoded(
+    inputs: InputProcessor, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = max(len(tokenizer.token_to_bytes(i)) for i in range(tokenizer.vocab_size))
+    assert tokenizer.longest_token == longest
+    with pytest.raises(ContextLengthExceededError, match=r"\d tokens, but"):
+        inputs.encode("x" * 64 * longest)  # it might have been few enough
+    monkeypatch.setattr(tokenizer, "encode", lambda *_: pytest.fail("it was encoded"))
+    with pytest.raises(ContextLengthExceededError, match="characters") as caught:
+        inputs.encode("x" * (64 * longest + 1))
+    assert caught.value.param == "prompt"
+
+
 @pytest.mark.parametrize("name", ["allowed_token_ids", "stop_token_ids", "logit_bias"])
 def test_ids_in_parameters(inputs: InputProcessor, name: str) -> None:
     def make(token_id: int) -> SamplingParams:

@@ -13,6 +13,7 @@ SHAPES = [  # heads, kv heads, head dim, page size
     (9, 3, 64, 64),
     (8, 2, 32, 32),
     (8, 1, 128, 16),
+    (3, 3, 8, 256),  # pages larger than an iteration
 ]
 
 

@@ -94,6 +94,19 @@ def test_logits_that_are_not_finite_fail_their_own_request_only(engine: TinyEngi
     assert after["after"].token_ids == alone.token_ids
 
 
+def test_parameters_that_forbid_every_token_fail_their_own_request_only(
+    engine: TinyEngine,
+) -> None:
+    core = engine.core()
+    bad = request("bad", PROMPT, 6, allowed_token_ids=[7], bad_words_token_ids=((7,),))
+    good = request("good", PROMPT, 6, allowed_token_ids=[7])
+    answers = engine.run([bad, good, request("plain", PROMPT, 6)], core)
+    assert answers["bad"].finish_reason == "error" and answers["bad"].token_ids == []
+    assert "forbid every token" in str(answers["bad"].error)
+    assert answers["good"].token_ids == [7] * 6
+    assert len(answers["plain"].token_ids) == 6
+
+
 def test_a_failing_step_is_survived(engine: TinyEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A raise in dispatch loses the donated cache; everything is recomputed and comes out the
     same.

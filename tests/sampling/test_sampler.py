@@ -1,10 +1,13 @@
 """The sampler: each row alone, each parameter against a few lines of NumPy."""
 
 from dataclasses import fields
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from jaxllm.sampling.logprobs import PROMPT_CHUNK, prompt_logprobs
 from jaxllm.sampling.metadata import SamplerOutput, SamplingFlags
 from jaxllm.sampling.sampler import sample_tokens
 from jaxllm.sampling.token_mask import RowMask, mask_words
@@ -182,3 +185,45 @@ def test_logprobs_are_those_of_the_raw_logits() -> None:
         order = np.argsort(-logits[row])[:20]
         assert out.logprobs.top_ids[row].tolist() == order.tolist()
         np.testing.assert_allclose(out.logprobs.top[row], exact[row, order], atol=1e-5)
+
+
+def test_a_small_vocabulary_has_as_few_alternatives() -> None:
+    logits = random_logits(2)[:, :7]
+    out = run(logits, "logprobs")
+    assert out.logprobs.top_ids.shape == run(logits).logprobs.top_ids.shape == (2, 7)
+    assert sorted(out.logprobs.top_ids[0].tolist()) == list(range(7))
+    assert np.isfinite(np.asarray(out.logprobs.top)).all()
+
+
+def test_parameters_that_forbid_every_token_fail_their_row_only() -> None:
+    """The argmax of nothing but -inf would be token 0, which is forbidden as well."""
+    logits = random_logits(3)
+    mask = np.full((3, mask_words(VOCAB)), -1, np.int32)
+    RowMask(VOCAB, (5,), ((5,),)).fill(mask[0])
+    RowMask(VOCAB, (5,), ()).fill(mask[1])
+    temperature = np.array([1.0, 1.0, 0.0], np.float32)
+    for on in (("masked",), ("masked", "random", "truncate")):
+        out = run(logits, *on, mask=mask, temperature=temperature)
+        assert out.finite.tolist() == [False, True, True]
+        assert int(out.token_ids[1]) == 5
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 70])
+def test_a_prompt_of_any_length_is_scored(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    weight = rng.normal(size=(VOCAB, 4)).astype(np.float32)
+    hidden = rng.normal(size=(tokens, 4)).astype(np.float32)
+    targets = rng.integers(0, VOCAB, tokens).astype(np.int32)
+
+    class Model:
+        def compute_logits(self, part: jnp.ndarray) -> jnp.ndarray:
+            assert part.shape == (PROMPT_CHUNK, 4), "memory must not depend on the prompt"
+            return part @ weight.T
+
+    model: Any = Model()
+    scored = prompt_logprobs(model, jnp.asarray(hidden), jnp.asarray(targets))
+    exact = (hidden @ weight.T).astype(np.float64)
+    exact -= np.log(np.exp(exact).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(scored.token, exact[np.arange(tokens), targets], atol=1e-5)
+    assert scored.top_ids.shape == (tokens, 20)
+    np.testing.assert_array_equal(scored.top_ids[:, 0], exact.argmax(axis=1))

@@ -126,6 +126,11 @@ def test_generation_prompt_can_be_left_out(http: TestClient, engine: FakeClient)
     assert engine.prompts == ["<|im_start|>user\nHi<|im_end|>\n"]
 
 
+@pytest.mark.parametrize("name", ["self", "source", "variables", "kwargs"])
+def test_template_variables_may_have_any_name(http: TestClient, name: str) -> None:
+    ask(http, chat_template_kwargs={name: 1})
+
+
 def test_logprobs(http: TestClient, engine: FakeClient) -> None:
     (choice,) = ask(http, logprobs=True, top_logprobs=2, max_tokens=9)["choices"]
     content = choice["logprobs"]["content"]

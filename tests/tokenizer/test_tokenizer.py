@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,28 @@ def test_bytes_of_sentencepiece_tokens(spaces_tokenizer: Tokenizer) -> None:
 def test_half_a_surrogate_pair_is_refused(bytes_tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequestError, match="character 2"):
         bytes_tokenizer.encode("ab\ud83d")
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(bytes_tokenizer: Tokenizer) -> None:
+    ticks, done = 0, threading.Event()
+
+    def tick() -> None:
+        nonlocal ticks
+        while not done.wait(0.001):
+            ticks += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        while not ticks:
+            time.sleep(0.001)
+        before = ticks
+        bytes_tokenizer.encode("the quick brown fox " * 20_000)
+        meanwhile = ticks - before
+    finally:
+        done.set()
+        thread.join()
+    assert meanwhile > 5
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,11 @@ class XLABackend:
         return None
 
     def prepare(
-        self, metadata: AttentionMetadata, kind: BatchKind, spec: AttentionSpec, page_size: int
+        self,
+        metadata: AttentionMetadata,
+        kind: BatchKind,
+        specs: tuple[AttentionSpec, ...],
+        page_size: int,
     ) -> _Prepared:
         if kind is BatchKind.DECODE:
             return _Prepared(None)

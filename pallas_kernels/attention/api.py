@@ -1,0 +1,54 @@
+"""Paged attention: the kernel where it takes the shape, plain XLA elsewhere."""
+
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.attention import xla
+from pallas_kernels.attention.decode_config import (
+    DecodeConfig,
+    default_decode_config,
+    refuses_decode_sm90,
+)
+from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
+from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
+
+
+def paged_decode(
+    q: Float[Array, "R H D"],
+    kv: Float[Array, "P 2 K B D"],
+    block_tables: Int[Array, "R M"],
+    seq_lens: Int[Array, " R"],
+    *,
+    scale: float,
+    platform: str,
+    window: int | None = None,
+    softcap: float | None = None,
+    config: DecodeConfig | None = None,
+    plan: DecodePlan | None = None,
+) -> Float[Array, "R H D"]:
+    """One query per row, at position ``seq_lens - 1``, over the row's pages.
+
+    Rows with seq_len 0 return zeros. With ``window`` a query sees itself and the ``window - 1``
+    tokens before it; ``softcap`` c turns a logit x into ``c tanh(x / c)``. ``platform`` is
+    ``"sm_90"`` for Hopper; every other value takes XLA. ``plan`` is ``plan_decode`` of the same
+    lengths, window and config: layers that share it compute it once. Raises ValueError for a
+    softcap that only the kernel could serve.
+    """
+    heads, dim = q.shape[1:]
+    kv_heads, page_size = kv.shape[2], kv.shape[3]
+    config = config or default_decode_config(dim, page_size, heads // kv_heads)
+    dtype = str(kv.dtype) if q.dtype == kv.dtype else f"{q.dtype} over {kv.dtype}"
+    reason = refuses_decode_sm90(heads, kv_heads, dim, page_size, dtype, platform, config)
+    if reason is None:
+        if plan is None:
+            plan = plan_decode(
+                seq_lens,
+                max_pages=block_tables.shape[1],
+                page_size=page_size,
+                window=window,
+                config=config,
+            )
+        op = DecodeOp(scale, window, softcap, config)
+        return paged_decode_sm90(q, kv, block_tables, plan, op=op)
+    if softcap is not None:
+        raise ValueError(f"softcap needs the kernel, but {reason}")
+    return xla.paged_decode(q, kv, block_tables, seq_lens, scale=scale, window=window)

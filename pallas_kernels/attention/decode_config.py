@@ -1,0 +1,103 @@
+"""Tile sizes of the paged decode kernel, and what it cannot serve."""
+
+from dataclasses import dataclass
+
+HEAD_DIMS = (64, 128)
+PAGE_SIZES = (16, 32, 64, 128)
+GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
+MAX_GROUP = 64
+_SMEM_BYTES = 227 * 1024  # of one CTA on sm_90
+_SM_BYTES = 228 * 1024  # of all CTAs of an SM, each with _CTA_BYTES of its own for the system
+_CTA_BYTES = 1024
+_RESERVED_BYTES = 3 * 1024  # reduction scratch and barriers
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Speed only, except ``split_tokens`` and ``block``: they fix the order of summation and so
+    the bits of a row.
+
+    Raises ValueError for sizes the kernel cannot run with.
+    """
+
+    split_tokens: int = 2048  # a row is cut at multiples of it, counted from position 0
+    block: int = 64  # tokens per pipeline stage; a page larger than it is one stage
+    stages: int = 3  # K and V blocks in flight per CTA
+    num_ctas: int = 264  # persistent CTAs: SMs of the card times CTAs that fit on one
+
+    def __post_init__(self) -> None:
+        if self.block not in (64, 128):
+            raise ValueError(f"block must be 64 or 128, not {self.block}")
+        if self.split_tokens < 128 or self.split_tokens % 128:
+            raise ValueError(f"split_tokens must be a multiple of 128, not {self.split_tokens}")
+        if self.stages < 2:
+            raise ValueError(f"stages must be at least 2, not {self.stages}")
+        if self.num_ctas < 1:
+            raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+
+    def block_tokens(self, page_size: int) -> int:
+        return max(self.block, page_size)
+
+    def smem_bytes(self, page_size: int, head_dim: int, group: int) -> int:
+        """Shared memory of one CTA with 16-bit pages, an upper bound."""
+        block, heads = self.block_tokens(page_size), padded_group(group)
+        ring = self.stages * 2 * block * head_dim * 2
+        queries = 2 * heads * head_dim * 2
+        outputs = heads * head_dim * (4 + 2)
+        return ring + queries + outputs + heads * block * 2 + _RESERVED_BYTES
+
+
+def default_decode_config(
+    head_dim: int, page_size: int, group: int, *, num_sms: int = 132
+) -> DecodeConfig:
+    """Two CTAs per SM, one computing while the other waits, where three stages of each fit."""
+    for ctas in (2, 1):
+        room = min(_SM_BYTES // ctas - _CTA_BYTES, _SMEM_BYTES)
+        fitting = [
+            config
+            for stages in (8, 7, 6, 5, 4, 3, 2)
+            if (config := DecodeConfig(stages=stages, num_ctas=ctas * num_sms)).smem_bytes(
+                page_size, head_dim, group
+            )
+            <= room
+        ]
+        if fitting and (ctas == 1 or fitting[0].stages >= 3):
+            return fitting[0]
+    return DecodeConfig(stages=2, num_ctas=num_sms)
+
+
+def padded_group(group: int) -> int:
+    return -(-group // GROUP_TILE) * GROUP_TILE
+
+
+def refuses_decode_sm90(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: str,
+    platform: str,
+    config: DecodeConfig,
+) -> str | None:
+    """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries and
+    pages.
+    """
+    if platform != "sm_90":
+        return f"the decode kernel is built for sm_90, not {platform}"
+    if dtype not in ("bfloat16", "float16"):
+        return f"the decode kernel takes bfloat16 and float16, not {dtype}"
+    if head_dim not in HEAD_DIMS:
+        return f"the decode kernel takes head dims {HEAD_DIMS}, not {head_dim}"
+    if page_size not in PAGE_SIZES:
+        return f"the decode kernel takes page sizes {PAGE_SIZES}, not {page_size}"
+    if num_heads % num_kv_heads:
+        return f"{num_heads} query heads do not divide among {num_kv_heads} KV heads"
+    group = num_heads // num_kv_heads
+    if group > MAX_GROUP:
+        return f"the decode kernel takes up to {MAX_GROUP} query heads per KV head, not {group}"
+    if num_heads * head_dim < 128:
+        return "the decode kernel needs at least 128 query elements per row"
+    needed = config.smem_bytes(page_size, head_dim, group)
+    if needed > _SMEM_BYTES:
+        return f"{config} needs {needed} bytes of shared memory, a CTA has {_SMEM_BYTES}"
+    return None

@@ -1,0 +1,75 @@
+"""The shapes of decode attention that tests, benchmarks and tuning share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """One query per row; a length of 0 is a padding row."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    dim: int
+    page: int
+    lens: tuple[int, ...]
+    window: int | None = None
+    softcap: float | None = None
+    max_pages: int | None = None  # width of the block tables; None: the longest row
+
+    @property
+    def width(self) -> int:
+        return self.max_pages or max(1, -(-max(self.lens) // self.page))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the keys and values the queries see, in bfloat16."""
+        seen = sum(n if self.window is None else min(n, self.window) for n in self.lens)
+        return seen * 2 * self.kv_heads * self.dim * 2
+
+
+# Small enough for the interpreter with splits of 128 tokens: each has a trap of its own.
+SMALL = (
+    DecodeSpec("one full page", 4, 1, 128, 64, (64,)),
+    DecodeSpec("several splits, padding", 8, 2, 128, 64, (300, 0, 1)),
+    DecodeSpec("odd heads", 9, 3, 64, 64, (140,)),
+    DecodeSpec("window inside a page", 4, 2, 64, 64, (330,), window=100),
+    DecodeSpec("window across splits, small pages", 4, 1, 128, 16, (290, 5), window=150),
+    DecodeSpec("window of one", 2, 1, 64, 32, (129,), window=1),
+    DecodeSpec("softcap", 4, 1, 128, 32, (100,), softcap=2.0),
+    DecodeSpec("wide group, wide pages", 12, 1, 64, 128, (200,)),
+    DecodeSpec("tables wider than any row", 2, 2, 128, 64, (65,), max_pages=9),
+)
+
+# Correctness on the card: every edge at once, with the default splits.
+_MIXED = (1, 0, 63, 64, 65, 900, 2047, 2048, 2049, 4096, 9000, 0, 17)
+MIXED = (
+    DecodeSpec("llama mix", 32, 8, 128, 64, _MIXED),
+    DecodeSpec("llama mix, wide tables", 32, 8, 128, 64, _MIXED, max_pages=2048),
+    DecodeSpec("llama window", 32, 8, 128, 64, _MIXED, window=4096),
+    DecodeSpec("gemma window and cap", 16, 8, 128, 16, _MIXED, window=1000, softcap=30.0),
+    DecodeSpec("smol", 9, 3, 64, 64, _MIXED),
+    DecodeSpec("qwen small", 14, 2, 64, 32, _MIXED),
+    DecodeSpec("one KV head each", 16, 16, 128, 128, _MIXED),
+    DecodeSpec("one KV head for all", 32, 1, 128, 64, _MIXED),
+)
+
+
+def _llama(name: str, lens: tuple[int, ...], max_pages: int | None = None) -> DecodeSpec:
+    return DecodeSpec(name, 32, 8, 128, 64, lens, max_pages=max_pages)
+
+
+_UNEVEN = tuple(200 + (i * 2731) % 7800 for i in range(64))
+
+# Speed: 32 query and 8 KV heads of 128, pages of 64.
+SPEED = (
+    _llama("B32 x 4096", (4096,) * 32),
+    _llama("B8 x 8192", (8192,) * 8),
+    _llama("B64 x 1024", (1024,) * 64),
+    _llama("B1 x 65536", (65536,)),
+    _llama("B256 x 1024", (1024,) * 256),
+    _llama("B64 x 1024, tables of 8192", (1024,) * 64, max_pages=128),
+    _llama("B64 x 200-8000", _UNEVEN),
+    _llama("B8 x 1024", (1024,) * 8),
+    _llama("B1 x 1024", (1024,)),
+)

@@ -1,0 +1,232 @@
+"""A consumer warpgroup of the prefill kernel: 64 query rows against all their keys.
+
+The two consumers alternate between tensor cores and exponentials as in FlashAttention-3
+(Shah et al. 2024, arXiv:2407.08608). Softmax is online and in base 2.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.attention.prefill_sm90_items import (
+    WGMMA,
+    Gmem,
+    Item,
+    PrefillOp,
+    Shared,
+    ceil_div,
+    my_items,
+    rows_and_head,
+)
+from pallas_kernels.attention.prefill_tiles import ROWS
+
+_Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+_FLOOR = -1e30  # start of the running maximum: finite, so that a row without keys stays at zero
+
+
+def consume(gmem: Gmem, smem: Shared, op: PrefillOp, consumer: Array) -> None:
+    mine, read = my_items(gmem, op)
+
+    def one_item(turn: Array, done: Array) -> Array:
+        item = read(turn)
+        _store(gmem, smem, op, item, consumer, _attend(smem, op, item, consumer, done))
+        return done + item.end - item.begin
+
+    if op.config.take_turns:  # consumer 1 stays half a step behind
+        pl.when(consumer == 1)(lambda: _meet(smem))
+    lax.fori_loop(0, mine, one_item, jnp.int32(0))
+    if op.config.take_turns:
+        pl.when(consumer == 0)(lambda: _meet(smem))
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _meet(smem: Shared) -> None:
+    plgpu.barrier_arrive(smem.turn)
+    plgpu.barrier_wait(smem.turn)
+
+
+def _spread(rows: Array, columns: int) -> Array:
+    return lax.broadcast_in_dim(rows, (ROWS, columns), [0])
+
+
+def _attend(smem: Shared, op: PrefillOp, item: Item, consumer: Array, done: Array) -> Array:
+    """The consumer's 64 rows of attention output, float32."""
+    dim, config = smem.q.shape[2], op.config
+    row, _ = rows_and_head(item, consumer, config)
+    low, high = lax.max(item.low, row), lax.min(item.high, row + ROWS)
+    step = functools.partial(_step, smem, op, item, consumer, item.position + row, done)
+
+    @pl.when(item.end > item.begin)
+    def _() -> None:
+        plgpu.barrier_wait(smem.q_full)
+        plgpu.barrier_wait(smem.k_full.at[lax.rem(done, jnp.int32(config.stages))])
+
+    # Blocks that every row sees whole need no mask: those up to the first row's own position,
+    # and with a window those from the last row's oldest key on.
+    clear_end = lax.div(item.position + low + 1, jnp.int32(config.block_kv))
+    clear_end = lax.clamp(item.begin, clear_end, item.end)
+    clear_begin = item.begin
+    if op.window is not None:
+        oldest = lax.max(item.position + high - op.window, jnp.int32(0))
+        clear_begin = lax.clamp(item.begin, ceil_div(oldest, config.block_kv), item.end)
+        clear_end = lax.max(clear_begin, clear_end)
+
+    def rows(value: float) -> Array:
+        return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), WGMMA.reduce(1))
+
+    zeros = plgpu.layout_cast(jnp.zeros((ROWS, dim), jnp.float32), WGMMA)
+    carry = (zeros, rows(_FLOOR), rows(0.0))
+    if op.window is not None:
+        carry = lax.fori_loop(item.begin, clear_begin, functools.partial(step, True), carry)
+    carry = lax.fori_loop(clear_begin, clear_end, functools.partial(step, False), carry)
+    carry = lax.fori_loop(clear_end, item.end, functools.partial(step, True), carry)
+    accumulated, _, total = carry
+    return accumulated * _spread(1.0 / jnp.maximum(total, 1e-30), dim)
+
+
+def _step(
+    smem: Shared,
+    op: PrefillOp,
+    item: Item,
+    consumer: Array,
+    position: Array,
+    done: Array,
+    masked: bool,
+    block: Array,
+    carry: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    """One block of keys: scores, softmax update, weighted values."""
+    accumulated, maximum, total = carry
+    config, stages = op.config, jnp.int32(op.config.stages)
+    step = done + block - item.begin
+    stage = lax.rem(step, stages)
+
+    def multiply(scores: Any) -> Array:
+        plgpu.wgmma(scores, smem.q.at[consumer], smem.k.at[stage].transpose((1, 0)))
+        if config.take_turns:
+            _meet(smem)
+        return scores[...]
+
+    scores = pl.run_scoped(multiply, _Accumulator((ROWS, config.block_kv), jnp.float32))
+    plgpu.barrier_arrive(smem.k_free.at[stage])
+
+    @pl.when(block == item.end - 1)
+    def _() -> None:
+        plgpu.barrier_arrive(smem.q_free)
+
+    factor = op.scale * math.log2(math.e)
+    if op.softcap is not None:
+        scores = jnp.tanh(scores * (op.scale / op.softcap))
+        factor = op.softcap * math.log2(math.e)
+    if masked:
+        scores = _mask(scores, position, block * config.block_kv, op.window)
+    # The maximum is kept in scaled units, so that exp2's argument is one multiply-add.
+    new_maximum = jnp.maximum(maximum, scores.max(axis=1) * factor)
+    decay = jnp.exp2(maximum - new_maximum)
+    weights = jnp.exp2(scores * factor - _spread(new_maximum, config.block_kv))
+    accumulated *= _spread(decay, accumulated.shape[1])
+    narrow = weights.astype(smem.v.dtype)
+    total = total * decay + weights.sum(axis=1)
+    # Keeps the compiler from moving softmax arithmetic past the barriers.
+    accumulated, total, new_maximum, narrow = lax.optimization_barrier(
+        (accumulated, total, new_maximum, narrow)
+    )
+    if config.take_turns:
+        plgpu.barrier_arrive(smem.turn)
+    plgpu.barrier_wait(smem.v_full.at[stage])
+    if config.take_turns:
+        plgpu.barrier_wait(smem.turn)
+
+    next_stage, end = lax.rem(step + 1, stages), item.end  # Mosaic rejects literals in a closure
+
+    def wait_for_next_keys() -> None:
+        @pl.when(block + 1 < end)
+        def _() -> None:
+            plgpu.barrier_wait(smem.k_full.at[next_stage])
+
+    accumulated = _add_values(smem, consumer, stage, narrow, accumulated, wait_for_next_keys)
+    plgpu.barrier_arrive(smem.v_free.at[stage])
+    return accumulated, new_maximum, total
+
+
+def _mask(scores: Array, position: Array, key: Array, window: int | None) -> Array:
+    def index(dimension: int) -> Array:
+        return plgpu.broadcasted_iota(jnp.int32, scores.shape, dimension, layout=WGMMA)
+
+    ahead = index(1) - index(0) + (key - position)  # key position minus query position
+    visible = ahead <= 0
+    if window is not None:
+        visible &= ahead > -window
+    return jnp.where(visible, scores, -jnp.inf)
+
+
+def _add_values(
+    smem: Shared,
+    consumer: Array,
+    stage: Array,
+    weights: Array,
+    accumulated: Array,
+    meanwhile: Callable[[], None],
+) -> Array:
+    """``accumulated + weights @ values``; ``meanwhile`` runs under the multiplication."""
+    values = smem.v.at[stage]
+    if smem.p is None:
+
+        def multiply(accumulator: Any) -> None:
+            plgpu.wgmma(accumulator, weights, values)
+            meanwhile()
+
+        return pl.run_state(multiply)(_Accumulator.init(accumulated))
+    staged = smem.p.at[consumer]
+    staged[...] = weights
+    plgpu.commit_smem()
+
+    def staged_multiply(accumulator: Any) -> Array:
+        plgpu.wgmma(accumulator, staged, values)
+        return accumulator[...]
+
+    added = pl.run_scoped(staged_multiply, _Accumulator(accumulated.shape, jnp.float32))
+    meanwhile()
+    return accumulated + added
+
+
+def _store(
+    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, consumer: Array, result: Array
+) -> None:
+    """Writes the tile's own rows and no other: their neighbours belong to other thread blocks."""
+    row, head = rows_and_head(item, consumer, op.config)
+    low = lax.clamp(jnp.int32(0), item.low - row, jnp.int32(ROWS))
+    high = lax.clamp(jnp.int32(0), item.high - row, jnp.int32(ROWS))
+    whole = high - low == ROWS
+    token = item.token + row
+    narrow = result.astype(smem.o.dtype)
+    plgpu.wait_smem_to_gmem(0)  # of the item before
+
+    @pl.when(whole)
+    def _() -> None:
+        smem.o.at[consumer][...] = narrow
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(smem.o.at[consumer], gmem.out.at[pl.ds(token, ROWS), head])
+
+    @pl.when(jnp.logical_not(whole))
+    def _() -> None:
+        smem.o_rows.at[consumer][...] = narrow
+        plgpu.commit_smem()
+        start, size = low, ROWS // 2
+        while size:  # a transfer's size is static: one per binary digit of the number of rows
+            digit = (high - low) & size
+
+            @pl.when(digit != 0)
+            def _(start: Array = start, size: int = size) -> None:
+                source = smem.o_rows.at[consumer, pl.ds(start, size)]
+                target = gmem.out.at[pl.ds(token + start, size), head]
+                plgpu.copy_smem_to_gmem(source, target)
+
+            start, size = start + digit, size // 2

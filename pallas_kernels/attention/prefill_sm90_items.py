@@ -1,0 +1,111 @@
+"""What producer and consumers of the prefill kernel share: names of their memory, and their work.
+
+Items, a tile and a head (or pair of heads) each, are dealt to a persistent grid of thread blocks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.attention.prefill_tiles import ALIGN, ROWS, PrefillConfig
+
+WGMMA = plgpu.Layout.WGMMA
+
+
+@dataclass(frozen=True)
+class PrefillOp:
+    """Everything static beside the shapes."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    config: PrefillConfig
+
+
+class Shared(NamedTuple):
+    """Shared memory of a thread block, then its barriers."""
+
+    q: Any  # [2, ROWS, D]
+    k: Any  # [stages, block_kv, D]
+    v: Any
+    o: Any  # [2, ROWS, D], laid out for whole tiles
+    o_rows: Any  # [2, ROWS, D], row after row, for tiles whose rows are not all their own
+    q_full: Any
+    q_free: Any
+    k_full: Any  # [stages]
+    k_free: Any
+    v_full: Any
+    v_free: Any
+    v_raw: Any  # a V block that still holds what lies past its row's end
+    turn: Any  # the consumers meet here
+    p: Any = None  # [2, ROWS, block_kv], interpreter only
+
+
+class Gmem(NamedTuple):
+    q: Any
+    kv: Any
+    block_tables: Any
+    table: Any
+    count: Any
+    out: Any
+
+
+class Item(NamedTuple):
+    """Scalars of one tile and head, which every warpgroup reads for itself."""
+
+    slot: Array
+    token: Array  # first token of the window
+    position: Array  # of that token in its row; may be negative
+    low: Array  # window rows of the tile: low <= i < high
+    high: Array
+    seq_len: Array
+    unit: Array  # head, or pair of heads
+    begin: Array  # first and last + 1 block of keys
+    end: Array
+
+
+def ceil_div(x: Array, y: int) -> Array:
+    return lax.div(x + jnp.int32(y - 1), jnp.int32(y))
+
+
+def my_items(gmem: Gmem, op: PrefillOp) -> tuple[Array, Callable[[Array], Item]]:
+    """How many items this thread block has, and how to read the i-th.
+
+    Items are sorted by cost; dealing them out back and forth evens out the sums.
+    """
+    units = gmem.q.shape[1] // op.config.heads_per_tile
+    cta, ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
+    total = gmem.count[0] * units
+    rounds, rest = lax.div(total, ctas), lax.rem(total, ctas)
+
+    def place(turn: Array) -> Array:
+        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, cta, ctas - 1 - cta)
+
+    def read(turn: Array) -> Item:
+        return _read_item(gmem, op, turn * ctas + place(turn), units)
+
+    return rounds + jnp.where(place(rounds) < rest, jnp.int32(1), jnp.int32(0)), read
+
+
+def _read_item(gmem: Gmem, op: PrefillOp, index: Array, units: int) -> Item:
+    tile, unit = lax.div(index, jnp.int32(units)), lax.rem(index, jnp.int32(units))
+    slot, group, position, low, high, seq_len = (gmem.table[tile, i] for i in range(6))
+    begin = jnp.int32(0)
+    if op.window is not None:
+        oldest = position + low - (op.window - 1)
+        begin = lax.div(lax.max(oldest, jnp.int32(0)), jnp.int32(op.config.block_kv))
+    end = ceil_div(lax.min(position + high, seq_len), op.config.block_kv)
+    end = lax.max(end, begin)
+    return Item(slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
+
+
+def rows_and_head(item: Item, consumer: Array | int, config: PrefillConfig) -> tuple[Any, Any]:
+    """First window row and query head of a consumer."""
+    if config.heads_per_tile == 2:
+        return jnp.int32(0), item.unit * 2 + consumer
+    return jnp.int32(consumer * ROWS), item.unit

@@ -1,0 +1,64 @@
+"""The shapes of chunked prefill that tests, benchmarks and tuning share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PrefillSpec:
+    """Rows are (tokens already in the cache, tokens of this step); decode rows come first."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    dim: int
+    page: int
+    rows: tuple[tuple[int, int], ...]
+    decode_rows: int = 0
+    padding: int = 0  # tokens after the last row
+    window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(new for _, new in self.rows) + self.padding
+
+    @property
+    def flops(self) -> int:
+        """Multiply-adds of unmasked pairs, times two, for scores and values together."""
+        pairs = 0
+        for cached, new in self.rows[self.decode_rows :]:
+            for position in range(cached, cached + new):
+                pairs += position + 1 if self.window is None else min(position + 1, self.window)
+        return 4 * pairs * self.heads * self.dim
+
+
+# Small enough for the interpreter: each has a trap of its own.
+SMALL = (
+    PrefillSpec("one row from scratch", 2, 1, 128, 64, ((0, 64),)),
+    PrefillSpec("unaligned rows", 2, 1, 64, 64, ((150, 1), (61, 70), (0, 33)), 1, 24),
+    PrefillSpec("window", 2, 1, 64, 32, ((210, 1), (300, 45)), 1, 2, window=70),
+    PrefillSpec("window of one", 2, 2, 64, 16, ((5, 60),), 0, 4, window=1),
+    PrefillSpec("odd group", 3, 1, 64, 128, ((3, 130), (40, 7)), 0, 0),
+    PrefillSpec("softcap", 4, 2, 128, 16, ((100, 30),), 0, 2, softcap=2.0),
+    PrefillSpec("only padding and decode", 2, 1, 64, 64, ((9, 1), (3, 1)), 2, 62),
+)
+
+# Correctness on the card: mixed batches with every edge at once.
+MIXED = (
+    PrefillSpec(
+        "llama mix", 32, 8, 128, 64, ((900, 1), (64, 1), (1000, 333), (0, 517), (63, 65)), 2, 107
+    ),
+    PrefillSpec("llama window", 32, 8, 128, 64, ((2000, 700), (0, 324)), window=500),
+    PrefillSpec("gemma cap", 16, 8, 128, 16, ((700, 257), (5, 250)), 0, 5, softcap=30.0),
+    PrefillSpec("smol", 9, 3, 64, 64, ((10, 1), (100, 500), (0, 391)), 1, 132),
+    PrefillSpec("qwen small", 14, 2, 64, 32, ((0, 1000), (77, 25)), 0, 0),
+    PrefillSpec("wide pages", 32, 8, 128, 128, ((0, 640), (4000, 384))),
+)
+
+# Speed: 32 query and 8 KV heads of 128, pages of 64.
+SPEED = (
+    PrefillSpec("8192 from scratch", 32, 8, 128, 64, ((0, 8192),)),
+    PrefillSpec("2048 from scratch", 32, 8, 128, 64, ((0, 2048),)),
+    PrefillSpec("2048 at 30k", 32, 8, 128, 64, ((30000, 2048),)),
+    PrefillSpec("8 x 1024", 32, 8, 128, 64, ((0, 1024),) * 8),
+)

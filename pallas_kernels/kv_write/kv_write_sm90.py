@@ -1,0 +1,180 @@
+"""Rotary embedding, optional qk-norm and KV write in one launch (Hopper, Pallas Mosaic GPU).
+
+One thread block per token: its row of the fused projection goes from memory to registers and from
+there to its places, without shared memory and without a barrier. The cache is a mutable reference,
+so the launch aliases it and never copies it.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+_WARPS, _LANES = 4, 32
+
+
+@dataclasses.dataclass(frozen=True)
+class KVWriteConfig:
+    """``vector``: most channels one thread moves in one instruction."""
+
+    vector: int = 8
+
+    def __post_init__(self) -> None:
+        if self.vector not in (1, 2, 4, 8):
+            raise ValueError(f"vector must be 1, 2, 4 or 8, not {self.vector}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    heads: int
+    kv_heads: int
+    half: int  # channels of half a head: the rotation pairs channel i with i + half
+    pages: int
+    eps: float | None  # None: no qk-norm
+    config: KVWriteConfig
+
+
+def refuses_kv_write_sm90(
+    num_heads: int, num_kv_heads: int, head_dim: int, dtype: Any, platform: str
+) -> str | None:
+    """None if the kernel takes the shape, else the reason."""
+    if platform != "sm_90":
+        return f"the KV write kernel is built for sm_90, not {platform}"
+    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
+        return f"the KV write kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if head_dim not in (64, 128, 256):
+        return f"the KV write kernel takes head dims 64, 128 and 256, not {head_dim}"
+    if (num_heads + 2 * num_kv_heads) * head_dim > 24_576:
+        return f"{num_heads} + 2 x {num_kv_heads} heads of {head_dim} overflow the register file"
+    return None
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "config", "interpret"))
+def rope_and_write_sm90(
+    qkv: Float[Array, "T C"],
+    cos: Float[Array, "T F"],
+    sin: Float[Array, "T F"],
+    pages: Int[Array, " T"],
+    offsets: Int[Array, " T"],
+    kv: Float[Array, "P 2 K B D"],
+    q_norm: Float[Array, " D"] | None = None,
+    k_norm: Float[Array, " D"] | None = None,
+    *,
+    eps: float = 1e-6,
+    config: KVWriteConfig | None = None,
+    interpret: Any = False,
+) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+    """Rotated (and normed) queries, and ``kv`` with the new keys and values; see ``api.py``.
+
+    ``C = (H + 2 K) D`` and ``F = D / 2``. Donate ``kv``: it is updated in place.
+    """
+    tokens, dim, kv_heads = qkv.shape[0], kv.shape[-1], kv.shape[2]
+    heads = qkv.shape[1] // dim - 2 * kv_heads
+    shape = _Shape(
+        heads,
+        kv_heads,
+        dim // 2,
+        kv.shape[0],
+        None if q_norm is None else eps,
+        config or KVWriteConfig(),
+    )
+    ref = jax.new_ref(kv)
+    norms = () if q_norm is None or k_norm is None else (q_norm, k_norm)
+    # The angles go in twice, for q and for k, whose register layouts differ: equal loads of one
+    # reference would be merged into one, and no layout fits both uses.
+    q = plgpu.kernel(
+        functools.partial(_body, shape),
+        out_type=jax.ShapeDtypeStruct((tokens, heads, dim), qkv.dtype),
+        grid=(tokens,),
+        grid_names=("token",),
+        # Nothing is read and written by one thread, and there is no shared memory.
+        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        interpret=interpret,
+    )(qkv.reshape(tokens, -1, dim), cos, sin, cos, sin, pages, offsets, *norms, ref)
+    return q, jax.freeze(ref)
+
+
+def _body(shape: _Shape, qkv_ref: Any, *refs: Any) -> None:
+    q_angle_refs, k_angle_refs, (pages_ref, offsets_ref) = refs[:2], refs[2:4], refs[4:6]
+    *norms, kv_ref, q_ref = refs[6:]
+    token = lax.axis_index("token")
+    page, offset = pages_ref[token], offsets_ref[token]
+    heads, kv_heads = pl.ds(0, shape.heads), pl.ds(shape.heads, shape.kv_heads)
+    value_heads = pl.ds(shape.heads + shape.kv_heads, shape.kv_heads)
+    halves = (pl.ds(0, shape.half), pl.ds(shape.half, shape.half))
+    many, few = _layout(shape, shape.heads), _layout(shape, shape.kv_heads)
+
+    # Every load before the first store: the hardware then waits for memory once.
+    q = [_load(qkv_ref.at[token, heads, half], many) for half in halves]
+    k = [_load(qkv_ref.at[token, kv_heads, half], few) for half in halves]
+    v = [_load(qkv_ref.at[token, value_heads, half], few) for half in halves]
+    q_angle = [_load(ref.at[token], many.reduce(0)) for ref in q_angle_refs]
+    k_angle = [_load(ref.at[token], few.reduce(0)) for ref in k_angle_refs]
+    if shape.eps is not None:
+        q_norm_ref, k_norm_ref = norms
+        q = _normed(q, [_load(q_norm_ref.at[half], many.reduce(0)) for half in halves], shape.eps)
+        k = _normed(k, [_load(k_norm_ref.at[half], few.reduce(0)) for half in halves], shape.eps)
+    for half, x in zip(halves, _rotated(q, q_angle), strict=True):
+        q_ref[token, heads, half] = x
+    rotated_k = _rotated(k, k_angle)
+
+    @pl.when((page >= 0) & (page < shape.pages))
+    def _() -> None:
+        for half, key, value in zip(halves, rotated_k, v, strict=True):
+            kv_ref[page, 0, :, offset, half] = key.astype(kv_ref.dtype)
+            kv_ref[page, 1, :, offset, half] = value.astype(kv_ref.dtype)
+
+
+def _load(ref: Any, layout: Any) -> jax.Array:
+    return plgpu.load(ref, layout=layout, optimized=False)
+
+
+def _rotated(x: list[jax.Array], angle: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Both halves of every head, turned in float32."""
+    a, b = (half.astype(jnp.float32) for half in x)
+    cos, sin = (_rows(part, a) for part in angle)
+    return (a * cos - b * sin).astype(x[0].dtype), (b * cos + a * sin).astype(x[0].dtype)
+
+
+def _normed(x: list[jax.Array], weight: list[jax.Array], eps: float) -> list[jax.Array]:
+    """RMS norm of every head; rounds where the model's norm layer does."""
+    dtype = x[0].dtype
+    a, b = (half.astype(jnp.float32) for half in x)
+    mean = (a * a + b * b).sum(axis=1) * (0.5 / a.shape[1])
+    scale = lax.broadcast_in_dim(lax.rsqrt(mean + eps), a.shape, [0])
+    return [
+        ((half * scale).astype(dtype).astype(jnp.float32) * _rows(w.astype(jnp.float32), a)).astype(
+            dtype
+        )
+        for half, w in zip((a, b), weight, strict=True)
+    ]
+
+
+def _rows(x: jax.Array, like: jax.Array) -> jax.Array:
+    return lax.broadcast_in_dim(x, like.shape, [1])
+
+
+def _layout(shape: _Shape, rows: int) -> Any:
+    """Registers of a ``[rows, half]`` array: a row lies within one warp, so that a norm needs only
+    shuffles; warps with no row of their own repeat another's work."""
+    half = shape.half
+    rows = min(rows & -rows, _WARPS * _LANES)  # the largest power of two that divides the rows
+    vector = min(shape.config.vector, rows * half // (_WARPS * _LANES))
+    vector = max(vector, half // _LANES)
+    lanes = half // vector
+    per_warp = min(_LANES // lanes, rows)
+    warps = max(1, min(_WARPS, rows // per_warp))
+    tiles: list[tuple[int, ...]] = [(warps * per_warp, half)]
+    if warps > 1 and per_warp > 1:
+        tiles.append((per_warp, half))
+    lane_dims = (-3, -2) if per_warp > 1 else (-2,)
+    warp_dims: tuple[Any, ...] = ((-5 if per_warp > 1 else -3),) if warps > 1 else ()
+    if warps < _WARPS:
+        warp_dims += (plgpu.Replicated(_WARPS // warps),)
+    return plgpu.Layout.TILED(plgpu.Tiling((*tiles, (vector,))), warp_dims, lane_dims, -1)

@@ -1,0 +1,47 @@
+"""The contract of the fused rope and KV write, as the shortest float32 program that is right."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+def rope_and_write_reference(
+    qkv: Float[Array, "T C"],
+    cos: Float[Array, "T F"],
+    sin: Float[Array, "T F"],
+    pages: Int[Array, " T"],
+    offsets: Int[Array, " T"],
+    kv: Float[Array, "P 2 K B D"],
+    q_norm: Float[Array, " D"] | None = None,
+    k_norm: Float[Array, " D"] | None = None,
+    *,
+    eps: float = 1e-6,
+) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+    """Heads of q, then k, then v: q and k are RMS-normed if weights are given and their channel
+    pairs (i, i + D / 2) turned by the token's angles; token t's k and v replace
+    ``kv[pages[t], :, :, offsets[t]]``, or nothing if the page is none of the P.
+
+    ``C = (H + 2 K) D``, ``F = D / 2``. Both results are float32, rounded nowhere.
+    """
+    tokens, dim, kv_heads = qkv.shape[0], kv.shape[-1], kv.shape[2]
+    parts = qkv.astype(jnp.float32).reshape(tokens, -1, dim)
+    heads = parts.shape[1] - 2 * kv_heads
+    q, k, v = jnp.split(parts, [heads, heads + kv_heads], axis=1)
+    if q_norm is not None and k_norm is not None:
+        q, k = _norm(q, q_norm, eps), _norm(k, k_norm, eps)
+    turn = lax.complex(cos, sin)[:, None]
+    q, k = _turn(q, turn), _turn(k, turn)
+    out = kv.astype(jnp.float32)
+    pages = jnp.where(pages < 0, kv.shape[0], pages)
+    return q, out.at[pages, :, :, offsets].set(jnp.stack([k, v], axis=1), mode="drop")
+
+
+def _norm(x: Float[Array, "T N D"], weight: Float[Array, " D"], eps: float) -> Array:
+    scale = lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+    return x * scale * weight.astype(jnp.float32)[None, None]
+
+
+def _turn(x: Float[Array, "T N D"], turn: Array) -> Float[Array, "T N D"]:
+    half = x.shape[-1] // 2
+    z = lax.complex(x[..., :half], x[..., half:]) * turn
+    return jnp.concatenate([z.real, z.imag], axis=-1)

@@ -1,0 +1,23 @@
+"""Shapes of the KV write that tests, benchmarks and tuning share."""
+
+from typing import NamedTuple
+
+
+class KVWriteSpec(NamedTuple):
+    heads: int
+    kv_heads: int
+    dim: int
+    page: int
+    qk_norm: bool
+
+
+SPECS = (
+    KVWriteSpec(32, 8, 128, 64, False),  # Llama 3.1 8B
+    KVWriteSpec(64, 8, 128, 64, False),  # Llama 3.1 70B
+    KVWriteSpec(8, 1, 128, 64, False),  # the same on eight devices
+    KVWriteSpec(16, 8, 128, 16, True),  # Qwen3 0.6B
+    KVWriteSpec(28, 4, 128, 64, False),  # Qwen2.5 7B
+    KVWriteSpec(14, 2, 64, 32, False),  # Qwen2.5 0.5B
+    KVWriteSpec(9, 3, 64, 16, False),  # SmolLM2 135M
+    KVWriteSpec(8, 4, 256, 64, True),  # Gemma-like
+)

@@ -1,0 +1,1 @@
+"""Drawing one token per row from truncated softmax distributions."""

@@ -1,0 +1,114 @@
+"""Truncated sampling in plain XLA: thresholds by searching the bits of the value, never by sorting.
+
+float32 values map to uint32 keys of the same order. Each pass over the row settles ``bits`` bits of
+the threshold: it counts (or weighs) what lies at or above ``2 ** bits - 1`` keys at once.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from pallas_kernels.sampling.noise import gumbel, row_keys
+
+_NEG_INF = float("-inf")
+
+
+def sample_xla(
+    logits: Float[Array, "R V"],
+    temperature: Float[Array, " R"],
+    top_k: Int[Array, " R"],
+    top_p: Float[Array, " R"],
+    min_p: Float[Array, " R"],
+    seed: Int[Array, "R 2"],
+    position: Int[Array, " R"],
+    *,
+    bits: int = 4,
+) -> Int[Array, " R"]:
+    """One token per row; see ``api.py``."""
+    greedy = temperature == 0
+    temperature = jnp.where(greedy, 1.0, temperature)
+    threshold = thresholds_xla(logits, temperature, top_k, top_p, min_p, bits=bits)
+    keys = row_keys(seed, position)
+    token = jnp.arange(logits.shape[1], dtype=jnp.uint32)
+    token = jnp.broadcast_to(token[None], logits.shape)
+    noise = gumbel(keys[:, :1], keys[:, 1:], token)
+    perturbed = logits / temperature[:, None] + noise
+    drawn = jnp.argmax(jnp.where(logits >= threshold[:, None], perturbed, _NEG_INF), axis=-1)
+    return jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+
+
+def thresholds_xla(
+    x: Float[Array, "R V"],
+    temperature: Float[Array, " R"],
+    top_k: Int[Array, " R"],
+    top_p: Float[Array, " R"],
+    min_p: Float[Array, " R"],
+    *,
+    bits: int = 4,
+) -> Float[Array, " R"]:
+    """Least logit that min-p, then top-k, then top-p keep; logits that tie with it are all kept.
+
+    Logits are compared as they come, which is the order of the scaled ones. Two that become equal
+    only when the division by temperature rounds are no tie.
+    """
+    top = x.max(axis=-1)
+    floor = top + jnp.where(min_p > 0, jnp.log(min_p), _NEG_INF) * temperature
+    keys = _ordered(x)
+
+    def search(enough: Callable[[UInt[Array, " R"]], Bool[Array, " R"]]) -> Float[Array, " R"]:
+        return _unordered(_largest(enough, x.shape[0], bits))
+
+    def by_k() -> Float[Array, " R"]:
+        def enough(least: UInt[Array, " R"]) -> Bool[Array, " R"]:
+            return jnp.sum(keys >= least[:, None], axis=-1, dtype=jnp.int32) >= top_k
+
+        return jnp.where(top_k > 0, search(enough), _NEG_INF)
+
+    def by_p(cut: Float[Array, " R"]) -> Float[Array, " R"]:
+        weights = jnp.where(
+            x >= cut[:, None], jnp.exp((x - top[:, None]) / temperature[:, None]), 0.0
+        )
+        needed = top_p * weights.sum(axis=-1)
+
+        def enough(least: UInt[Array, " R"]) -> Bool[Array, " R"]:
+            return jnp.where(keys >= least[:, None], weights, 0.0).sum(axis=-1) >= needed
+
+        return jnp.where(top_p < 1.0, jnp.maximum(search(enough), cut), cut)
+
+    found = lax.cond(jnp.any(top_k > 0), by_k, lambda: jnp.full_like(top, _NEG_INF))
+    cut = jnp.maximum(found, floor)
+    return lax.cond(jnp.any(top_p < 1.0), by_p, lambda cut: cut, cut)
+
+
+def _ordered(x: Float[Array, "*S"]) -> UInt[Array, "*S"]:
+    """uint32 keys that compare like the floats they come from."""
+    pattern = lax.bitcast_convert_type(x, jnp.uint32)
+    sign = jnp.uint32(0x80000000)
+    return jnp.where(pattern >= sign, ~pattern, pattern | sign)
+
+
+def _unordered(key: UInt[Array, " R"]) -> Float[Array, " R"]:
+    """The float of a key; keys below -inf's, which a search finds where all is enough, are -inf."""
+    sign = jnp.uint32(0x80000000)
+    pattern = jnp.where(key >= sign, key ^ sign, ~key)
+    value = lax.bitcast_convert_type(pattern, jnp.float32)
+    return jnp.where(key < jnp.uint32(0x007FFFFF), _NEG_INF, value)
+
+
+def _largest(
+    enough: Callable[[UInt[Array, " R"]], Bool[Array, " R"]], rows: int, bits: int
+) -> UInt[Array, " R"]:
+    """The largest key for which ``enough`` (monotone: true up to some key) still holds, per row."""
+    if 32 % bits:
+        raise ValueError(f"bits must divide 32, not {bits}")
+
+    def digit(index: Int[Array, ""], found: UInt[Array, " R"]) -> UInt[Array, " R"]:
+        shift = (32 - bits * (index + 1)).astype(jnp.uint32)
+        tried = [found | (jnp.uint32(value) << shift) for value in range(1, 2**bits)]
+        # Monotone: as many hold as the digit is large. Their sums fuse into one pass.
+        value = sum(enough(key).astype(jnp.uint32) for key in tried)
+        return found | (jnp.asarray(value, jnp.uint32) << shift)
+
+    return lax.fori_loop(0, 32 // bits, digit, jnp.zeros((rows,), jnp.uint32))

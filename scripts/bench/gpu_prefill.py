@@ -1,0 +1,249 @@
+"""Chunked-prefill kernel on a Hopper GPU: correct on mixed batches, then TFLOP/s.
+
+Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_prefill.py
+Writes prefill.json into $OUT if that is set.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.attention.prefill_problem import (
+    PrefillProblem,
+    make_prefill_problem,
+    right_answer,
+)
+from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
+from pallas_kernels.attention.prefill_specs import MIXED, SPEED, PrefillSpec
+from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
+
+CALLS = 8  # per dispatch, as many layers of a model: hides the host's share
+RUNS = 20
+CONFIGS = {
+    "default": PrefillConfig(),
+    "one head, 128 tokens": PrefillConfig(heads_per_tile=1),
+    "no turns": PrefillConfig(take_turns=False),
+    "kv 64 x 4": PrefillConfig(block_kv=64, stages=4),
+    "registers 240/32": PrefillConfig(consumer_registers=240, producer_registers=32),
+    "registers 224/64": PrefillConfig(consumer_registers=224, producer_registers=64),
+    "one item per block": PrefillConfig(num_ctas=4096),
+}
+
+
+def attend(
+    spec: PrefillSpec,
+    config: PrefillConfig,
+    queries: tuple[jax.Array, ...],
+    problem: PrefillProblem,
+) -> tuple[jax.Array, ...]:
+    """One call per array of queries, on the same cache and tile map."""
+    _, kv, block_tables, starts, seq_lens, num_decode_rows = problem
+    tiles = make_prefill_tiles(starts, seq_lens, num_decode_rows, spec.tokens, config)
+    return tuple(
+        paged_prefill_sm90(
+            q,
+            kv,
+            block_tables,
+            tiles,
+            scale=spec.dim**-0.5,
+            window=spec.window,
+            softcap=spec.softcap,
+            config=config,
+        )
+        for q in queries
+    )
+
+
+def runner(
+    spec: PrefillSpec, config: PrefillConfig, problem: PrefillProblem
+) -> Callable[[], np.ndarray]:
+    function = jax.jit(functools.partial(attend, spec, config))
+    return lambda: np.asarray(function((problem.q,), problem)[0], np.float32)
+
+
+def check(spec: PrefillSpec, config: PrefillConfig) -> dict[str, Any]:
+    problem = make_prefill_problem(spec)
+    run = runner(spec, config, problem)
+    got, again = run(), run()
+    want = np.asarray(right_answer(spec, problem, spec.dim**-0.5))
+    outcome = {
+        "error": float(np.linalg.norm(got - want) / np.linalg.norm(want)),
+        "worst": float(np.abs(got - want).max()),
+        "repeatable": bool(np.array_equal(got, again)),
+    }
+    if config == PrefillConfig() and spec in MIXED[:2]:
+        outcome["batch_invariant"] = _rows_alone_agree(spec, config, problem, got)
+    return outcome
+
+
+def _rows_alone_agree(
+    spec: PrefillSpec, config: PrefillConfig, problem: PrefillProblem, got: np.ndarray
+) -> bool:
+    """The last row by itself gives the same bits."""
+    row = len(spec.rows) - 1
+    start = int(problem.query_start_loc[row])
+    new = spec.rows[row][1]
+    alone = dataclasses.replace(spec, rows=spec.rows[row:], decode_rows=0, padding=0)
+    single = PrefillProblem(
+        problem.q[start : start + new],
+        problem.kv,
+        problem.block_tables[row : row + 1],
+        jnp.asarray([0, new], jnp.int32),
+        problem.seq_lens[row : row + 1],
+        jnp.int32(0),
+    )
+    return np.array_equal(runner(alone, config, single)(), got[start : start + new])
+
+
+def median_us(function: Callable[..., Any], *args: Any) -> float:
+    """Of one call of the CALLS in ``function``."""
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(RUNS):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) / CALLS * 1e6
+
+
+def speed_inputs(spec: PrefillSpec) -> tuple[tuple[jax.Array, ...], PrefillProblem]:
+    problem = make_prefill_problem(spec)
+    keys = jax.random.split(jax.random.key(0), CALLS)
+    queries = tuple(jax.random.normal(key, problem.q.shape, problem.q.dtype) for key in keys)
+    return queries, problem
+
+
+def matmul_ceiling() -> float:
+    """TFLOP/s of an 8192^3 bf16 product through XLA."""
+    key = jax.random.key(0)
+    a, b = (jax.random.normal(k, (8192, 8192), jnp.bfloat16) for k in jax.random.split(key))
+    function = jax.jit(lambda a, b: [(a + i) @ b for i in range(CALLS)])
+    return 2 * 8192**3 / median_us(function, a, b) / 1e6
+
+
+def cudnn_us(spec: PrefillSpec) -> float:
+    """Dense attention over contiguous K and V, for rows without context only."""
+    length = spec.rows[0][1]
+    shape = (len(spec.rows), length, spec.heads, spec.dim)
+    keys = jax.random.split(jax.random.key(1), CALLS + 2)
+    queries = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys[2:]]
+    k, v = (
+        jax.random.normal(key, (*shape[:2], spec.kv_heads, spec.dim), jnp.bfloat16)
+        for key in keys[:2]
+    )
+    dense = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    return median_us(jax.jit(lambda qs, k, v: [dense(q, k, v) for q in qs]), queries, k, v)
+
+
+def attempt(function: Callable[[], Any]) -> Any:
+    """The result, or the error as text: one failure must not hide the rest."""
+    try:
+        return function()
+    except Exception as error:
+        traceback.print_exc()
+        return f"FAILED {type(error).__name__}: {str(error)[:300]}"
+
+
+def correctness(results: dict[str, Any]) -> None:
+    cases = [(spec, default_prefill_config(spec.heads, spec.kv_heads)) for spec in MIXED]
+    cases += [(MIXED[0], config) for config in list(CONFIGS.values())[1:]]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda case: attempt(lambda: check(*case)), cases))
+    for (spec, config), outcome in zip(cases, found, strict=True):
+        results["correct"].append(
+            {"spec": spec.name, "config": dataclasses.asdict(config), "outcome": outcome}
+        )
+        name = next((name for name, other in CONFIGS.items() if other == config), str(config))
+        print(f"{spec.name:16} {name:24} {outcome}", flush=True)
+
+
+def compiled(spec: PrefillSpec, config: PrefillConfig, inputs: tuple[Any, ...]) -> Any:
+    return jax.jit(functools.partial(attend, spec, config)).lower(*inputs).compile()
+
+
+def speed(
+    spec: PrefillSpec, names: list[str], ceiling: float, results: dict[str, Any]
+) -> dict[str, float]:
+    """Prints a table; returns the microseconds of the configs that ran."""
+    inputs, found = speed_inputs(spec), {}
+    configs = {name: CONFIGS[name] for name in names}
+
+    def build(config: PrefillConfig) -> Any:
+        return attempt(lambda: compiled(spec, config, inputs))
+
+    with ThreadPoolExecutor(len(configs)) as pool:
+        programs = list(pool.map(build, configs.values()))
+    print(f"\n{spec.name}: {spec.flops / 1e9:.1f} GFLOP", flush=True)
+    for (name, config), program in zip(configs.items(), programs, strict=True):
+        if isinstance(program, str):
+            print(f"  {name:24} {program}", flush=True)
+            continue
+        us = attempt(functools.partial(median_us, program, *inputs))
+        extra = program.memory_analysis().temp_size_in_bytes
+        _report(spec, name, us, ceiling, results, dataclasses.asdict(config), extra)
+        if not isinstance(us, str):
+            found[name] = us
+    if all(row == spec.rows[0] and not row[0] for row in spec.rows):
+        _report(spec, "cuDNN, dense K and V", attempt(lambda: cudnn_us(spec)), ceiling, results)
+    return found
+
+
+def _report(
+    spec: PrefillSpec,
+    name: str,
+    us: float | str,
+    ceiling: float,
+    results: dict[str, Any],
+    config: dict[str, Any] | None = None,
+    temporary_bytes: int | None = None,
+) -> None:
+    entry: dict[str, Any] = {"spec": spec.name, "name": name, "config": config, "us": us}
+    if isinstance(us, str):
+        print(f"  {name:24} {us}", flush=True)
+    else:
+        tflops = spec.flops / us / 1e6
+        entry |= {"tflops": tflops, "temporary_bytes": temporary_bytes}
+        share = tflops / ceiling
+        print(f"  {name:24} {us:9.1f} us {tflops:6.1f} TFLOP/s {share:6.1%} of matmul", flush=True)
+    results["speed"].append(entry)
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    results: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "correct": [],
+        "speed": [],
+    }
+    correctness(results)
+    print(f"correctness took {time.perf_counter() - begin:.0f} s", flush=True)
+    measured = attempt(matmul_ceiling)
+    ceiling = measured if isinstance(measured, float) else float("nan")
+    results["matmul_tflops"] = measured
+    print(f"matmul 8192^3: {measured} TFLOP/s", flush=True)
+    names = list(CONFIGS)
+    for spec in SPEED:
+        found = attempt(functools.partial(speed, spec, names, ceiling, results))
+        if spec is SPEED[0] and isinstance(found, dict):  # the others: what may be the fastest
+            best = sorted(found, key=lambda name: found[name])[:3]
+            names = [name for name in CONFIGS if name in best or CONFIGS[name].num_ctas != 132]
+    print(f"took {time.perf_counter() - begin:.0f} s", flush=True)
+    if out := os.environ.get("OUT"):
+        (Path(out) / "prefill.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The choice of a backend: the first that does not refuse, and the log says why."""
+
+import pytest
+
+from jaxllm.attention import select
+from jaxllm.attention.backend import AttentionSpec, AttentionTarget
+from jaxllm.attention.backends import xla
+from jaxllm.attention.select import BACKENDS, select_backend
+from jaxllm.errors import ConfigError
+from jaxllm.registry import Registry
+
+WIDE, WINDOWED = AttentionSpec(8, 2, 128, 0.1), AttentionSpec(8, 2, 128, 0.1, window=16)
+GPU, CPU = (AttentionTarget(platform, "", 64, "bfloat16") for platform in ("gpu", "cpu"))
+
+
+class Picky:
+    """Refuses windows, and every platform but one."""
+
+    name = "picky"
+
+    def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
+        if target.platform != "gpu":
+            return f"no {target.platform}"
+        return None if spec.window is None else "no windows"
+
+
+PICKY = Picky()
+
+
+@pytest.fixture
+def two_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"picky": f"{__name__}:PICKY", "xla": "jaxllm.attention.backends.xla:BACKEND"}
+    registry = Registry("attention backend", table)
+    monkeypatch.setattr(registry, "load", {"picky": PICKY, "xla": xla.BACKEND}.__getitem__)
+    monkeypatch.setattr(select, "BACKENDS", registry)
+
+
+def test_every_listed_backend_can_be_loaded_and_the_last_takes_everything() -> None:
+    loaded = [BACKENDS.load(name) for name in BACKENDS.names()]
+    assert [backend.name for backend in loaded] == list(BACKENDS.names())
+    for target in (GPU, CPU):
+        assert loaded[-1].refuses(WINDOWED, target) is None
+
+
+@pytest.mark.usefixtures("two_backends")
+def test_the_first_that_does_not_refuse() -> None:
+    assert select_backend([WIDE], GPU) == (PICKY, "picky on gpu")
+
+
+@pytest.mark.usefixtures("two_backends")
+def test_one_refused_layer_is_enough_and_the_reason_is_told_once() -> None:
+    backend, reason = select_backend([WIDE, WINDOWED, WINDOWED], GPU)
+    assert backend is xla.BACKEND
+    assert reason == "xla on gpu; picky refused: no windows"
+    assert select_backend([WIDE], CPU)[1] == "xla on cpu; picky refused: no cpu"
+
+
+def test_no_backend_left_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry("attention backend", {"picky": "nowhere:PICKY"})
+    monkeypatch.setattr(registry, "load", lambda name: PICKY)
+    monkeypatch.setattr(select, "BACKENDS", registry)
+    with pytest.raises(ConfigError, match="picky refused: no cpu"):
+        select_backend([WIDE], CPU)
+
+
+def test_a_listed_backend_that_does_not_import_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry = Registry("attention backend", {"gone": "jaxllm.attention.backends.gone:BACKEND"})
+    monkeypatch.setattr(select, "BACKENDS", registry)
+    with pytest.raises(ModuleNotFoundError, match="gone"):
+        select_backend([WIDE], CPU)

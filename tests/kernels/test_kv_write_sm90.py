@@ -1,0 +1,115 @@
+"""The fused rope and KV write: kernel (interpreted) and XLA form against the float32 oracle."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels.kv_write.api import rope_and_write
+from pallas_kernels.kv_write.kv_write_sm90 import (
+    KVWriteConfig,
+    refuses_kv_write_sm90,
+    rope_and_write_sm90,
+)
+from pallas_kernels.kv_write.reference import rope_and_write_reference
+from pallas_kernels.kv_write.specs import SPECS, KVWriteSpec
+
+TOKENS, PAGES = 4, 6
+
+
+def _inputs(spec: KVWriteSpec, dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ...]:
+    """Token 1 is padding (page P), token 3 has a page below zero: both must be dropped."""
+    rng = np.random.default_rng(spec.heads * spec.dim)
+    width = (spec.heads + 2 * spec.kv_heads) * spec.dim
+    angle = rng.uniform(0, 100, size=(TOKENS, spec.dim // 2))
+    shapes = (TOKENS, width), (PAGES, 2, spec.kv_heads, spec.page, spec.dim), spec.dim, spec.dim
+    qkv, kv, *norms = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    return (
+        qkv,
+        jnp.asarray(np.cos(angle), jnp.float32),
+        jnp.asarray(np.sin(angle), jnp.float32),
+        jnp.asarray([3, PAGES, 1, -1], jnp.int32),
+        jnp.asarray([spec.page - 1, 2, 5, 0], jnp.int32),
+        kv,
+        *(norms if spec.qk_norm else ()),
+    )
+
+
+def _check(got: tuple[jax.Array, jax.Array], args: tuple[jax.Array, ...]) -> None:
+    want = rope_and_write_reference(*args)
+    for a, b in zip(got, want, strict=True):
+        # One rounding of the result; with a norm, its two roundings on top.
+        np.testing.assert_allclose(
+            np.asarray(a, np.float32), b, rtol=2**-8 if len(args) == 6 else 2**-6, atol=2e-2
+        )
+    kept = np.ones(args[5].shape, bool)
+    for token in (0, 2):
+        kept[int(args[3][token]), :, :, int(args[4][token])] = False
+    np.testing.assert_array_equal(np.asarray(got[1])[kept], np.asarray(args[5])[kept])
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_kernel_equals_the_reference(spec: KVWriteSpec) -> None:
+    args = _inputs(spec)
+    _check(rope_and_write_sm90(*args, interpret=plgpu.InterpretGPUParams()), args)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_xla_form_equals_the_reference(spec: KVWriteSpec) -> None:
+    args = _inputs(spec)
+    _check(rope_and_write(*args, platform="cpu"), args)
+
+
+def test_kernel_has_no_race() -> None:
+    args = _inputs(SPECS[5])
+    _check(rope_and_write_sm90(*args, interpret=plgpu.InterpretGPUParams(detect_races=True)), args)
+
+
+@pytest.mark.parametrize(
+    "spec,vector", [*((spec, 8) for spec in SPECS), (SPECS[0], 4), (SPECS[0], 2)], ids=str
+)
+def test_every_spec_lowers_for_cuda_and_aliases_the_cache(spec: KVWriteSpec, vector: int) -> None:
+    args = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in _inputs(spec))
+
+    def two_layers(first: Any, second: Any, *rest: Any) -> Any:
+        config = KVWriteConfig(vector)
+        qkv, cos, sin, pages, offsets, *norms = rest
+        q, first = rope_and_write_sm90(qkv, cos, sin, pages, offsets, first, *norms, config=config)
+        flat = jnp.concatenate([q.reshape(TOKENS, -1), qkv[:, q[0].size :]], axis=1)
+        q, second = rope_and_write_sm90(
+            flat, cos, sin, pages, offsets, second, *norms, config=config
+        )
+        return first, second, q
+
+    rest = (*args[:5], *args[6:])
+    lowered = jax.jit(two_layers, donate_argnums=(0, 1)).trace(args[5], args[5], *rest)
+    text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    launches = [line for line in text.splitlines() if "@mosaic_gpu_v2" in line]
+    assert len(launches) == 1, "two layers share one lowered kernel"
+    assert "output_operand_alias<" in launches[0], "the launch must alias the cache"
+    main = next(line for line in text.splitlines() if "func.func public @main" in line)
+    assert main.count("tf.aliasing_output") == 2, "both caches are donated"
+
+
+def test_refusals_name_the_shape() -> None:
+    ok = (32, 8, 128, jnp.bfloat16, "sm_90")
+    assert refuses_kv_write_sm90(*ok) is None
+    for index, bad, word in (
+        (0, 256, "register"),
+        (2, 80, "80"),
+        (3, jnp.float32, "float32"),
+        (4, "cpu", "cpu"),
+    ):
+        args = [*ok]
+        args[index] = bad
+        reason = refuses_kv_write_sm90(*args)  # pyright: ignore[reportArgumentType]
+        assert reason is not None and word in reason
+
+
+def test_one_norm_weight_alone_is_an_error() -> None:
+    args = _inputs(SPECS[3])
+    with pytest.raises(ValueError, match="both"):
+        rope_and_write(*args[:7], platform="cpu")
