@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
-from jaxllm.config.plan import BatchBucket, EnginePlan
+from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
@@ -23,7 +23,7 @@ from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
 from jaxllm.runner.step import StepSlots
 from jaxllm.runner.step_layout import StepLayout
-from jaxllm.sampling.metadata import Logprobs, SamplerOutput
+from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
 from jaxllm.sampling.token_mask import RowMask, mask_words
 
 
@@ -32,6 +32,7 @@ class StepHandle:
     """A dispatched step. ``out`` is missing while its sample half waits for a mask."""
 
     plan: SchedulerOutput
+    mode: SamplerMode
     logits: Any
     slots: StepSlots
     prompt_logprobs: Logprobs | None
@@ -48,6 +49,7 @@ class ModelRunner:
         self._params = params
         self._programs = programs
         self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
+        self._smallest_mixed = min(b for b in plan.buckets if b.kind is BatchKind.MIXED)
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
         self._no_mask: dict[int, jax.Array] = {}
         for bucket in plan.buckets:
@@ -74,23 +76,38 @@ class ModelRunner:
         before, which brings the tokens the mask depends on, starts the other."""
         self._finish_waiting()
         self._rows.apply(plan)
-        layout = self._layouts[plan.bucket]
+        bucket = self._bucket(plan)
+        layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
-            self._forward(plan.bucket, pack_idle(self._rows, layout))
-        logits, slots, scored = self._forward(plan.bucket, pack(plan, self._rows, layout))
+            self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
+        packed = jax.device_put(pack(plan, self._rows, layout))
+        logits, slots, hidden = self._forward(bucket, packed)
+        scored: Logprobs | None = None
+        if self._rows.scores_prompts(plan):
+            scored = self._programs.score(bucket)(self._params, hidden, packed)
         handle = StepHandle(
             plan,
+            self._rows.mode_of(plan),
             logits,
             slots,
-            scored if self._rows.scores_prompts(plan) else None,
+            scored,
             bool(self._rows.features["logprobs"][plan.rows].any()),
             self._rows.masks_of(plan),
         )
         if handle.masks:
             self._waiting = handle
         else:
-            self._sample(handle, self._no_mask[plan.bucket.num_rows])
+            self._sample(handle, self._no_mask[bucket.num_rows])
         return handle
+
+    def _bucket(self, plan: SchedulerOutput) -> BatchBucket:
+        """The scheduler's choice; but only mixed programs clear token counts and score prompts,
+        which a step that feeds one token per row wants now and then."""
+        if plan.bucket.kind is BatchKind.MIXED:
+            return plan.bucket
+        if self._rows.resets or self._rows.scores_prompts(plan):
+            return self._smallest_mixed
+        return plan.bucket
 
     def fetch(self, handle: StepHandle) -> ModelRunnerOutput:
         """Wait for a step's results. Device errors surface here."""
@@ -113,16 +130,16 @@ class ModelRunner:
             None if scored is None else _on_host(scored, num_tokens),
         )
 
-    def _forward(self, bucket: BatchBucket, packed: np.ndarray) -> tuple[Any, StepSlots, Logprobs]:
+    def _forward(self, bucket: BatchBucket, packed: jax.Array) -> tuple[Any, StepSlots, jax.Array]:
         program = self._programs.forward(bucket)
         kv, buffers = self._kv, self._buffers
         self._kv = self._buffers = None  # donated: whatever happens now, they are gone
-        result = program(self._params, kv, buffers, jax.device_put(packed))
-        self._kv, self._buffers, logits, slots, scored = result
-        return logits, slots, scored
+        result = program(self._params, kv, buffers, packed)
+        self._kv, self._buffers, logits, slots, hidden = result
+        return logits, slots, hidden
 
     def _sample(self, handle: StepHandle, mask: jax.Array) -> None:
-        program = self._programs.sample(handle.plan.bucket.num_rows)
+        program = self._programs.sample(handle.logits.shape[0], handle.mode)
         buffers, self._buffers = self._buffers, None
         self._buffers, out = program(buffers, handle.logits, handle.slots, mask)
         handle.logits = None
@@ -136,7 +153,7 @@ class ModelRunner:
         if handle is None:
             return
         words = mask_words(self._plan.model.vocab_size)
-        mask = np.full((handle.plan.bucket.num_rows, words), -1, np.int32)
+        mask = np.full((handle.logits.shape[0], words), -1, np.int32)
         for slot, row_mask in handle.masks:
             row_mask.fill(mask[slot])
         self._sample(handle, jax.device_put(mask))

@@ -32,9 +32,8 @@ def pack(plan: SchedulerOutput, rows: RowState, layout: StepLayout) -> np.ndarra
     for slot in range(decode, count):
         _pack_chunk(views, slot, plan, rows, int(ends[slot]))
     _pack_scalars(views.scalars, plan, rows, layout)
-    resets, rows.resets = rows.resets, []
+    resets, rows.resets = list(dict.fromkeys(rows.resets)), []
     views.reset_rows[: len(resets)] = resets
-    views.scalars[_SCALAR["num_resets"]] = len(resets)
     take_patches(views, rows)
     return buffer
 
@@ -59,6 +58,7 @@ def _empty(rows: RowState, layout: StepLayout) -> np.ndarray:
     views = layout.views(buffer)
     views.positions[:] = -1
     views.rows[:] = rows.scratch_row
+    views.reset_rows[:] = rows.scratch_row + 1  # out of range: dropped
     views.patch_index[:] = rows.num_cells  # out of range: dropped
     return buffer
 
@@ -79,6 +79,5 @@ def _pack_scalars(
 ) -> None:
     decode_only = layout.bucket.kind is BatchKind.DECODE
     scalars[_SCALAR["num_decode_rows"]] = len(plan.rows) if decode_only else plan.num_decode_rows
-    scalars[_SCALAR["prompt_logprobs"]] = rows.scores_prompts(plan)
     for name in FEATURES:
         scalars[_SCALAR[name]] = rows.features[name][plan.rows].any()

@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 # (max_num_seqs, max_num_batched_tokens) where the user named none.
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
-_MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 1024, 2048, 4096, 8192, 16384)}
+_MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 1024, 2048, 8192, 16384)}
+_ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 
 
 def make_plan(
@@ -62,15 +63,14 @@ def make_plan(
 
 
 def row_sizes(platform: str, max_num_seqs: int) -> tuple[int, ...]:
-    """Rows of the decode buckets. On a CPU XLA converts every bf16 weight to float32 when there is
-    only one row, which costs seven times as much as two rows: so the smallest is 2 there."""
-    smallest, factor = (2, 4) if platform == "cpu" else (1, 2)
-    sizes: list[int] = []
-    size = smallest
-    while size < max_num_seqs:
-        sizes.append(size)
-        size *= factor
-    return (*sizes, max(max_num_seqs, smallest))
+    """Rows of the decode buckets.
+
+    On a CPU XLA converts every bf16 weight to float32 when there is only one row, which costs seven
+    times as much as two rows: so the smallest is 2 there. On a GPU a step of 9 rows costs what one
+    of 64 does, since reading the weights takes the time: so there are few.
+    """
+    ladder = _ROW_LADDER[platform]
+    return (*(size for size in ladder if size < max_num_seqs), max(max_num_seqs, ladder[0]))
 
 
 def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...]:

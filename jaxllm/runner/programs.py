@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from jaxllm.attention.backend import AttentionBackend
 from jaxllm.attention.kv_cache import kv_cache_spec
-from jaxllm.config.plan import BatchBucket, EnginePlan
+from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
-from jaxllm.runner.step import StepProgram, abstract_packed, forward, sample, step_slots
+from jaxllm.runner.step import StepProgram, abstract_packed, forward, sample, score, step_slots
+from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.token_mask import mask_words
 
 logger = logging.getLogger(__name__)
@@ -31,36 +32,43 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Job:
-    key: BatchBucket | int
+    key: "_Key"
     lower: Callable[[], Any]
 
 
+# What a program is compiled for: forward, sample or score, and its bucket, or its rows and mode.
+_Key = tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
+
+
 class Programs:
-    """Executables: ``forward(bucket)``, and ``sample(num_rows)``."""
+    """Executables: ``forward(bucket)``, ``sample(num_rows, mode)``, ``score(bucket)``."""
 
     def __init__(self, plan: EnginePlan, model: ModelDef, backend: AttentionBackend):
         self.plan = plan
         self.model = model
         self.backend = backend
         self.rows = RowLayout(plan.max_blocks_per_row)
-        self._compiled: dict[BatchBucket | int, Any] = {}
+        self._compiled: dict[_Key, Any] = {}
         self.compile_seconds = 0.0
 
     def forward(self, bucket: BatchBucket) -> Any:
         """Raises RecompilationError for a bucket that was not compiled."""
-        return self._find(bucket)
+        return self._find(("forward", bucket))
 
-    def sample(self, num_rows: int) -> Any:
-        return self._find(num_rows)
+    def sample(self, num_rows: int, mode: SamplerMode) -> Any:
+        return self._find(("sample", num_rows, mode))
 
-    def _find(self, key: BatchBucket | int) -> Any:
+    def score(self, bucket: BatchBucket) -> Any:
+        """Mixed buckets only."""
+        return self._find(("score", bucket))
+
+    def _find(self, key: _Key) -> Any:
         try:
             return self._compiled[key]
         except KeyError:
-            wanted = f"sampling {key} rows" if isinstance(key, int) else str(key)
             known = ", ".join(str(bucket) for bucket in self.plan.buckets)
             raise RecompilationError(
-                f"No program was compiled for {wanted}; buckets: {known}."
+                f"No program was compiled for {' '.join(map(str, key))}; buckets: {known}."
             ) from None
 
     def __len__(self) -> int:
@@ -71,7 +79,11 @@ class Programs:
         started = time.monotonic()
         jobs = [self._forward_job(bucket) for bucket in self.plan.buckets]
         by_rows = {bucket.num_rows: bucket for bucket in self.plan.buckets}
-        jobs += [self._sample_job(bucket) for bucket in by_rows.values()]
+        jobs += [
+            self._sample_job(bucket, mode) for bucket in by_rows.values() for mode in SamplerMode
+        ]
+        mixed = [bucket for bucket in self.plan.buckets if bucket.kind is BatchKind.MIXED]
+        jobs += [self._score_job(bucket) for bucket in mixed]
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
         with ThreadPoolExecutor(threads) as pool:
             futures = [pool.submit(job.lower().compile, _compiler_options()) for job in jobs]
@@ -104,9 +116,17 @@ class Programs:
     def _forward_job(self, bucket: BatchBucket) -> _Job:
         function = partial(forward, program=self.step_program(bucket))
         jitted = jax.jit(function, donate_argnums=(1, 2))
-        return _Job(bucket, lambda: jitted.lower(*self._forward_args(bucket)))
+        return _Job(("forward", bucket), lambda: jitted.lower(*self._forward_args(bucket)))
 
-    def _sample_job(self, bucket: BatchBucket) -> _Job:
+    def _score_job(self, bucket: BatchBucket) -> _Job:
+        program = self.step_program(bucket)
+        shape = (bucket.num_tokens, self.plan.model.hidden_size)
+        hidden = jax.ShapeDtypeStruct(shape, jnp.dtype(self.plan.dtype))
+        args = (self.model.specs, hidden, abstract_packed(program))
+        jitted = jax.jit(partial(score, program=program))
+        return _Job(("score", bucket), lambda: jitted.lower(*args))
+
+    def _sample_job(self, bucket: BatchBucket, mode: SamplerMode) -> _Job:
         """Its inputs are the same for all buckets with that many rows."""
         count, vocab = bucket.num_rows, self.plan.model.vocab_size
         rows = row_buffers_spec(self.rows, self.plan.max_num_seqs, vocab)
@@ -116,8 +136,8 @@ class Programs:
             abstract_packed(self.step_program(bucket)),
         )
         mask = jax.ShapeDtypeStruct((count, mask_words(vocab)), jnp.int32)
-        jitted = jax.jit(partial(sample, layout=self.rows), donate_argnums=(0,))
-        return _Job(count, lambda: jitted.lower(rows, logits, slots, mask))
+        jitted = jax.jit(partial(sample, layout=self.rows, mode=mode), donate_argnums=(0,))
+        return _Job(("sample", count, mode), lambda: jitted.lower(rows, logits, slots, mask))
 
 
 def _compiler_options() -> dict[str, bool]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
+from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.rng import seed_words
 from jaxllm.sampling.token_mask import RowMask
 
@@ -76,6 +77,10 @@ class RowState:
     def scores_prompts(self, plan: SchedulerOutput) -> bool:
         """Whether the step feeds positions whose prompt log-probabilities are wanted."""
         return bool((plan.starts < self.scored_end[plan.rows]).any())
+
+    def mode_of(self, plan: SchedulerOutput) -> SamplerMode:
+        wants_more = any(column[plan.rows].any() for column in self.features.values())
+        return SamplerMode.FULL if wants_more else SamplerMode.GREEDY
 
     def masks_of(self, plan: SchedulerOutput) -> list[tuple[int, RowMask]]:
         """(slot, mask) of every slot that samples under one."""

@@ -1,9 +1,11 @@
-"""The step: the only computation on the serving path, as two pure halves.
+"""The step: the only computation on the serving path, in pure functions.
 
 ``forward`` patches the rows, runs the model and gives logits; ``sample`` turns them into tokens
 that stay on the device for the next step. They are two programs, dispatched back to back: so there
 is one ``forward`` per bucket and one ``sample`` per number of rows instead of their product, and a
-mask that the host fills while ``forward`` runs takes the same path as everything else.
+mask that the host fills while ``forward`` runs takes the same path as everything else. ``score``
+follows ``forward`` when prompt log-probabilities are wanted. No step without such wishes holds a
+branch or a loop whose condition the host would have to read: the device never waits for it.
 """
 
 from dataclasses import dataclass, fields
@@ -12,19 +14,18 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.attention.backend import AttentionBackend, AttentionSpec
 from jaxllm.attention.kv_cache import KVCache
 from jaxllm.attention.metadata import AttentionMetadata, StepAttention
-from jaxllm.config.plan import BatchBucket
+from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.models.params import ModelDef, Params
 from jaxllm.runner.row_layout import RowBuffers, RowLayout
 from jaxllm.runner.step_layout import StepLayout
-from jaxllm.sampling.logprobs import no_logprobs, prompt_logprobs
-from jaxllm.sampling.metadata import Logprobs, SamplerOutput, SamplingFlags
-from jaxllm.sampling.sampler import sample_tokens
+from jaxllm.sampling.logprobs import prompt_logprobs
+from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput, SamplingFlags
+from jaxllm.sampling.sampler import greedy_tokens, sample_tokens
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,16 @@ def forward(
     packed: Int[Array, " B"],
     *,
     program: StepProgram,
-) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Logprobs]:
+) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Float[Array, "T E"]]:
     """Returns the cache and rows (updated in place when donated), float32 logits, what ``sample``
-    takes, and log-probabilities of the prompt (zeros unless asked for)."""
+    takes, and what ``score`` takes: final hidden states."""
     views = program.layout.views(packed)
     state = _patch(rows.state, views)
     tokens = jnp.where(
         views.token_ids < 0, rows.last_token[views.rows[views.token_slots]], views.token_ids
     )
+    if program.bucket.kind is BatchKind.MIXED:
+        rows = _clear_counts(rows, views)
     counts, seen = _count_tokens(rows, state, tokens, views, program.rows)
     metadata = AttentionMetadata(
         positions=views.positions,
@@ -87,14 +90,16 @@ def forward(
     model = program.model.merge(params)
     hidden, kv = model(tokens, views.positions, kv, attend)
     logits = model.compute_logits(hidden[views.logits_index])
-    scored = lax.cond(
-        views.prompt_logprobs > 0,
-        lambda h: prompt_logprobs(model, h, views.targets),
-        lambda h: no_logprobs(h.shape[0], logits.shape[1]),
-        hidden,
-    )
     rows = RowBuffers(state, rows.last_token, counts, seen)
-    return kv, rows, logits, step_slots(views), scored
+    return kv, rows, logits, step_slots(views), hidden
+
+
+def score(
+    params: Params, hidden: Float[Array, "T E"], packed: Int[Array, " B"], *, program: StepProgram
+) -> Logprobs:
+    """Log-probabilities of the tokens after each fed one."""
+    model = program.model.merge(params)
+    return prompt_logprobs(model, hidden, program.layout.views(packed).targets)
 
 
 def sample(
@@ -104,16 +109,20 @@ def sample(
     mask: Int[Array, "R W"],
     *,
     layout: RowLayout,
+    mode: SamplerMode,
 ) -> tuple[RowBuffers, SamplerOutput]:
     """Draws one token per slot and leaves it in ``rows.last_token`` where the slot samples."""
-    out = sample_tokens(
-        logits,
-        layout.sampling(rows.state[slots.rows], slots.seq_lens),
-        slots.flags,
-        rows.output_counts[slots.rows],
-        rows.prompt_seen[slots.rows],
-        mask,
-    )
+    if mode is SamplerMode.GREEDY:
+        out = greedy_tokens(logits)
+    else:
+        out = sample_tokens(
+            logits,
+            layout.sampling(rows.state[slots.rows], slots.seq_lens),
+            slots.flags,
+            rows.output_counts[slots.rows],
+            rows.prompt_seen[slots.rows],
+            mask,
+        )
     target = jnp.where(slots.samples, slots.rows, rows.last_token.shape[0])
     last_token = rows.last_token.at[target].set(out.token_ids, mode="drop")
     return RowBuffers(rows.state, last_token, rows.output_counts, rows.prompt_seen), out
@@ -130,6 +139,15 @@ def _patch(state: Int[Array, "S C"], views: SimpleNamespace) -> Int[Array, "S C"
     return flat.reshape(state.shape)
 
 
+def _clear_counts(rows: RowBuffers, views: SimpleNamespace) -> RowBuffers:
+    """Forget the tokens of former owners; entries of ``reset_rows`` past the last row are
+    padding.
+    """
+    counts = rows.output_counts.at[views.reset_rows].set(jnp.int16(0), mode="drop")
+    seen = rows.prompt_seen.at[views.reset_rows].set(False, mode="drop")
+    return RowBuffers(rows.state, rows.last_token, counts, seen)
+
+
 def _count_tokens(
     rows: RowBuffers,
     state: Int[Array, "S C"],
@@ -141,17 +159,7 @@ def _count_tokens(
 
     Written before they are read in the same step, so that XLA updates the donated arrays in place.
     """
-
-    def reset(index: Int[Array, ""], arrays: tuple[Array, Array]) -> tuple[Array, Array]:
-        row = views.reset_rows[index]
-        counts, seen = arrays
-        width = counts.shape[1]
-        return (
-            lax.dynamic_update_slice(counts, jnp.zeros((1, width), counts.dtype), (row, 0)),
-            lax.dynamic_update_slice(seen, jnp.zeros((1, width), seen.dtype), (row, 0)),
-        )
-
-    counts, seen = lax.fori_loop(0, views.num_resets, reset, (rows.output_counts, rows.prompt_seen))
+    counts, seen = rows.output_counts, rows.prompt_seen
     nowhere = counts.shape[0]
     row = views.rows[views.token_slots]
     counted = layout.has_penalty(state)[row] & (views.positions >= 0)

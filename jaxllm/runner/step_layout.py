@@ -12,7 +12,6 @@ from jaxllm.config.plan import BatchBucket, BatchKind
 
 SCALARS = (
     "num_decode_rows",  # slots that the decode form of attention serves
-    "num_resets",
     "random",
     "truncate",
     "penalties",
@@ -20,7 +19,6 @@ SCALARS = (
     "stop_ban",
     "masked",
     "logprobs",
-    "prompt_logprobs",
 )
 
 

@@ -1,6 +1,7 @@
 """Per-slot sampling parameters inside a step. R batch slots, V vocabulary."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import jax
 from jaxtyping import Array, Bool, Float, Int
@@ -28,11 +29,19 @@ class SamplingMetadata:
     bias_values: Float[Array, "R N"]
 
 
+class SamplerMode(StrEnum):
+    """Static: one program each. A branch at run time makes a GPU wait for the host to read its
+    condition, so the commonest step has none."""
+
+    GREEDY = "greedy"  # every row takes the likeliest token and nobody asked for more
+    FULL = "full"  # all the rest, by SamplingFlags
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamplingFlags:
-    """What any row of this step needs. Runtime values, so that they cost no programs: each guards a
-    ``lax.cond``, and a row that did not ask gets the same bits either way."""
+    """What any row of a FULL step needs. Runtime values, so that they cost no programs: each guards
+    a ``lax.cond``, and a row that did not ask gets the same bits either way."""
 
     random: Bool[Array, ""]  # some row has temperature > 0
     truncate: Bool[Array, ""]  # top_k, top_p or min_p

@@ -16,6 +16,12 @@ from jaxllm.sampling.rng import gumbel_noise
 from jaxllm.sampling.truncation import NEG_INF, truncate
 
 
+def greedy_tokens(logits: Float[Array, "R V"]) -> SamplerOutput:
+    """What ``sample_tokens`` gives when no row asks for anything, without a branch."""
+    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return SamplerOutput(tokens, jnp.isfinite(logits).all(axis=-1), no_logprobs(*logits.shape))
+
+
 def sample_tokens(
     logits: Float[Array, "R V"],
     md: SamplingMetadata,

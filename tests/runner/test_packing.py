@@ -112,16 +112,17 @@ def test_each_flag_is_raised_by_the_rows_of_the_step_alone() -> None:
             assert raised == expected
 
 
-@pytest.mark.parametrize(("start", "scored"), [(0, 1), (2, 1), (3, 0), (9, 0)])
-def test_prompt_logprobs_cost_nothing_once_the_prompt_is_fed(start: int, scored: int) -> None:
+@pytest.mark.parametrize(("start", "scored"), [(0, True), (2, True), (3, False), (9, False)])
+def test_prompts_are_scored_only_while_they_are_fed(start: int, scored: bool) -> None:
     state = row_state(a=request("a", [1, 2, 3, 4], prompt_logprobs=0))
     plan = step(DECODE, [0], [start], [1], num_decode_rows=int(start > 3))
-    assert packed(plan, state).prompt_logprobs == scored
+    assert state.scores_prompts(plan) == scored
 
 
 def test_resets_are_told_once() -> None:
     state = row_state(a=request("a", [1], presence_penalty=1.0))
     plan = step(MIXED, [0], [0], [1])
     views = packed(plan, state)
-    assert views.num_resets == 1 and views.reset_rows[0] == 0
-    assert packed(plan, state).num_resets == 0
+    nowhere = state.scratch_row + 1
+    assert views.reset_rows.tolist() == [0] + [nowhere] * (len(views.reset_rows) - 1)
+    assert set(packed(plan, state).reset_rows.tolist()) == {nowhere}

@@ -11,6 +11,7 @@ from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.errors import RecompilationError
 from jaxllm.runner.model_runner import ModelRunner
 from jaxllm.runner.programs import Programs
+from jaxllm.sampling.metadata import SamplerMode
 from tests.fakes.tiny_engine import TinyEngine, request, tiny_plan
 
 PROMPT = [5, 17, 80, 33, 2, 91, 14]
@@ -47,12 +48,13 @@ def test_no_program_copies_the_cache(engine: TinyEngine) -> None:
 def test_a_shape_that_was_not_compiled_is_an_error_that_names_it(engine: TinyEngine) -> None:
     with pytest.raises(RecompilationError, match=r"mixed\[48 tokens, 8 rows\]"):
         engine.programs.forward(BatchBucket(48, 8, BatchKind.MIXED))
-    with pytest.raises(RecompilationError, match="sampling 3 rows"):
-        engine.programs.sample(3)
+    with pytest.raises(RecompilationError, match="sample 3 greedy"):
+        engine.programs.sample(3, SamplerMode.GREEDY)
 
 
-def test_one_forward_per_bucket_and_one_sample_per_row_count(engine: TinyEngine) -> None:
-    assert len(engine.programs) == len(engine.plan.buckets) + 2  # 2 and 8 rows
+def test_programs_add_up_and_do_not_multiply(engine: TinyEngine) -> None:
+    """Forward by bucket (4), sample by rows (2 and 8) and mode (2), score by mixed bucket (2)."""
+    assert len(engine.programs) == 4 + 2 * 2 + 2
 
 
 def test_more_patches_than_a_step_carries(engine: TinyEngine) -> None:

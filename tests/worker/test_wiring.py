@@ -16,5 +16,5 @@ def test_a_cache_directory_that_cannot_be_made(
     taken.touch()
     monkeypatch.setenv("JAXLLM_CACHE_DIR", str(taken / "cache"))
     monkeypatch.setattr(wiring, "_configure_jax", lambda config: None)
-    with pytest.raises(ConfigError, match=r"Cannot read or write \S+: Not a directory"):
-        wiring.build_engine(EngineConfig(offline=True))
+    with pytest.raises(ConfigError, match=r"Cannot read or write \S+: Not a directory\."):
+        wiring.build_engine(EngineConfig())
