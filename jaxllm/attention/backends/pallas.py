@@ -21,6 +21,8 @@ from pallas_kernels.attention.prefill_tiles import PrefillTiles, make_prefill_ti
 from pallas_kernels.kv_write.xla import kv_write
 
 HOPPER = "9.0"
+# From this version on Mosaic finds no register layout for the decode kernel.
+TOO_NEW = (0, 12)
 
 
 class _Prepared(NamedTuple):
@@ -37,6 +39,8 @@ class PallasBackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
+        if jax.__version_info__ >= TOO_NEW:
+            return f"its kernels do not lower on JAX {jax.__version__}; install JAX 0.11"
         facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
         return refuses_decode_sm90(*facts, "sm_90", self.decode_config) or refuses_prefill_sm90(
             *facts, "sm_90"
