@@ -45,7 +45,7 @@ def make_client_report(figures: dict[str, Any]) -> dict[str, Any]:
         "host": {"machine": platform.machine(), "cpus": cpu_count()},
         "python": platform.python_version(),
         "versions": _versions(),
-        "command": sys.argv,
+        "command": ["jaxllm", *sys.argv[1:]],
         "commit": _commit(),
     }
 
