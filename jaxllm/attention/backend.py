@@ -65,18 +65,6 @@ class AttentionBackend(Protocol):
         """
         ...
 
-    def write(
-        self,
-        kv: Float[Array, "P 2 K B D"],
-        k: Float[Array, "T K D"],
-        v: Float[Array, "T K D"],
-        metadata: "AttentionMetadata",
-    ) -> Float[Array, "P 2 K B D"]:
-        """Put this step's keys and values into their pages; ``kv`` is donated and updated in
-        place.
-        """
-        ...
-
     def attend(
         self,
         q: Float[Array, "T H D"],

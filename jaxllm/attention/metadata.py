@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.attention.backend import AttentionBackend, AttentionSpec
 from jaxllm.config.plan import BatchKind
+from pallas_kernels.kv_write.xla import kv_write
 
 
 @jax.tree_util.register_dataclass
@@ -41,6 +42,17 @@ class AttentionMetadata:
         return jnp.where(self.valid(), page, num_pages), position % page_size
 
 
+def write_pages(
+    kv: Float[Array, "P 2 K B D"],
+    k: Float[Array, "T K D"],
+    v: Float[Array, "T K D"],
+    metadata: AttentionMetadata,
+) -> Float[Array, "P 2 K B D"]:
+    """Keys and values of the step's tokens put into their pages by one scatter."""
+    pages, offsets = metadata.pages_and_offsets(kv.shape[3], kv.shape[0])
+    return kv_write(kv, k, v, pages, offsets)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepAttention:
@@ -71,5 +83,5 @@ class StepAttention:
         kv: Array,
         spec: AttentionSpec,
     ) -> tuple[Float[Array, "T H D"], Array]:
-        kv = self.backend.write(kv, k, v, self.metadata)
+        kv = write_pages(kv, k, v, self.metadata)
         return self.backend.attend(q, kv, self.metadata, self.shared, spec), kv

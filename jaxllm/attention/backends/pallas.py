@@ -18,7 +18,6 @@ from pallas_kernels.attention.prefill_sm90 import (
     refuses_prefill_sm90,
 )
 from pallas_kernels.attention.prefill_tiles import PrefillTiles, make_prefill_tiles
-from pallas_kernels.kv_write.xla import kv_write
 
 HOPPER = "9.0"
 # From this version on Mosaic finds no register layout for the decode kernel.
@@ -76,16 +75,6 @@ class PallasBackend:
             default_prefill_config(specs[0].num_heads, specs[0].num_kv_heads),
         )
         return _Prepared(plans, tiles)
-
-    def write(
-        self,
-        kv: Float[Array, "P 2 K B D"],
-        k: Float[Array, "T K D"],
-        v: Float[Array, "T K D"],
-        metadata: AttentionMetadata,
-    ) -> Float[Array, "P 2 K B D"]:
-        pages, offsets = metadata.pages_and_offsets(kv.shape[3], kv.shape[0])
-        return kv_write(kv, k, v, pages, offsets)
 
     def attend(
         self,

@@ -10,7 +10,6 @@ from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.xla import TileMap, make_tile_map, paged_decode, paged_prefill
-from pallas_kernels.kv_write.xla import kv_write
 
 # Tiles attended at once: a CPU works on one after the other, an accelerator wants many.
 _CPU_TILES, _ACCELERATOR_TILES = 1, 64
@@ -40,16 +39,6 @@ class XLABackend:
                 metadata.query_start_loc, metadata.num_decode_rows, metadata.positions.shape[0]
             )
         )
-
-    def write(
-        self,
-        kv: Float[Array, "P 2 K B D"],
-        k: Float[Array, "T K D"],
-        v: Float[Array, "T K D"],
-        metadata: AttentionMetadata,
-    ) -> Float[Array, "P 2 K B D"]:
-        pages, offsets = metadata.pages_and_offsets(kv.shape[3], kv.shape[0])
-        return kv_write(kv, k, v, pages, offsets)
 
     def attend(
         self,
