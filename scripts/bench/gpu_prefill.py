@@ -36,8 +36,6 @@ CONFIGS = {
     "one head, 128 tokens": PrefillConfig(heads_per_tile=1),
     "no turns": PrefillConfig(take_turns=False),
     "kv 64 x 4": PrefillConfig(block_kv=64, stages=4),
-    "registers 240/32": PrefillConfig(consumer_registers=240, producer_registers=32),
-    "registers 224/64": PrefillConfig(consumer_registers=224, producer_registers=64),
     "one item per block": PrefillConfig(num_ctas=4096),
 }
 

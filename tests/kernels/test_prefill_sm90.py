@@ -240,3 +240,9 @@ def test_configs_that_do_not_fit_the_shape_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=r"heads_per_tile|page size|shared memory"):
             attend(spec, problem, config, False)
+
+
+def test_more_registers_than_a_thread_block_has_are_refused() -> None:
+    """On a card the launch would wait for them for ever."""
+    with pytest.raises(ValueError, match="504 registers"):
+        PrefillConfig(consumer_registers=240, producer_registers=32)
