@@ -1,5 +1,6 @@
 """Compiled shapes: how large a step may be, and which one of the closed set it takes."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
@@ -30,6 +31,24 @@ def pick_bucket(
         )
         raise RecompilationError(f"No compiled program holds a step of {shape}.")
     return min(fitting, key=lambda b: (b.kind is BatchKind.MIXED, b.num_tokens, b.num_rows))
+
+
+def tokens_to_feed(buckets: Iterable[BatchBucket], num_tokens: int, num_decode: int) -> int:
+    """How many of ``num_tokens`` a step feeds that decodes ``num_decode`` rows and prefills the
+    rest.
+
+    All of them, unless most of the program that holds them would be padding and the next smaller
+    one still feeds a good part of the prefill: then as many as fill that one. What is left goes
+    first in the next step. A step costs what its program costs, full or not.
+    """
+    sizes = sorted(b.num_tokens for b in buckets if b.kind is BatchKind.MIXED)
+    holding = bisect_left(sizes, num_tokens)
+    if num_tokens <= num_decode or not 0 < holding < len(sizes):
+        return num_tokens
+    full, held = sizes[holding - 1], sizes[holding]
+    mostly_padding = 4 * (num_tokens - full) < 3 * (held - full)
+    good_part = 4 * (full - num_decode) >= num_tokens - num_decode
+    return full if mostly_padding and good_part else num_tokens
 
 
 def token_budget(plan: EnginePlan) -> int:

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxllm.config.plan import EnginePlan
 from jaxllm.core.block_pool import BlockPool
-from jaxllm.core.buckets import pick_bucket, token_budget
+from jaxllm.core.buckets import pick_bucket, token_budget, tokens_to_feed
 from jaxllm.core.commit import commit_step
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
@@ -161,12 +161,12 @@ class Scheduler:
         """Decide the next step, or None if nothing can be computed before an ``update``.
 
         Decoding rows come first, then prefills under way, then waiting requests, as long as
-        rows, blocks and the token budget last.
+        rows, blocks and the step's tokens last.
         """
         preemptions = self.num_preemptions
         new_blocks = self._grow_decoding_rows()
         decoding = self.rows.decoding_rows()
-        budget = self.token_budget - decoding.size
+        budget = self._prefill_budget(decoding.size)
         chunks = self._continue_prefills(budget)
         budget -= sum(num_tokens for _, num_tokens in chunks)
         new_rows: list[NewRow] = []
@@ -181,6 +181,19 @@ class Scheduler:
         if not decoding.size and not chunks:
             return None
         return self._build_step(decoding, chunks, new_rows, new_blocks)
+
+    def _prefill_budget(self, num_decode: int) -> int:
+        """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
+        Blocks may turn out to hold less.
+        """
+        wanted, most = num_decode, self.token_budget
+        for row in self.rows.prefilling_rows().tolist():
+            wanted += int(self.rows.prefill_len[row] - self.rows.num_computed[row])
+        for request in islice(self.waiting, self.rows.num_free):
+            if wanted >= most:
+                break
+            wanted += request.num_tokens
+        return tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode) - num_decode
 
     def _grow_decoding_rows(self) -> list[BlockTableEntry]:
         """Give a block to each row that begins one; preempt the newest where none is left.

@@ -1,81 +1,202 @@
-"""How many KV-cache blocks fit, decided before anything is compiled."""
+"""What an engine holds on its device, and how many KV-cache blocks fit beside it.
+
+The temporaries and outputs of programs are read from the compiled ones where that is worth it,
+and otherwise estimated from shapes, never below the truth.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import psutil
 
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.model import ModelConfig
+from jaxllm.config.plan import BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
+from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
 from jaxllm.sampling.logprobs import PROMPT_CHUNK
+from jaxllm.sampling.metadata import SamplerMode
+from jaxllm.sampling.token_mask import mask_words
+from jaxllm.sampling_params import MAX_LOGPROBS
 
 GIB = 2**30
+MIB = 2**20
 CPU_CACHE_BYTES = GIB
+# XLA's allocator on GPUs hands out a free chunk whole when less than 128 MiB of it would be left
+# over. As much again is for the holes between outputs that live for different times, and for what
+# is not counted: step buffers, masks on their way, alignment to 256 bytes. CUDA graphs, kernels
+# and library handles lie outside the allocator's pool, in the share that the engine leaves free.
+GPU_RESERVE_BYTES = 2 * 128 * MIB
+STEPS_ALIVE = 2  # the one whose results are fetched, and the one dispatched ahead of it
+SPLIT_TOKENS = 2048  # decode attention may keep a partial result for so many tokens of a row
+MEASURED, ESTIMATED = "measured", "estimate (upper bound)"
 
 
-def weight_bytes(model: ModelDef) -> int:
-    return sum(spec.size * spec.dtype.itemsize for spec in model.specs)
+@dataclass(frozen=True, slots=True)
+class Device:
+    """``limit``: bytes that the engine may hold there, None where the device does not tell."""
+
+    platform: str  # "cpu", or "gpu" for every accelerator
+    limit: int | None
+
+    @property
+    def reserve(self) -> int:
+        return 0 if self.platform == "cpu" else GPU_RESERVE_BYTES
 
 
-def scratch_bytes(config: ModelConfig, num_tokens: int, num_rows: int, itemsize: int) -> int:
-    """Upper estimate of a step's temporaries: activations of one layer, and logits with their
-    copies (of the sampled rows, or of the prompt positions that are scored at once).
+@dataclass(frozen=True, slots=True)
+class ProgramMemory:
+    """Bytes that a program takes beside its arguments. Updated arguments are no outputs."""
+
+    kind: str  # forward, sample, score
+    shape: str
+    temporary_bytes: int
+    output_bytes: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingMemory:
+    """What steps need beside what always stays. Programs run one after the other, so that only
+    the largest temporaries count; outputs live on until they are fetched or replaced.
     """
-    widths = 4 * config.hidden_size + 3 * config.intermediate_size
-    widths += 4 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    logits = max(8 * num_rows, 3 * PROMPT_CHUNK) * config.vocab_size
-    return num_tokens * widths * max(itemsize, 4) + logits * 4
+
+    programs: tuple[ProgramMemory, ...]
+    source: str  # MEASURED or ESTIMATED
+
+    @property
+    def worst(self) -> ProgramMemory:
+        return max(self.programs, key=lambda program: program.temporary_bytes)
+
+    @property
+    def output_bytes(self) -> int:
+        """Of all steps that can be alive, each running the largest program of every kind."""
+        largest: dict[str, int] = {}
+        for program in self.programs:
+            largest[program.kind] = max(largest.get(program.kind, 0), program.output_bytes)
+        return STEPS_ALIVE * sum(largest.values())
+
+    @property
+    def total(self) -> int:
+        return self.worst.temporary_bytes + self.output_bytes if self.programs else 0
 
 
-def row_buffer_bytes(config: ModelConfig, num_rows: int, row_width: int) -> int:
-    return (num_rows + 1) * (3 * config.vocab_size + 4 * row_width)
+NO_WORK = WorkingMemory((), MEASURED)
 
 
-def num_blocks(
-    config: EngineConfig, model: ModelConfig, dtype: str, *, other_bytes: int, wanted: int
-) -> int:
-    """Blocks of the KV cache. ``other_bytes``: weights, row buffers and scratch; ``wanted``:
-    blocks that would let every row grow to max_model_len.
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes of everything that an engine of one plan holds on its device."""
+
+    device: Device
+    weights: int
+    rows: int  # row buffers, and the masks that allow every token
+    working: WorkingMemory
+    block: int  # one block of the KV cache, over all layers
+
+    @property
+    def beside_cache(self) -> int:
+        return self.weights + self.rows + self.working.total + self.device.reserve
+
+    @property
+    def free(self) -> int | None:
+        """What is left for the cache: negative if even the rest is too much."""
+        return None if self.device.limit is None else self.device.limit - self.beside_cache
+
+
+def memory_plan(
+    plan: EnginePlan, model: ModelDef, device: Device, working: WorkingMemory
+) -> MemoryPlan:
+    """``num_blocks`` of ``plan`` does not matter; its max_model_len must be the one that programs
+    are compiled for."""
+    block = bytes_per_block(plan.model, plan.block_size, plan.dtype)
+    return MemoryPlan(device, _bytes(model.specs), row_bytes(plan), working, block)
+
+
+def row_bytes(plan: EnginePlan) -> int:
+    """Row buffers, and one mask of full rows for every number of rows."""
+    layout = RowLayout(plan.max_blocks_per_row)
+    buffers = row_buffers_spec(layout, plan.max_num_seqs, plan.model.vocab_size)
+    masked = sum({bucket.num_rows for bucket in plan.buckets})
+    return _bytes(jax.tree.leaves(buffers)) + masked * mask_words(plan.model.vocab_size) * 4
+
+
+def estimated_memory(plan: EnginePlan) -> WorkingMemory:
+    """Upper estimates from shapes alone: float32 activations of one layer, several copies of
+    whatever is as wide as the vocabulary, and the partial results of a long row's attention.
+    """
+    model = plan.model
+    itemsize = jnp.dtype(plan.dtype).itemsize
+    widths = 4 * model.hidden_size + 3 * model.intermediate_size
+    widths += 4 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    splits = -(-plan.max_model_len // SPLIT_TOKENS)
+    row = splits * model.num_heads * (model.head_dim + 1) * 4 + 8 * plan.max_blocks_per_row
+    logits, scores = model.vocab_size * 4, MAX_LOGPROBS * 8 + 16
+    programs: list[ProgramMemory] = []
+    for bucket in plan.buckets:
+        tokens, rows = bucket.num_tokens, bucket.num_rows
+        inside = tokens * widths * max(itemsize, 4) + rows * (2 * logits + row)
+        outputs = rows * (logits + 16) + tokens * model.hidden_size * itemsize
+        programs.append(ProgramMemory("forward", str(bucket), inside, outputs))
+        if bucket.kind is BatchKind.MIXED:
+            inside = 3 * PROMPT_CHUNK * logits + tokens * (4 * model.hidden_size + 2 * scores)
+            programs.append(ProgramMemory("score", str(bucket), inside, tokens * scores))
+    for rows in {bucket.num_rows for bucket in plan.buckets}:
+        shape, size = f"{rows} {SamplerMode.FULL}", rows * (8 * logits + 2 * scores)
+        programs.append(ProgramMemory("sample", shape, size, rows * scores))
+    return WorkingMemory(tuple(programs), ESTIMATED)
+
+
+def this_device() -> Device:
+    """Raises nothing: a device that does not tell its memory has no limit."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        return Device("cpu", psutil.virtual_memory().available)
+    # The allocator's pool is already --gpu-memory-utilization of the card.
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    return Device("gpu", None if limit is None else int(limit))
+
+
+def num_blocks(config: EngineConfig, memory: MemoryPlan, wanted: int) -> int:
+    """Blocks of the KV cache. ``wanted``: as many as would let every row grow to max_model_len.
 
     Raises:
         OutOfMemoryError: there is no room for the null block and one more, or less memory than
             was asked for.
+        ConfigError: the device does not tell its memory, and no size was asked for.
     """
-    per_block = bytes_per_block(model, config.block_size, dtype)
-    free = _free_bytes(other_bytes)
+    free = memory.free
     if config.num_gpu_blocks_override is not None:
         blocks = config.num_gpu_blocks_override
     else:
         budget = config.kv_cache_memory_bytes
-        blocks = min(wanted, (_default_budget(free) if budget is None else budget) // per_block)
-    needed = max(blocks, 2) * per_block
+        blocks = min(wanted, (_default_budget(memory) if budget is None else budget) // memory.block)
+    needed = max(blocks, 2) * memory.block
     if blocks < 2 or (free is not None and needed > free):
         room = "an unknown amount" if free is None else f"{max(free, 0) / GIB:.2f} GiB"
         raise OutOfMemoryError(
-            f"The model needs {other_bytes / GIB:.2f} GiB for weights and working memory, which "
-            f"leaves {room} for a KV cache of {max(blocks, 2)} blocks or {needed / GIB:.2f} GiB. "
-            "Use a smaller model, --max-num-seqs, --max-num-batched-tokens or --block-size, or "
-            "change the memory you allow (--gpu-memory-utilization, --kv-cache-memory-bytes, "
-            "--num-gpu-blocks-override: at least 2 blocks, and no more than is free)."
+            f"The model needs {memory.beside_cache / GIB:.2f} GiB for weights and working memory, "
+            f"which leaves {room} for a KV cache of {max(blocks, 2)} blocks or "
+            f"{needed / GIB:.2f} GiB. Use a smaller model, --max-num-seqs, "
+            "--max-num-batched-tokens or --block-size, or change the memory you allow "
+            "(--gpu-memory-utilization, --kv-cache-memory-bytes, --num-gpu-blocks-override: at "
+            "least 2 blocks, and no more than is free)."
         )
     return blocks
 
 
-def _free_bytes(other_bytes: int) -> int | None:
-    """Memory for the cache beside everything else, negative if that alone is too much; None where
-    the device does not tell.
-    """
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        return psutil.virtual_memory().available - other_bytes
-    # The allocator's pool is already --gpu-memory-utilization of the card.
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return None if limit is None else int(limit) - other_bytes
-
-
-def _default_budget(free: int | None) -> int:
+def _default_budget(memory: MemoryPlan) -> int:
     """All of an accelerator's free memory; on a CPU, which others use too, a modest share."""
-    if free is None:
+    if memory.free is None:
         raise ConfigError("This device does not tell its memory: set --kv-cache-memory-bytes.")
-    return min(free // 2, CPU_CACHE_BYTES) if jax.default_backend() == "cpu" else free
+    return min(memory.free // 2, CPU_CACHE_BYTES) if memory.device.platform == "cpu" else memory.free
+
+
+def _bytes(specs: Iterable[jax.ShapeDtypeStruct]) -> int:
+    return sum(spec.size * spec.dtype.itemsize for spec in specs)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # (max_num_seqs, max_num_batched_tokens) where the user named none.
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
-_MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 1024, 2048, 8192, 16384)}
+_MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 512, 1024, 2048, 4096, 8192, 16384)}
 _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 
 

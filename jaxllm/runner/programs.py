@@ -30,6 +30,9 @@ from jaxllm.sampling.token_mask import mask_words
 logger = logging.getLogger(__name__)
 
 
+MOST_ROWS_OF_XLA_GEMM = 8
+
+
 @dataclass(frozen=True)
 class _Job:
     key: "_Key"
@@ -86,7 +89,7 @@ class Programs:
         jobs += [self._score_job(bucket) for bucket in mixed]
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
         with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(job.lower().compile, _compiler_options()) for job in jobs]
+            futures = [pool.submit(job.lower().compile, _compiler_options(job.key)) for job in jobs]
             bar = tqdm(
                 zip(jobs, futures, strict=True),
                 total=len(jobs),
@@ -140,9 +143,16 @@ class Programs:
         return _Job(("sample", count, mode), lambda: jitted.lower(rows, logits, slots, mask))
 
 
-def _compiler_options() -> dict[str, bool]:
+def _compiler_options(key: _Key) -> dict[str, bool]:
     """On a GPU, XLA reads a slice in place by handing its address on, which fails at run time when
-    that is not aligned: a gather of one row from an array of bytes is enough."""
+    that is not aligned: a gather of one row from an array of bytes is enough.
+
+    For products of few rows XLA's own kernels are the fastest, for others the vendor's library is;
+    left to choose, XLA takes its own too often (figures in NOTES.md).
+    """
     if jax.default_backend() != "gpu":
         return {}
-    return {"xla_gpu_enable_dynamic_slice_fusion": False}
+    options = {"xla_gpu_enable_dynamic_slice_fusion": False}
+    if isinstance(key[1], BatchBucket) and key[1].num_tokens > MOST_ROWS_OF_XLA_GEMM:
+        options |= {"xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_cublaslt": True}
+    return options

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from jaxllm.config.plan import BatchBucket, BatchKind, make_buckets
-from jaxllm.core.buckets import pick_bucket, token_budget
+from jaxllm.core.buckets import pick_bucket, token_budget, tokens_to_feed
 from jaxllm.errors import ConfigError, RecompilationError
 from tests.fakes.plans import make_plan
 
@@ -35,6 +35,24 @@ def test_decode_falls_back_to_mixed():
 def test_error_names_the_shape(tokens: int, rows: int):
     with pytest.raises(RecompilationError, match=rf"{tokens} tokens, {rows} rows"):
         pick_bucket(BUCKETS, tokens, rows, False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "decoding", "fed"),
+    [
+        (16, 4, 16),  # fills a program
+        (20, 4, 16),  # 44 of 64 tokens would be padding
+        (51, 4, 16),
+        (52, 4, 52),  # padding is a quarter
+        (60, 4, 60),
+        (10, 4, 10),  # no smaller program
+        (45, 15, 45),  # the smaller one would feed one token of thirty
+        (18, 15, 16),
+        (20, 20, 20),  # nothing to prefill
+    ],
+)
+def test_a_step_fills_a_program_rather_than_pads_one(tokens: int, decoding: int, fed: int):
+    assert tokens_to_feed(BUCKETS, tokens, decoding) == fed
 
 
 def test_budget_is_what_a_compiled_program_holds():

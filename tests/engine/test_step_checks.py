@@ -16,7 +16,7 @@ PLAN = make_plan()
 def good_step() -> SchedulerOutput:
     scheduler = Scheduler(PLAN)
     for name in "ab":
-        scheduler.add_request(make_request(name))
+        scheduler.add_request(make_request(name, 4))
     step = scheduler.schedule()
     assert step is not None
     return step
