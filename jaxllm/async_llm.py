@@ -14,9 +14,11 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import EngineDeadError
 from jaxllm.frontend.client import Prompt
 from jaxllm.frontend.input_processor import InputProcessor
+from jaxllm.frontend.metrics import EngineMetrics, merged
 from jaxllm.frontend.output_processor import OutputProcessor
 from jaxllm.frontend.parallel_sampling import fan_out
-from jaxllm.frontend.process_client import EngineProcess
+from jaxllm.frontend.poison_guard import PoisonGuard
+from jaxllm.frontend.process_client import STOP_GRACE_S, EngineProcess
 from jaxllm.frontend.request_state import RequestState
 from jaxllm.ipc import FrameError
 from jaxllm.messages import AbortRequests, EngineStats, ModelInfo, StepOutputs
@@ -48,14 +50,16 @@ class AsyncLLM:
             raise TypeError("Give a config or single settings, not both.")
         self.config = config if config is not None else EngineConfig(**settings)
         self._outputs = OutputProcessor()
+        self._guard = PoisonGuard()
         self._engine = EngineProcess(
             self.config,
             on_outputs=self._on_outputs,
-            on_death=self._outputs.fail_all,
+            on_death=self._on_death,
             worker_module=worker_module,
         )
         self._tokenizer: Tokenizer | None = None
         self._inputs: InputProcessor | None = None
+        self._metrics: EngineMetrics | None = None
 
     async def start(self) -> Self:
         """Start the engine process and wait until it is ready.
@@ -71,12 +75,15 @@ class AsyncLLM:
             await self._engine.stop()
             raise
         self._inputs = InputProcessor(info, self._tokenizer, random.Random(self.config.seed))
+        self._metrics = EngineMetrics(info.max_model_len)
         return self
 
-    async def shutdown(self) -> None:
-        """End the engine; requests that still run get EngineDeadError. May be called twice."""
+    async def shutdown(self, *, at_once: bool = False) -> None:
+        """End the engine; requests that still run get EngineDeadError. May be called twice.
+        ``at_once`` kills it instead of waiting for the step it is in.
+        """
         self._outputs.fail_all(EngineDeadError("The engine is shutting down."))
-        await self._engine.stop()
+        await self._engine.stop(0.0 if at_once else STOP_GRACE_S)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -95,8 +102,20 @@ class AsyncLLM:
         return self._tokenizer
 
     @property
+    def metrics(self) -> EngineMetrics:
+        """Of all requests so far, whatever engine they met."""
+        if self._metrics is None:
+            raise EngineDeadError("The engine has not been started.")
+        return self._metrics
+
+    @property
     def ready(self) -> bool:
         return self._engine.ready and self._inputs is not None
+
+    @property
+    def unready_because(self) -> str | None:
+        """Why requests had better go elsewhere: the engine is down, or late with its next step."""
+        return self._engine.unready_because
 
     @property
     def engine(self) -> EngineProcess:
@@ -119,12 +138,14 @@ class AsyncLLM:
         """See ``EngineClient.generate``. A slow reader gets several steps in one output."""
         arrival_time = time.time()
         if self._inputs is None or not self._engine.ready:
-            raise EngineDeadError(self._engine.down_because)
+            raise self._engine.death()
+        arrived = self.metrics.clock()
         request_id = uuid4().hex if request_id is None else request_id
         token_ids = await self._encode(self._inputs, prompt, add_special_tokens)
         request = self._inputs.process(
             request_id, token_ids, sampling_params, priority=priority, arrival_time=arrival_time
         )
+        self._guard.check((token_ids, sampling_params))
         children = fan_out(request, sampling_params.n)
         news = asyncio.Event()
         state = RequestState(
@@ -136,6 +157,7 @@ class AsyncLLM:
             notify=news.set,
         )
         self._outputs.add(state)
+        records = self.metrics.add(children, arrived)
         try:
             for child in children:
                 self._engine.send(child)
@@ -146,12 +168,15 @@ class AsyncLLM:
                 if state.error is not None:
                     raise state.error
                 if output is not None:
+                    output.metrics = merged(records)
                     yield output
                     if output.finished:
+                        self._guard.finished((token_ids, sampling_params))
                         return
         finally:
             self._outputs.remove(state)
             self._abort_in_engine(state.unfinished_ids())
+            self.metrics.end(children, state.finish_reasons, state.num_cached_tokens)
 
     async def abort(self, request_id: str) -> None:
         """End a request; its iterator gets a last output with finish_reason "abort"."""
@@ -168,7 +193,16 @@ class AsyncLLM:
             return await asyncio.to_thread(inputs.encode, prompt, add_special_tokens)
         return inputs.encode(prompt, add_special_tokens)
 
+    def _on_death(self, error: EngineDeadError) -> None:
+        running = [(state.prompt_token_ids, state.params) for state in self._outputs.running()]
+        self._outputs.fail_all(error)
+        self._guard.died(running)
+        if self._metrics is not None:
+            self._metrics.num_engine_deaths += 1
+
     def _on_outputs(self, step: StepOutputs) -> None:
+        if self._metrics is not None:
+            self._metrics.step(step)
         self._abort_in_engine(self._outputs.process(step))
 
     def _abort_in_engine(self, request_ids: Sequence[str]) -> None:

@@ -6,12 +6,15 @@ what to change; it never holds a traceback, an address or a path the user did no
 
 
 class JaxLLMError(Exception):
-    """Base class. ``status`` is the HTTP status, ``exit_code`` what the command line returns."""
+    """Base class. ``status`` is the HTTP status, ``exit_code`` what the command line returns,
+    ``retry_after_s`` when it is worth asking again (None: not by itself).
+    """
 
     status = 500
     type = "server_error"
     code: str | None = "internal_error"
     exit_code = 1
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)
@@ -49,11 +52,12 @@ class ModelNotFoundError(InvalidRequestError):
 
 
 class QueueFullError(JaxLLMError):
-    """More requests wait than ``max_num_queued_reqs`` allows."""
+    """More requests, or tokens, wait than the server's limits allow."""
 
     status = 429
     type = "rate_limit_error"
     code = "server_overloaded"
+    retry_after_s = 1.0
 
 
 class EngineDeadError(JaxLLMError):
@@ -61,6 +65,7 @@ class EngineDeadError(JaxLLMError):
 
     status = 503
     code = "engine_unavailable"
+    retry_after_s = 5.0
 
 
 class RequestFailedError(JaxLLMError):

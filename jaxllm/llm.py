@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Self, cast
 
 from jaxllm.config.engine import EngineConfig
+from jaxllm.config.plan import EnginePlan
 from jaxllm.errors import InvalidRequestError, RequestFailedError
 from jaxllm.frontend.client import ChatMessage, Prompt
 from jaxllm.frontend.input_processor import InputProcessor
@@ -43,6 +44,8 @@ class LLM:
         engine = wiring.build_engine(self.config)
         self._core: Any = engine.core  # None after shutdown
         self.info = engine.info
+        self.plan: EnginePlan = engine.plan
+        self.summary: dict[str, str | int | float] = engine.summary  # of the start, for logs
         self._tokenizer = Tokenizer.from_dir(self.info.tokenizer_dir)
         self._inputs = InputProcessor(self.info, self._tokenizer, random.Random(self.config.seed))
         self._outputs = OutputProcessor()

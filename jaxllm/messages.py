@@ -34,6 +34,10 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish nothing, answer nothing more, exit 0."""
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """Say something: an idle engine answers with its stats, a busy one says enough anyway."""
+
+
 class TokenLogprobs(msgspec.Struct, frozen=True):
     """Log-probabilities at one position, of the model's raw logits (before penalties and
     temperature).
@@ -57,6 +61,15 @@ class EngineCoreOutput(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # positions of this chunk, without position 0
     error: str | None = None
     num_cached_tokens: int = 0
+    embedding: bytes | None = None  # float32, little-endian
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """A request was scheduled for the first time. Seconds on the engine's clock."""
+
+    request_id: str
+    queued_ts: float  # when the engine got it
+    scheduled_ts: float
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="step"):
@@ -71,6 +84,10 @@ class StepOutputs(msgspec.Struct, frozen=True, tag="step"):
     request_ids: list[str] = msgspec.field(default_factory=list)
     token_ids: list[int] = msgspec.field(default_factory=list)
     events: list[EngineCoreOutput] = msgspec.field(default_factory=list)
+    timestamp: float = 0.0  # when the results were there, in seconds on the engine's clock
+    # Since the last such message, which is not sent where there is nothing else to tell:
+    admitted: list[Admission] = msgspec.field(default_factory=list)
+    num_step_tokens: list[int] = msgspec.field(default_factory=list)  # fed by each finished step
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -82,6 +99,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocab_size: int  # width of the logits
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
+    embedding_size: int = 0  # numbers in an embedding; 0: the engine was not started for them
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
@@ -96,13 +114,27 @@ class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
+class Compilations(msgspec.Struct, frozen=True):
+    """What XLA had to do since the engine process was started."""
+
+    num_compiled: int = 0
+    num_cache_hits: int = 0  # executables found in the persistent cache
+    num_cache_misses: int = 0  # compiled, and added to it
+
+
 class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
+    """Counts are since the engine process was started."""
+
     num_running: int
     num_waiting: int
     kv_cache_usage: float  # share of blocks in use, 0..1
     num_preemptions: int
     num_steps: int
+    num_corrupted: int = 0  # requests ended because no token could be drawn from their logits
+    num_tokens: int = 0  # fed to programs
+    num_token_slots: int = 0  # that these programs computed; the difference was padding
+    compilations: Compilations = Compilations()
 
 
-ToEngine = EngineCoreRequest | AbortRequests | Shutdown
+ToEngine = EngineCoreRequest | AbortRequests | Ping | Shutdown
 FromEngine = StepOutputs | EngineReady | EngineFailed | EngineStats

@@ -32,6 +32,44 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class RequestMetrics:
+    """When what happened to a request, in seconds; None: not yet.
+
+    Those that end in ``_ts`` are moments on the engine's clock. The latencies are measured where
+    the request came in, and count from there.
+    """
+
+    arrival_time: float  # on the clock of the latencies
+    queued_ts: float | None = None
+    scheduled_ts: float | None = None  # for the first time
+    first_token_ts: float | None = None
+    last_token_ts: float | None = None
+    first_token_latency: float | None = None
+    num_generation_tokens: int = 0
+
+    @property
+    def queue_time(self) -> float | None:
+        return _between(self.queued_ts, self.scheduled_ts)
+
+    @property
+    def prefill_time(self) -> float | None:
+        return _between(self.scheduled_ts, self.first_token_ts)
+
+    @property
+    def decode_time(self) -> float | None:
+        return _between(self.first_token_ts, self.last_token_ts)
+
+    @property
+    def inference_time(self) -> float | None:
+        """Prefill and decode."""
+        return _between(self.scheduled_ts, self.last_token_ts)
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """State of a request: whole, or only what is new, as ``SamplingParams.output_kind`` says."""
 
@@ -43,3 +81,5 @@ class RequestOutput:
     prompt_logprobs: list[PositionLogprobs | None] | None = None  # entry 0 is None
     num_cached_tokens: int = 0
     error: str | None = None
+    embedding: bytes | None = None  # float32, little-endian: numpy.frombuffer(embedding, "<f4")
+    metrics: RequestMetrics | None = None  # of AsyncLLM; changes while the request runs

@@ -14,6 +14,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_N = 128
 MIN_TEMPERATURE = 1e-5  # below it logits / temperature could overflow: that is greedy
+MIN_REPETITION_PENALTY = 1e-10  # below it logits / penalty / temperature could overflow
 
 
 class RequestOutputKind(StrEnum):
@@ -56,6 +57,9 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    # The answer is the prompt's embedding: the last token's final hidden state, of length 1. Needs
+    # max_tokens=0, and an engine started with enable_embeddings.
+    embed: bool = False
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
 
     def __post_init__(self) -> None:
@@ -84,6 +88,8 @@ class SamplingParams:
             raise _invalid("stop", "stop must not hold an empty string.")
         if self.stop and not self.detokenize:
             raise _invalid("stop", "stop strings need detokenize=True; use stop_token_ids instead.")
+        if self.embed and (self.max_tokens != 0 or self.n != 1):
+            raise _invalid("embed", "an embedding needs max_tokens=0 and n=1.")
         if any(not w for w in self.bad_words or ()):
             raise _invalid("bad_words", "bad_words must not hold an empty string.")
 
@@ -95,7 +101,7 @@ class SamplingParams:
         _number("min_p", self.min_p, 0.0, 1.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above=True)
+        _number("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 100.0)
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**63 - 1)
         if self.max_tokens is not None:

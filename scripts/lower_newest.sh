@@ -1,8 +1,5 @@
 #!/usr/bin/env bash
 # Lowers the kernels for CUDA on the newest JAX there is, without a GPU, in an environment of its own.
-#
-# The decode and KV-write kernels are left out: on JAX 0.12 Mosaic finds no register layout for them,
-# and the Pallas backend refuses to run there (jaxllm/attention/backends/pallas.py).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,4 +8,6 @@ if [ ! -x .venv-newest/bin/python ]; then .venv/bin/python -m venv .venv-newest;
     jax jaxtyping numpy pytest pytest-timeout hypothesis >&2
 .venv-newest/bin/python -c 'import jax; print("lowering on JAX", jax.__version__)'
 exec .venv-newest/bin/python -m pytest -q -k lower \
-    tests/kernels/test_prefill_sm90.py tests/kernels/test_sampling_sm90.py
+    tests/kernels/test_decode_sm90.py \
+    tests/kernels/test_prefill_sm90.py tests/kernels/test_sampling_sm90.py \
+    tests/kernels/test_kv_write_sm90.py tests/kernels/test_norm_sm90.py

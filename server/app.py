@@ -1,8 +1,5 @@
 """The application: its routes, its middleware, how errors are answered."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -11,54 +8,99 @@ from starlette.routing import Route
 
 from jaxllm.errors import JaxLLMError
 from jaxllm.frontend.client import EngineClient
+from server.access_log import AccessLog
 from server.errors import handle_error
-from server.middleware.auth import AuthMiddleware
-from server.middleware.body_limit import BodyLimitMiddleware
+from server.middleware.auth import OPEN_PATHS, AuthMiddleware
+from server.middleware.cors import EXPOSED, OriginMiddleware
+from server.middleware.deadline import DeadlineMiddleware
+from server.middleware.drain import DrainMiddleware
 from server.middleware.fault import FaultMiddleware
+from server.middleware.hosts import HostMiddleware
+from server.middleware.record import RecordMiddleware, Watcher
 from server.middleware.request_id import RequestIdMiddleware
 from server.openai.chat import chat_completions
 from server.openai.completions import completions
+from server.openai.embeddings import embeddings
 from server.openai.models import get_model, list_models
-from server.ops.health import health
+from server.openai.responses import responses
+from server.openai.tokenization import detokenize, tokenize
+from server.openapi import openapi
+from server.ops.about import load, version
+from server.ops.health import live, ready
+from server.ops.metrics import ServerMetrics, metrics
 from server.serving import Serving
 from server.settings import ServerSettings
+from server.tracing import Tracer
 
 ROUTES = (
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
+    Route("/v1/responses", responses, methods=["POST"]),
+    Route("/v1/embeddings", embeddings, methods=["POST"]),
     Route("/v1/models", list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", get_model, methods=["GET"]),
-    Route("/health", health, methods=["GET"]),
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/openapi.json", openapi, methods=["GET"]),
+    Route("/version", version, methods=["GET"]),
+    Route("/load", load, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+    Route("/health", ready, methods=["GET"]),
+    Route("/health/ready", ready, methods=["GET"]),
+    Route("/ping", ready, methods=["GET"]),
+    Route("/health/live", live, methods=["GET"]),
 )
 
 
 def create_app(
-    client: EngineClient,
-    settings: ServerSettings,
-    *,
-    on_shutdown: Callable[[], Awaitable[None]] | None = None,
+    client: EngineClient, settings: ServerSettings, tracer: Tracer | None = None
 ) -> Starlette:
-    """``on_shutdown`` runs when the server has answered its last request: the engine's end."""
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncGenerator[None]:
-        yield
-        if on_shutdown is not None:
-            await on_shutdown()
-
+    """The whole application; starting and ending the engine and the tracer is the caller's."""
+    serving = Serving(client, settings)
+    server_metrics = ServerMetrics(serving)
+    watchers: list[Watcher] = [server_metrics]
+    if settings.access_log != "off":
+        watchers.append(AccessLog(settings.access_log))
+    if tracer is not None:
+        watchers.append(tracer)
     app = Starlette(
         routes=list(ROUTES),
         middleware=[
             Middleware(RequestIdMiddleware),
+            Middleware(RecordMiddleware, routes=ROUTES, watchers=watchers),
             Middleware(FaultMiddleware),
-            Middleware(AuthMiddleware, api_keys=settings.api_keys),
-            Middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes),
+            Middleware(HostMiddleware, allowed=settings.allowed_hosts),
+            *_cors(settings),
+            Middleware(
+                AuthMiddleware, api_keys=settings.api_keys, open_paths=_open_paths(settings)
+            ),
+            Middleware(DrainMiddleware, drain=serving.drain),
+            Middleware(DeadlineMiddleware, request_timeout_s=settings.request_timeout),
         ],
         exception_handlers={
             kind: handle_error for kind in (JaxLLMError, HTTPException, ClientDisconnect)
         },
-        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
-    app.state.serving = Serving(client, settings)
+    app.state.serving = serving
+    app.state.metrics = server_metrics
     return app
+
+
+def _open_paths(settings: ServerSettings) -> frozenset[str]:
+    """What is answered without a key."""
+    return OPEN_PATHS | {"/metrics"} if settings.metrics_no_auth else OPEN_PATHS
+
+
+def _cors(settings: ServerSettings) -> list[Middleware]:
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            OriginMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+        )
+    ]

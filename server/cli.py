@@ -13,6 +13,7 @@ import jaxllm
 from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import ConfigError, JaxLLMError
 from server.flags import Parser, add_flags, from_flags
+from server.settings import ServerSettings
 
 DEFAULT_MODEL = EngineConfig.__dataclass_fields__["model"].default
 INTERRUPTED = 130  # the shell's code for a command ended by Ctrl-C
@@ -46,12 +47,14 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"jaxllm {jaxllm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="serve a model over an OpenAI-compatible API"))
+    _add_plan(commands.add_parser("plan", help="what a model takes of a device's memory"))
     bench = commands.add_parser("bench", help="measure the speed of a model or a server")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_throughput(benches.add_parser("throughput", help="many requests at once"))
     _add_latency(benches.add_parser("latency", help="time to first token, time per step"))
     _add_bench_serve(benches.add_parser("serve", help="drive a server that is running"))
     _add_startup(benches.add_parser("startup", help="from nothing to the first token"))
+    _add_kernels(benches.add_parser("kernels", help="each operation beside the device's limits"))
     return parser
 
 
@@ -62,35 +65,21 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    group.add_argument("--port", type=int, default=8000, help="0: any free one (%(default)s)")
-    group.add_argument(
-        "--served-model-name", nargs="+", metavar="NAME", help="default: MODEL as given"
-    )
-    group.add_argument(
-        "--api-key", nargs="+", metavar="KEY", help="accepted keys (default: $JAXLLM_API_KEY)"
-    )
-    group.add_argument(
-        "--insecure-no-auth", action="store_true", help="listen on a public address without a key"
-    )
-    group.add_argument(
-        "--max-num-queued-reqs",
-        type=int,
-        metavar="INT",
-        help="beyond them: 429 (default: no limit)",
-    )
-    group.add_argument(
-        "--strict-params", action="store_true", help="refuse unknown request fields with 400"
-    )
-    group.add_argument(
-        "--log-level",
-        default="info",
-        choices=("debug", "info", "warning", "error"),
-        help="debug logs every request (%(default)s)",
-    )
+    add_flags(parser, "server", ServerSettings)
     _add_model(parser)
     parser.set_defaults(run=_serve)
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plan", "Loads no weights and allocates no cache.")
+    group.add_argument(
+        "--gpu-memory",
+        metavar="SIZE",
+        help="of a GPU that need not be here, such as 141GB or 80GiB; default: this device",
+    )
+    group.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
+    _add_model(parser)
+    parser.set_defaults(run=_plan)
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +160,14 @@ def _add_startup(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_startup)
 
 
-def _add_json(group: "argparse._ArgumentGroup") -> None:
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    names = ("decode", "prefill", "kv_write", "sampling", "norm")
+    parser.add_argument("--op", nargs="+", default=names, choices=names, help="default: all")
+    _add_json(parser)
+    parser.set_defaults(run=_kernels)
+
+
+def _add_json(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
     group.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
 
 
@@ -183,19 +179,18 @@ def _engine_config(args: argparse.Namespace) -> EngineConfig:
 
 def _serve(args: argparse.Namespace) -> int:
     config = _engine_config(args)
-    from server.serve import ServeOptions, serve
+    settings = from_flags(ServerSettings, args)
+    from server.serve import serve
 
-    options = ServeOptions(
-        host=args.host,
-        port=args.port,
-        served_model_names=tuple(args.served_model_name or (config.model,)),
-        api_keys=tuple(args.api_key or ()),
-        insecure_no_auth=args.insecure_no_auth,
-        max_num_queued_reqs=args.max_num_queued_reqs,
-        strict_params=args.strict_params,
-        log_level=args.log_level,
-    )
-    return serve(config, options)
+    return serve(config, settings)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    config = _engine_config(args)
+    from server.plan import run_plan
+
+    run_plan(config, gpu_memory=args.gpu_memory, as_json=args.json)
+    return 0
 
 
 def _throughput(args: argparse.Namespace) -> int:
@@ -257,6 +252,13 @@ def _startup(args: argparse.Namespace) -> int:
 
     run_startup(config, num_iters=args.num_iters, timeout_s=args.timeout, json_path=args.json)
     return 0
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from jaxllm.bench.kernels import run_kernels
+
+    report = run_kernels(operations=args.op, json_path=args.json)
+    return 1 if any(row["failure"] for row in report["rows"]) else 0
 
 
 if __name__ == "__main__":

@@ -13,17 +13,14 @@ from starlette.responses import Response
 
 from jaxllm.errors import (
     AuthenticationError,
-    EngineDeadError,
     InvalidRequestError,
     JaxLLMError,
-    QueueFullError,
 )
 from server.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; it only shows in the access log
-_RETRY_AFTER_S = {QueueFullError: 1.0, EngineDeadError: 5.0}
 
 
 class UnknownURLError(InvalidRequestError):
@@ -44,6 +41,47 @@ class BodyTooLargeError(InvalidRequestError):
 class UnsupportedMediaTypeError(InvalidRequestError):
     status = 415
     code = "unsupported_media_type"
+
+
+class MalformedHTTPError(InvalidRequestError):
+    """What came is not a request, or two servers could read it differently."""
+
+    code = "malformed_http"
+
+
+class HeadTooLargeError(InvalidRequestError):
+    status = 431
+    code = "headers_too_large"
+
+
+class SlowRequestError(InvalidRequestError):
+    """A request's head or body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class HostNotAllowedError(InvalidRequestError):
+    status = 403
+    code = "host_not_allowed"
+
+
+class OriginNotAllowedError(InvalidRequestError):
+    status = 403
+    code = "origin_not_allowed"
+
+
+class TooManyConnectionsError(JaxLLMError):
+    status = 503
+    code = "too_many_connections"
+    retry_after_s = 1.0
+
+
+class DeadlineExceededError(JaxLLMError):
+    """The request took longer than its client, or the operator, allows."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 def error_body(error: Exception, request_id: str) -> dict[str, Any]:
@@ -97,7 +135,7 @@ async def handle_error(request: Request, error: Exception) -> Response:
 
 def _http_exception_response(request: Request, error: HTTPException, request_id: str) -> Response:
     """Starlette's own refusals: unknown path, wrong method."""
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {request.scope['path'][:128]}"
     if error.status_code == 405:
         typed: JaxLLMError = MethodNotAllowedError(f"{where}: this method is not allowed here.")
     elif error.status_code == 404:
@@ -117,9 +155,7 @@ def _headers(error: Exception) -> dict[str, str]:
     """``x-should-retry`` keeps clients from sending a request again that would fail again."""
     if isinstance(error, AuthenticationError):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, BodyTooLargeError):
-        return {"connection": "close"}  # the rest of the body is not worth reading
-    seconds = _RETRY_AFTER_S.get(type(error))
+    seconds = error.retry_after_s if isinstance(error, JaxLLMError) else None
     if seconds is not None:
         return {
             "retry-after": str(math.ceil(seconds)),

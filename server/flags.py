@@ -34,38 +34,50 @@ class Parser(argparse.ArgumentParser):
 def add_flags(
     parser: argparse.ArgumentParser, title: str, cls: type, *, skip: Collection[str] = ()
 ) -> None:
-    """One flag per field: ``max_model_len`` is --max-model-len; a bool is --x and --no-x."""
+    """One flag per field that has help: ``max_model_len`` is --max-model-len, or what the field's
+    metadata calls "flag"; a bool is --x and --no-x; a tuple takes several values and repetition.
+    """
     group = parser.add_argument_group(title)
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        if field.name in skip:
+        if field.name in skip or "help" not in field.metadata:
             continue
-        name = "--" + field.name.replace("_", "-")
-        help_text = field.metadata.get("help", "")
-        if field.default is not None:
+        name = "--" + (field.metadata.get("flag") or field.name.replace("_", "-"))
+        help_text = field.metadata["help"]
+        if field.default not in (None, ()):
             help_text += f" (default: {field.default})"
-        options: dict[str, Any] = {"default": field.default, "help": help_text.replace("%", "%%")}
+        options: dict[str, Any] = {
+            "dest": field.name,
+            "default": field.default,
+            "help": help_text.replace("%", "%%"),
+        }
         kind = _plain_type(hints[field.name])
         if kind is bool:
             group.add_argument(name, action=argparse.BooleanOptionalAction, **options)
             continue
         choices = field.metadata.get("choices")
-        metavar = None if choices else kind.__name__.upper()
-        group.add_argument(name, type=kind, choices=choices, metavar=metavar, **options)
+        options["metavar"] = None if choices else kind.__name__.upper()
+        if field.default == ():
+            options |= {"nargs": "+", "action": "extend", "default": []}
+        group.add_argument(name, type=kind, choices=choices, **options)
 
 
 def from_flags[T](cls: type[T], args: argparse.Namespace, **overrides: Any) -> T:
     """The dataclass that the flags of ``add_flags`` describe."""
-    given = {name: value for name, value in vars(args).items() if name in _names(cls)}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(args).items()
+        if name in _flag_names(cls)
+    }
     return cls(**(given | overrides))
 
 
-def _names(cls: type) -> set[str]:
-    return {field.name for field in dataclasses.fields(cls)}
+def _flag_names(cls: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls) if "help" in field.metadata}
 
 
 def _plain_type(hint: Any) -> type:
-    """``int`` of ``int | None``."""
+    """``int`` of ``int | None`` and of ``tuple[int, ...]``."""
     if isinstance(hint, types.UnionType):
         (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-    return hint
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint

@@ -5,136 +5,170 @@ it until the engine is ready.
 """
 
 import asyncio
-import ipaddress
+import gc
 import json
 import logging
-import math
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import replace
 from types import FrameType
-from typing import NoReturn, override
+from typing import Any, NoReturn, override
 
 import uvicorn
+from starlette.applications import Starlette
 
 from jaxllm.async_llm import AsyncLLM
-from jaxllm.config import env
 from jaxllm.config.engine import EngineConfig
-from jaxllm.errors import ConfigError
+from jaxllm.errors import EngineDeadError
+from server.access_log import start_logging
 from server.app import create_app
 from server.disconnect import cancel
+from server.drain import Drain
+from server.listen import bind, guarded, url_of
+from server.protocol.http import http_protocol
+from server.protocol.limits import ConnectionLimits
 from server.settings import ServerSettings
+from server.tracing import open_tracer
 
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none dies under a request
-DRAIN_S = 3.0  # what running requests get to end after Ctrl-C; then they get an error
-FORCE_S = 5  # after that, whoever still does not read its answer is cut off
-MAX_HEAD_BYTES = 64 * 1024
+FORCE_S = 5  # after the drain; then whoever does not read its answer is cut off
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """What the command line says about the server."""
-
-    host: str
-    port: int
-    served_model_names: tuple[str, ...]
-    api_keys: tuple[str, ...]
-    insecure_no_auth: bool
-    max_num_queued_reqs: int | None
-    strict_params: bool
-    log_level: str
-
-
-def serve(config: EngineConfig, options: ServeOptions) -> int:
-    """Serve until Ctrl-C or SIGTERM; both end it with exit code 0.
+def serve(config: EngineConfig, settings: ServerSettings) -> int:
+    """Serve until Ctrl-C or SIGTERM; both end it with exit code 0, after a drain.
 
     Raises:
-        ConfigError: the address cannot be used, or the engine cannot start.
+        ConfigError: the address, a key or the traces' endpoint cannot be used, or the engine
+            cannot start.
+        EngineDeadError: the engine died too often.
     """
     logging.basicConfig(
         stream=sys.stderr,
-        level=options.log_level.upper(),
+        level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
-    api_keys = options.api_keys or env.api_keys()
-    check_exposure(options.host, api_keys, options.insecure_no_auth)
+    settings = guarded(settings)
     signal.signal(signal.SIGTERM, _exit_at_once)
-    with bind(options.host, options.port) as listener:
+    with bind(settings.host, settings.port) as listener:
         try:
-            asyncio.run(_serve(config, options, api_keys, listener))
+            asyncio.run(_serve(config, settings, listener))
         except (KeyboardInterrupt, SystemExit) as end:
             return end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 0
     return 0
 
 
-async def _serve(
-    config: EngineConfig,
-    options: ServeOptions,
-    api_keys: tuple[str, ...],
-    listener: socket.socket,
-) -> None:
+async def _serve(config: EngineConfig, settings: ServerSettings, listener: socket.socket) -> None:
+    endpoint = settings.otlp_traces_endpoint
+    tracer = None if endpoint is None else open_tracer(endpoint)
     client = AsyncLLM(config)
     try:
         await client.start()
-        settings = ServerSettings(
-            served_model_names=options.served_model_names,
-            api_keys=api_keys,
-            max_num_queued_reqs=options.max_num_queued_reqs,
-            max_num_seqs=int(client.engine.summary.get("max_num_seqs", 0)),
-            strict_params=options.strict_params,
+        gc.collect()
+        gc.freeze()  # vocabulary and code live as long as the process: never look at them again
+        summary = client.engine.summary
+        settings = replace(
+            settings,
+            served_model_names=settings.served_model_names or (config.model,),
+            max_num_seqs=int(summary.get("max_num_seqs", 0)),
+            kv_cache_tokens=int(summary.get("kv_tokens", 0)),
         )
-        app = create_app(client, settings, on_shutdown=client.shutdown)
-        await _Server(app, options, listener, client.shutdown).serve(sockets=[listener])
+        start_logging(settings.access_log)
+        server = _Server(client, settings, listener, create_app(client, settings, tracer))
+        await server.serve(sockets=[listener])
+        if server.failure is not None:
+            raise EngineDeadError(server.failure)
     finally:
         await client.shutdown()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with our own words when it is up, and an end for requests that take too long."""
+    """uvicorn with our own words when it is up, and our own end.
+
+    The first SIGTERM or Ctrl-C begins a drain, the second ends it. An engine that is given up ends
+    the server too; ``failure`` says why.
+    """
 
     def __init__(
-        self,
-        app: object,
-        options: ServeOptions,
-        listener: socket.socket,
-        stop_engine: Callable[[], Awaitable[None]],
+        self, client: AsyncLLM, settings: ServerSettings, listener: socket.socket, app: Starlette
     ):
+        limits = ConnectionLimits(
+            max_connections=settings.max_connections, max_body_bytes=settings.max_body_bytes
+        )
         config = uvicorn.Config(
-            app,  # pyright: ignore[reportArgumentType]
+            app,
+            http=http_protocol(limits, app.state.serving.refusals),
             log_config=None,
-            log_level=options.log_level if options.log_level != "info" else "warning",
-            access_log=options.log_level == "debug",
-            lifespan="on",
+            log_level=settings.log_level if settings.log_level != "info" else "warning",
+            access_log=False,  # ours is server/access_log.py
+            lifespan="off",
             ws="none",
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(DRAIN_S) + FORCE_S,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            timeout_graceful_shutdown=FORCE_S,
         )
         super().__init__(config)
+        self.failure: str | None = None
+        self._client = client
+        self._drain: Drain = app.state.serving.drain
+        self._drain_timeout = settings.drain_timeout
         self._url = url_of(listener)
-        self._model = options.served_model_names[0]
-        self._stop_engine = stop_engine
+        self._model = settings.served_model_names[0]
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._start(self._end_when_hopeless())
         print(ready_line(self._url, self._model), flush=True)
 
     @override
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        drain = asyncio.create_task(self._end_requests())
-        await super().shutdown(sockets)
-        await cancel(drain)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._on_signal)
 
-    async def _end_requests(self) -> None:
-        """Every stream that still runs ends with an error event, as its client expects."""
-        await asyncio.sleep(DRAIN_S)
-        await self._stop_engine()
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._client.shutdown(at_once=self.force_exit)  # what still runs ends with an error
+        await super().shutdown(sockets)
+        await cancel(*self._tasks)
+
+    def _on_signal(self) -> None:
+        if not self._drain.begun:
+            self._drain.begin()
+            self._start(self._end_when_drained())
+        elif not self.force_exit:
+            self.should_exit = self.force_exit = True
+            self.config.timeout_graceful_shutdown = 1  # time to write the last event
+            self._start(self._client.shutdown(at_once=True))
+
+    async def _end_when_drained(self) -> None:
+        if self._drain.num_requests:
+            logger.warning(
+                "Shutting down: %d requests have %g s to finish. Once more to end at once.",
+                self._drain.num_requests,
+                self._drain_timeout,
+            )
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                await self._drain.finish()
+        except TimeoutError:
+            logger.warning("%d requests end with an error.", self._drain.num_requests)
+        self.should_exit = True
+
+    async def _end_when_hopeless(self) -> None:
+        self.failure = await self._client.engine.given_up()
+        self.should_exit = True
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(asyncio.create_task(work))
 
 
 def ready_line(url: str, model: str) -> str:
@@ -143,56 +177,6 @@ def ready_line(url: str, model: str) -> str:
         f"jaxllm: ready on {url} - try: curl {url}/v1/chat/completions "
         f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
     )
-
-
-def check_exposure(host: str, api_keys: tuple[str, ...], insecure_no_auth: bool) -> None:
-    """Raises ConfigError for a server that anybody on the network could use without a key."""
-    if api_keys or insecure_no_auth or is_loopback(host):
-        return
-    raise ConfigError(
-        f"Refusing to listen on {host} without an API key: anybody who reaches it could use it. "
-        "Give --api-key (or JAXLLM_API_KEY), or accept it with --insecure-no-auth."
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Only this machine can reach ``host``. A name must resolve to such addresses only."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(item[4][0])).is_loopback for item in found)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound TCP socket that does not listen yet.
-
-    Raises:
-        ConfigError: the address is taken, not ours, or does not exist.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port must be between 0 and 65535, got {port}.")
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, proto, _, address = found[0]
-        listener = socket.socket(family, kind, proto)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot listen on {host}, port {port}: {error.strerror}. "
-            "Choose another with --host, --port."
-        ) from error
-    return listener
-
-
-def url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What every route works with: the engine, the settings, the gate. It is ``app.state.serving``."""
+"""What every route works with: the engine, the settings, the gates. It is ``app.state.serving``."""
 
 import asyncio
 import logging
@@ -14,7 +14,10 @@ from jaxllm.frontend.client import EngineClient, Prompt
 from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import SamplingParams
 from server.disconnect import cancel
-from server.limits import AdmissionGate
+from server.drain import Drain
+from server.limits import AdmissionGate, check_scored, num_prompt_tokens
+from server.protocol.refusals import RefusalLog
+from server.record import RequestRecord
 from server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,12 @@ class Serving:
     def __init__(self, client: EngineClient, settings: ServerSettings):
         self.client = client
         self.settings = settings
-        self.gate = AdmissionGate(settings.max_num_seqs, settings.max_num_queued_reqs)
+        self.gate = AdmissionGate(
+            settings.max_num_seqs + settings.max_num_queued_reqs,
+            settings.kv_cache_tokens + settings.max_num_queued_tokens,
+        )
+        self.drain = Drain()
+        self.refusals = RefusalLog()
         self.started = int(time.time())
         self._ignored_fields: set[str] = set()
 
@@ -34,7 +42,7 @@ class Serving:
         """Raises ModelNotFoundError for a name that is not served."""
         if name not in self.settings.served_model_names:
             raise ModelNotFoundError(
-                f"The model {name!r} does not exist; this server has "
+                f"The model {name[:64]!r} does not exist; this server has "
                 f"{', '.join(self.settings.served_model_names)}.",
                 param="model",
             )
@@ -53,15 +61,20 @@ class Serving:
         params: SamplingParams,
         *,
         request_id: str,
+        record: RequestRecord,
         priority: int = 0,
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[tuple[int, RequestOutput]]:
         """Outputs of all prompts as they come, each with its prompt's index. Closing it aborts all.
+        ``record`` is kept up to date.
 
         Raises:
             JaxLLMError: whatever ends one prompt ends them all.
         """
-        with self.gate.admit(len(prompts) * params.n):
+        record.params = params
+        num_tokens = num_prompt_tokens(prompts)
+        check_scored(num_tokens, params)
+        with record.generating(), self.gate.admit(len(prompts) * params.n, num_tokens):
             sources = [
                 self.client.generate(
                     prompt,
@@ -75,6 +88,7 @@ class Serving:
             generators = cast(list[AsyncGenerator[RequestOutput]], sources)
             async with aclosing(_merge(generators)) as merged:
                 async for index, output in merged:
+                    record.add(index, output)
                     if output.error is not None:
                         raise RequestFailedError(output.error)
                     yield index, output

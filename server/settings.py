@@ -1,14 +1,78 @@
-"""What was asked of the server. The engine's settings are ``jaxllm.config.engine``'s."""
+"""What was asked of the server: the one definition of its flags, their defaults and their help.
 
-from dataclasses import dataclass
+The engine's settings are ``jaxllm.config.engine``'s. A field without help is no flag: it is found
+out at start, or only tests change it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxllm.errors import ConfigError
+from jaxllm.sampling_params import MAX_N
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ACCESS_LOGS = ("json", "text", "off")
+
+
+def _flag(default: Any, help: str, *, flag: str | None = None, **metadata: Any) -> Any:
+    """``flag`` is the flag's name without dashes where it is not the field's."""
+    secret = metadata.pop("secret", False)
+    return field(
+        default=default, repr=not secret, metadata={"help": help, "flag": flag, **metadata}
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    served_model_names: tuple[str, ...]  # the first one is how answers call the model
-    api_keys: tuple[str, ...] = ()  # empty: no authentication
-    max_num_queued_reqs: int | None = None  # sequences beyond max_num_seqs; None: any number
+    """Settings of one server. Raises ConfigError for values that cannot work."""
+
+    host: str = _flag("127.0.0.1", "address to listen on")
+    port: int = _flag(8000, "0: any free one")
+    served_model_names: tuple[str, ...] = _flag(
+        (), "what clients call the model; default: MODEL as given", flag="served-model-name"
+    )
+    api_keys: tuple[str, ...] = _flag(
+        (), "accepted keys (default: $JAXLLM_API_KEY)", flag="api-key", secret=True
+    )
+    api_key_file: str | None = _flag(None, "file with accepted keys, one a line")
+    insecure_no_auth: bool = _flag(False, "listen on a public address without a key")
+    metrics_no_auth: bool = _flag(False, "answer /metrics without a key")
+    allowed_hosts: tuple[str, ...] = _flag(
+        (), "accepted Host headers, * for any; default on a loopback address: names of this machine"
+    )
+    cors_origins: tuple[str, ...] = _flag(
+        (), "web pages that may read answers, such as https://example.org", flag="cors-origin"
+    )
+    max_connections: int = _flag(2048, "open at once")
+    max_body_bytes: int = _flag(4 * 2**20, "larger request bodies: 413")
+    max_n: int = _flag(16, f"choices per prompt that a request may ask for, at most {MAX_N}")
+    max_num_queued_reqs: int = _flag(2048, "sequences that wait; beyond them: 429")
+    max_num_queued_tokens: int = _flag(4 * 2**20, "their prompts' tokens; beyond them: 429")
+    request_timeout: float = _flag(3600.0, "seconds a request may take; beyond them: 504")
+    drain_timeout: float = _flag(30.0, "seconds that running requests get after SIGTERM or Ctrl-C")
+    strict_params: bool = _flag(False, "refuse unknown request fields with 400")
+    log_level: str = _flag("info", "of the server's own messages", choices=LOG_LEVELS)
+    access_log: str = _flag("json", "one line per request", choices=ACCESS_LOGS)
+    otlp_traces_endpoint: str | None = _flag(
+        None, "send a trace of every request to this URL (OTLP over HTTP)"
+    )
+
     max_num_seqs: int = 0  # sequences the engine runs at once
-    max_body_bytes: int = 4 * 2**20
+    kv_cache_tokens: int = 0  # tokens its cache holds
     ping_interval_s: float = 15.0
-    strict_params: bool = False  # answer unknown fields with 400 instead of a log line
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be between 0 and 65535, got {self.port}.")
+        if not 1 <= self.max_n <= MAX_N:
+            raise ConfigError(f"--max-n must be between 1 and {MAX_N}, got {self.max_n}.")
+        for name in ("max_connections", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1.")
+        for name in ("max_num_queued_reqs", "max_num_queued_tokens"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must not be negative.")
+        if not 0 <= self.drain_timeout < float("inf"):
+            raise ConfigError("--drain-timeout must not be negative.")
+        if not self.request_timeout > 0:  # so that NaN is refused too
+            raise ConfigError("--request-timeout must be more than 0 seconds.")

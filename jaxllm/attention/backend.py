@@ -1,9 +1,9 @@
-"""The attention seam: what a backend must offer, and the table of backends."""
+"""The attention seam: what a backend must offer, and what it is told of a layer."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import BatchKind
@@ -42,12 +42,37 @@ class AttentionTarget:
     compute_capability: str  # "9.0"; "" where there is none
     page_size: int
     dtype: str  # of activations and cache
+    device_kind: str = ""  # "NVIDIA H200": whose tuned configs to use
+
+
+class HeadTransform(NamedTuple):
+    """What happens to the heads of a fused projection before they are attended: RMS norm of every
+    query and key head if there are weights, then rotation of its first ``2 F`` channels.
+    """
+
+    cos: Float[Array, "T F"]  # float32, of the step's tokens; the same arrays in every layer
+    sin: Float[Array, "T F"]
+    interleaved: bool  # channel 2 i turns with 2 i + 1 (GLM) instead of i with i + F (Llama)
+    q_norm: Float[Array, " D"] | None
+    k_norm: Float[Array, " D"] | None
+    eps: float
+
+
+class SlotMapping(NamedTuple):
+    """Where each token's key and value go. Padding has a page that is none of the cache's."""
+
+    pages: Int[Array, " T"]
+    offsets: Int[Array, " T"]
 
 
 class AttentionBackend(Protocol):
     """All methods are pure and traced inside the step."""
 
     name: str
+
+    def on(self, target: AttentionTarget) -> "AttentionBackend":
+        """The backend with what it knows of the device there. Raises ConfigError."""
+        ...
 
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         """None if this backend can serve the layer there, else the reason."""
@@ -62,6 +87,19 @@ class AttentionBackend(Protocol):
     ) -> Any:
         """What all layers of a step share: tile maps and the like. ``specs`` holds each kind of
         layer once; they differ in the window only.
+        """
+        ...
+
+    def write(
+        self,
+        qkv: Float[Array, "T C"],
+        kv: Float[Array, "P 2 K B D"],
+        slots: SlotMapping,
+        heads: HeadTransform,
+        spec: AttentionSpec,
+    ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+        """Normed and rotated queries, and the cache with the step's keys and values in it. ``qkv``
+        holds the heads of q, then k, then v: ``C = (H + 2 K) D``. Padding tokens are not written.
         """
         ...
 

@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllm.attention.backend import AttentionBackend, AttentionSpec
+from jaxllm.attention.backend import (
+    AttentionBackend,
+    AttentionSpec,
+    HeadTransform,
+    SlotMapping,
+)
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.kv_write.xla import kv_write
 
@@ -31,37 +36,27 @@ class AttentionMetadata:
     def valid(self) -> Bool[Array, " T"]:
         return self.positions >= 0
 
-    def pages_and_offsets(
-        self, page_size: int, num_pages: int
-    ) -> tuple[Int[Array, " T"], Int[Array, " T"]]:
-        """Where each token's K and V go. Padding gets page ``num_pages``, which a dropping scatter
-        ignores: the null page keeps its zeros, and JAX's clamping of a bad index can never
-        overwrite a real page."""
+    def slot_mapping(self, page_size: int) -> SlotMapping:
+        """Padding gets a page past any cache, which every form of the write drops: the null page
+        keeps its zeros, and JAX's clamping of a bad index can never overwrite a real page."""
         position = jnp.maximum(self.positions, 0)
         page = self.block_tables[self.token_slots, position // page_size]
-        return jnp.where(self.valid(), page, num_pages), position % page_size
-
-
-def write_pages(
-    kv: Float[Array, "P 2 K B D"],
-    k: Float[Array, "T K D"],
-    v: Float[Array, "T K D"],
-    metadata: AttentionMetadata,
-) -> Float[Array, "P 2 K B D"]:
-    """Keys and values of the step's tokens put into their pages by one scatter."""
-    pages, offsets = metadata.pages_and_offsets(kv.shape[3], kv.shape[0])
-    return kv_write(kv, k, v, pages, offsets)
+        nowhere = jnp.iinfo(page.dtype).max
+        return SlotMapping(jnp.where(self.valid(), page, nowhere), position % page_size)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepAttention:
-    """A backend bound to one step. Writes K and V to their pages, then attends; never the reverse
-    order: reading the cache before writing it makes XLA copy the cache.
+    """A backend bound to one step.
+
+    A layer first writes, by ``write`` or ``write_pages``, then attends over the cache that the
+    write returned; never the reverse order: reading the cache before writing it makes XLA copy it.
     """
 
     backend: AttentionBackend = field(metadata={"static": True})
     metadata: AttentionMetadata
+    slots: SlotMapping
     shared: Any  # what backend.prepare() made for all layers
 
     @classmethod
@@ -73,15 +68,22 @@ class StepAttention:
         specs: tuple[AttentionSpec, ...],
         page_size: int,
     ) -> "StepAttention":
-        return cls(backend, metadata, backend.prepare(metadata, kind, specs, page_size))
+        shared = backend.prepare(metadata, kind, specs, page_size)
+        return cls(backend, metadata, metadata.slot_mapping(page_size), shared)
+
+    def write(
+        self, qkv: Float[Array, "T C"], kv: Array, heads: HeadTransform, spec: AttentionSpec
+    ) -> tuple[Float[Array, "T H D"], Array]:
+        """Queries ready to attend with, and the cache with the step's keys and values."""
+        return self.backend.write(qkv, kv, self.slots, heads, spec)
+
+    def write_pages(
+        self, k: Float[Array, "T K D"], v: Float[Array, "T K D"], kv: Array
+    ) -> Float[Array, "P 2 K B D"]:
+        """The cache with keys and values that the layer has made itself, as they are."""
+        return kv_write(kv, k, v, *self.slots)
 
     def __call__(
-        self,
-        q: Float[Array, "T H D"],
-        k: Float[Array, "T K D"],
-        v: Float[Array, "T K D"],
-        kv: Array,
-        spec: AttentionSpec,
-    ) -> tuple[Float[Array, "T H D"], Array]:
-        kv = write_pages(kv, k, v, self.metadata)
-        return self.backend.attend(q, kv, self.metadata, self.shared, spec), kv
+        self, q: Float[Array, "T H D"], kv: Array, spec: AttentionSpec
+    ) -> Float[Array, "T H D"]:
+        return self.backend.attend(q, kv, self.metadata, self.shared, spec)

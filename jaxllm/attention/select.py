@@ -24,7 +24,7 @@ def select_backend(
     """Returns the backend and the reason for the choice, for the log."""
     refusals: list[str] = []
     for name in BACKENDS.names():
-        backend = BACKENDS.load(name)
+        backend = BACKENDS.load(name).on(target)
         reasons = {reason for spec in specs if (reason := backend.refuses(spec, target))}
         if not reasons:
             return backend, "; ".join([f"{name} on {target.platform}", *refusals])

@@ -27,15 +27,13 @@ def check_writable(path: Path | None) -> None:
 
 
 def make_report(config: EngineConfig, figures: dict[str, Any]) -> dict[str, Any]:
-    """Call it after the engine was built: the device is asked of the JAX that it has started."""
-    return make_client_report(
-        {
-            **figures,
-            "model": config.model,
-            "engine_config": asdict(config),
-            "device": _device(),
-        }
-    )
+    """Call it after the engine was built: see ``make_device_report``."""
+    return make_device_report({**figures, "model": config.model, "engine_config": asdict(config)})
+
+
+def make_device_report(figures: dict[str, Any]) -> dict[str, Any]:
+    """The device is asked of the JAX that was measured in this process."""
+    return make_client_report({**figures, "device": _device()})
 
 
 def make_client_report(figures: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +59,9 @@ def write_report(report: dict[str, Any], path: Path | None) -> None:
 
 
 def _device() -> dict[str, Any]:
-    jax = import_module("jax")  # by name: host code has no JAX, but the LLM has started it
+    jax = import_module(
+        "jax"
+    )  # by name: host code has no JAX, but what was measured has started it
     devices = jax.devices()
     return {
         "platform": devices[0].platform,

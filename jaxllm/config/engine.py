@@ -36,9 +36,18 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = flag(None, "number of KV-cache blocks; default: measured")
     max_num_seqs: int | None = flag(None, "requests that run at once; default by device")
     max_num_batched_tokens: int | None = flag(None, "tokens per step; default by device")
+    enable_embeddings: bool = flag(
+        False, "serve /v1/embeddings too: the last token's final hidden state, normalised"
+    )
     async_scheduling: bool = flag(True, "schedule one step ahead of the device")
+    step_timeout: float = flag(
+        60.0, "an engine process without progress for so many seconds is replaced; starting is free"
+    )
     compilation_cache_dir: str | None = flag(None, "where compiled programs are kept")
     offline: bool = flag(False, "never reach for the Hub or a package registry")
+    allowed_model_sources: tuple[str, ...] = flag(
+        (), "directories and owners on the Hub that models may come from; default: any"
+    )
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -56,6 +65,8 @@ class EngineConfig:
             raise ConfigError(
                 f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}."
             )
+        if not 0.0 < self.step_timeout < float("inf"):  # NaN is refused too
+            raise ConfigError(f"--step-timeout must be more than 0, got {self.step_timeout}.")
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"--block-size must be a power of two, got {self.block_size}.")
         for item in fields(self):

@@ -23,10 +23,12 @@ def api_keys() -> tuple[str, ...]:
     return tuple(key for key in os.environ.get(API_KEY, "").split(",") if key)
 
 
-def prepare_accelerator(memory_fraction: float) -> None:
+def prepare_accelerator(memory_fraction: float, *, preallocate: bool = True) -> None:
     """Set what JAX reads at start-up; must run before JAX is first used. Values the user set are
-    kept.
+    kept. With ``preallocate`` the share of memory is taken at once, otherwise as it is needed.
     """
+    if not preallocate:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{memory_fraction:.4f}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 

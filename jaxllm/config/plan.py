@@ -35,10 +35,20 @@ class EnginePlan:
     buckets: tuple[BatchBucket, ...]
     attention_backend: str
     attention_reason: str  # why this backend; logged at start
+    embeddings: bool = False  # whether requests may ask for them
 
     @property
     def max_blocks_per_row(self) -> int:
         return -(-self.max_model_len // self.block_size)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds, of all requests together."""
+        return (self.num_blocks - 1) * self.block_size
+
+    def max_concurrency(self, num_tokens: int) -> float:
+        """How many requests of so many tokens the KV cache holds at once."""
+        return (self.num_blocks - 1) / -(-num_tokens // self.block_size)
 
 
 def make_buckets(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from jaxllm.core.invariant import InvariantError
@@ -18,7 +19,7 @@ from jaxllm.messages import EngineCoreOutput, StepOutputs, TokenLogprobs
 
 if TYPE_CHECKING:
     from jaxllm.core.scheduler import Scheduler
-    from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
+    from jaxllm.engine.executor import ModelRunnerOutput
 
 NOT_FINITE = (
     "The model's logits for this request were not finite numbers (NaN or infinity), or its "
@@ -41,6 +42,7 @@ def commit_step(
 
     events: list[EngineCoreOutput] = []
     for row in rows[live & ~output.finite].tolist():
+        scheduler.num_corrupted += 1
         events += scheduler.fail(table.request_id[row], NOT_FINITE)
     if eventful.any():
         offsets = np.cumsum(step.num_new_tokens) - step.num_new_tokens
@@ -103,12 +105,16 @@ def _eventful_row(
             logprobs = (token_logprobs(arrays, entry, tokens[0], params.logprobs),)
     elif start + num_tokens < request.num_tokens:  # not the last chunk
         return EngineCoreOutput(request.request_id, prompt_logprobs=prompt) if prompt else None
-    return _end(scheduler, request, tokens, logprobs, prompt) or EngineCoreOutput(
+    end = _end(scheduler, request, tokens, logprobs, prompt)
+    if end is not None and params.embed:
+        embedding = _computed(output.embeddings, "embeddings")[entry]
+        return msgspec.structs.replace(end, embedding=embedding.astype("<f4").tobytes())
+    return end or EngineCoreOutput(
         request.request_id, tokens, logprobs=logprobs, prompt_logprobs=prompt
     )
 
 
-def _computed(arrays: LogprobArrays | None, name: str) -> LogprobArrays:
+def _computed[T](arrays: T | None, name: str) -> T:
     if arrays is None:
         raise InvariantError(
             f"The executor returned no {name}, but a row of the step asked for them."

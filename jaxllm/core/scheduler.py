@@ -74,6 +74,7 @@ class Scheduler:
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
         self.num_steps = 0
+        self.num_corrupted = 0  # requests ended since no token could be drawn for them
         self._arrivals = count()
         self._left_rows: list[int] = []  # since the last step
         self._only: str | None = None  # see isolate()
@@ -316,4 +317,5 @@ class Scheduler:
             kv_cache_usage=self.pool.usage,
             num_preemptions=self.num_preemptions,
             num_steps=self.num_steps,
+            num_corrupted=self.num_corrupted,
         )

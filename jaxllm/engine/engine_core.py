@@ -6,18 +6,29 @@ Knows token ids and rows; knows no text, no HTTP, no JAX. Not thread-safe: one t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.engine.clock import Clock, MonotonicClock
 from jaxllm.engine.executor import Executor, ModelRunnerOutput
+from jaxllm.engine.queue_times import QueueTimes
 from jaxllm.engine.recovery import Recovery
 from jaxllm.engine.request_validator import validate_request
 from jaxllm.engine.step_checks import check_output, check_step
-from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, EngineStats, StepOutputs
+from jaxllm.messages import (
+    Admission,
+    Compilations,
+    EngineCoreOutput,
+    EngineCoreRequest,
+    EngineStats,
+    StepOutputs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +54,28 @@ class EngineCore:
     scheduler itself raises is a bug in the books; it leaves ``step`` and should end the process.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, *, async_scheduling: bool = True):
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        *,
+        async_scheduling: bool = True,
+        clock: Clock | None = None,
+        compilations: Callable[[], Compilations] = Compilations,
+    ):
         self.scheduler = scheduler
         self.executor = executor
         self.async_scheduling = async_scheduling
         self.recovery = Recovery(scheduler)
         self._in_flight: Dispatched | None = None
-        self._events: list[EngineCoreOutput] = []  # to be told with the next step
+        self._clock = clock or MonotonicClock()
+        self._compilations = compilations
+        self._queue_times = QueueTimes(self._clock)
+        self._num_tokens = self._num_token_slots = 0
+        # To be told with the next step:
+        self._events: list[EngineCoreOutput] = []
+        self._admitted: list[Admission] = []
+        self._num_step_tokens: list[int] = []
 
     def add_request(self, request: EngineCoreRequest) -> None:
         """Queue a request.
@@ -58,12 +84,17 @@ class EngineCore:
             InvalidRequestError: it can never succeed as it stands; nothing was queued.
         """
         plan = self.scheduler.plan
-        validate_request(request, plan.model.vocab_size, plan.max_model_len)
+        validate_request(
+            request, plan.model.vocab_size, plan.max_model_len, embeddings=plan.embeddings
+        )
         self.scheduler.add_request(request)
+        self._queue_times.add(request.request_id)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """End requests; the next ``step`` tells their last output. Unknown ids are ignored."""
-        self._events += self.scheduler.abort(request_ids)
+        ended = self.scheduler.abort(request_ids)
+        self._events += ended
+        self._queue_times.forget(output.request_id for output in ended)
         self.recovery.advance()
 
     def has_work(self) -> bool:
@@ -71,7 +102,12 @@ class EngineCore:
         return self.scheduler.has_work() or self._in_flight is not None or bool(self._events)
 
     def stats(self) -> EngineStats:
-        return self.scheduler.stats()
+        return msgspec.structs.replace(
+            self.scheduler.stats(),
+            num_tokens=self._num_tokens,
+            num_token_slots=self._num_token_slots,
+            compilations=self._compilations(),
+        )
 
     def step(self) -> StepOutputs | None:
         """Advance the pipeline by one step. None if there is nothing to tell.
@@ -79,6 +115,8 @@ class EngineCore:
         Every request that was added gets exactly one output with a finish_reason, its last.
         """
         step = self.scheduler.schedule()
+        if step is not None and step.new_rows:
+            self._admitted += self._queue_times.admit(step.new_rows)
         if step is None and self._in_flight is None and self.scheduler.has_work():
             raise InvariantError("Requests wait, but none of them can be scheduled.")
         try:
@@ -86,11 +124,21 @@ class EngineCore:
         except StepFailed as failure:
             lost = [d.step for d in (self._in_flight,) if d is not None] + ([step] if step else [])
             outputs = self._recover(lost, failure)
-        events, self._events = self._events, []
         if outputs is None:
             outputs = StepOutputs(self.scheduler.num_steps)
-        outputs.events[:0] = events
-        return outputs if outputs.request_ids or outputs.events else None
+        outputs.events[:0] = self._events
+        self._events = []
+        return self._timed(outputs) if outputs.request_ids or outputs.events else None
+
+    def _timed(self, outputs: StepOutputs) -> StepOutputs:
+        admitted, self._admitted = self._admitted, []
+        num_step_tokens, self._num_step_tokens = self._num_step_tokens, []
+        return msgspec.structs.replace(
+            outputs,
+            timestamp=self._clock.now(),
+            admitted=admitted,
+            num_step_tokens=num_step_tokens,
+        )
 
     def _advance(self, step: SchedulerOutput | None) -> StepOutputs | None:
         """Dispatch ``step``, then take in the one before it, or ``step`` itself without a lead."""
@@ -102,6 +150,9 @@ class EngineCore:
         if due is None or output is None:
             return None
         outputs = self.scheduler.update(due.step, output)
+        self._num_step_tokens.append(due.step.num_tokens)
+        self._num_tokens += due.step.num_tokens
+        self._num_token_slots += output.num_token_slots
         self.recovery.advance()
         return outputs
 

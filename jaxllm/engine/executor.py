@@ -31,6 +31,8 @@ class ModelRunnerOutput:
     prompt_logprobs: LogprobArrays | None = None
     # prompt_logprobs covers all tokens of the step, in order of rows: entry t scores the token
     # *after* the t-th fed one, so the last entry of a chunk scores the first token of the next.
+    num_token_slots: int = 0  # of the program that ran, padding included
+    embeddings: np.ndarray | None = None  # float32 [n, E]; None unless a row's prompt ends here
 
 
 class Executor(Protocol):

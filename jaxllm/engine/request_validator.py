@@ -12,8 +12,11 @@ from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
 
 
-def validate_request(request: EngineCoreRequest, vocab_size: int, max_model_len: int) -> None:
-    """Check what the engine relies on. ``vocab_size`` is the width of the logits.
+def validate_request(
+    request: EngineCoreRequest, vocab_size: int, max_model_len: int, *, embeddings: bool = False
+) -> None:
+    """Check what the engine relies on. ``vocab_size`` is the width of the logits; ``embeddings``:
+    are there programs for them?
 
     Raises:
         InvalidRequestError: a field is out of range; ``param`` names it.
@@ -28,6 +31,10 @@ def validate_request(request: EngineCoreRequest, vocab_size: int, max_model_len:
         )
     if params.seed is None:
         raise InvalidRequestError("The engine needs a request's seed to be set.", param="seed")
+    if params.embed and (not embeddings or request.max_tokens != 0):
+        raise InvalidRequestError(
+            "An embedding needs max_tokens=0 and an engine with embeddings enabled.", param="embed"
+        )
     _check_length(request, max_model_len)
     for param, ids in (
         ("prompt", request.prompt_token_ids),

@@ -5,6 +5,7 @@ this.
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+from jaxllm.frontend.metrics import EngineMetrics
 from jaxllm.messages import EngineStats, ModelInfo
 from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import SamplingParams
@@ -25,6 +26,11 @@ class EngineClient(Protocol):
     @property
     def ready(self) -> bool:
         """True while the engine process is up and accepts requests."""
+        ...
+
+    @property
+    def unready_because(self) -> str | None:
+        """Why requests had better go elsewhere; None while the engine is up and makes progress."""
         ...
 
     def generate(
@@ -55,3 +61,8 @@ class EngineClient(Protocol):
         ...
 
     def stats(self) -> EngineStats | None: ...
+
+    @property
+    def metrics(self) -> EngineMetrics:
+        """Counts and times of all requests so far."""
+        ...

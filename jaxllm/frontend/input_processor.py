@@ -64,12 +64,18 @@ class InputProcessor:
     ) -> EngineCoreRequest:
         """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
 
-        ``max_tokens=0`` scores the prompt and generates nothing.
+        ``max_tokens=0`` scores or embeds the prompt and generates nothing.
 
         Raises:
-            InvalidRequestError: a token id in ``params`` that the model does not have.
+            InvalidRequestError: a token id in ``params`` that the model does not have, or an
+                embedding that the engine was not started for.
             ContextLengthExceededError: prompt and ``max_tokens`` do not fit together.
         """
+        if params.embed and not self._info.embedding_size:
+            raise InvalidRequestError(
+                "This engine was not started for embeddings: start it with --enable-embeddings.",
+                code="embeddings_not_enabled",
+            )
         max_tokens = self._max_tokens(len(prompt_token_ids), params)
         self._check_params(params)
         if params.seed is None:
@@ -104,7 +110,15 @@ class InputProcessor:
         return wanted
 
     def _check_params(self, params: SamplingParams) -> None:
-        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        allowed = params.allowed_token_ids or ()
+        if len(allowed) > self._info.vocab_size:
+            raise InvalidRequestError(
+                f"allowed_token_ids holds {len(allowed)} ids; this model has "
+                f"{self._info.vocab_size}.",
+                param="allowed_token_ids",
+                code="invalid_value",
+            )
+        self._check_ids("allowed_token_ids", allowed)
         self._check_ids("logit_bias", params.logit_bias or ())
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
 

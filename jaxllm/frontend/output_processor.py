@@ -38,9 +38,12 @@ class OutputProcessor:
         for child in state.child_ids:
             self._children.pop(child, None)
 
+    def running(self) -> tuple[RequestState, ...]:
+        return tuple(self._requests.values())
+
     def fail_all(self, error: JaxLLMError) -> None:
         """Every running request ends with ``error``."""
-        for state in list(self._requests.values()):
+        for state in self.running():
             state.fail(error)
             self.remove(state)
 

@@ -1,27 +1,26 @@
-"""The engine process, seen from the HTTP process: starts it, talks to it, notices its death.
+"""The engine, seen from the HTTP process: one worker process after the other, always watched.
 
-Knows frames and processes; knows nothing of requests beyond handing their outputs on.
+Knows when an engine is started, given up or replaced; knows nothing of requests beyond handing
+their outputs on.
 """
 
 import asyncio
 import json
 import logging
-import signal
-import socket
-import sys
 import time
-from collections import deque
 from collections.abc import Callable
 
-import jaxllm.errors
 from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import EngineDeadError, JaxLLMError
-from jaxllm.ipc import AsyncChannel, FrameError, IPCError
+from jaxllm.frontend.death_record import MAX_DEATHS, WINDOW_S, DeathRecord
+from jaxllm.frontend.watchdog import Watchdog
+from jaxllm.frontend.worker_process import WorkerProcess
+from jaxllm.ipc import FrameError, IPCError
 from jaxllm.messages import (
-    EngineFailed,
-    EngineReady,
     EngineStats,
+    FromEngine,
     ModelInfo,
+    Ping,
     Shutdown,
     StepOutputs,
     ToEngine,
@@ -29,14 +28,17 @@ from jaxllm.messages import (
 
 logger = logging.getLogger(__name__)
 
-MAX_DEATHS = 3
-DEATH_WINDOW_S = 60.0
 STOP_GRACE_S = 5.0  # after the Shutdown message
-TERMINATE_GRACE_S = 2.0  # after SIGTERM
+RESTART_PAUSE_S = 0.5  # after a start that failed
+MIN_RETRY_S, MAX_RETRY_S = 5.0, 60.0  # between them: as long as the last start took
+
+
+class EngineHungError(IPCError):
+    """The engine process lives, and gets nothing done."""
 
 
 class EngineProcess:
-    """One engine process at a time; a dead one is replaced by the next generation.
+    """One engine process at a time; a dead or hanging one is replaced by the next generation.
 
     ``on_outputs`` gets every step's results. ``on_death`` is called once per death, at once, so
     that waiting requests can be told. Both run on the event loop and must not block.
@@ -49,27 +51,42 @@ class EngineProcess:
         on_outputs: Callable[[StepOutputs], None],
         on_death: Callable[[EngineDeadError], None],
         worker_module: str = "jaxllm.worker",
-        clock: Callable[[], float] = time.monotonic,
     ):
         self._config = config
         self._on_outputs = on_outputs
         self._on_death = on_death
         self._worker_module = worker_module
-        self._clock = clock
         self._generation = 0
-        self._process: asyncio.subprocess.Process | None = None
-        self._channel: AsyncChannel | None = None  # set while the engine is ready
+        self._worker: WorkerProcess | None = None
+        self._watchdog: Watchdog | None = None  # set while the engine is ready
+        self._ready_since = 0.0
+        self._start_seconds = 0.0  # of the last start that succeeded
+        self._deaths = DeathRecord()
+        self._gave_up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._deaths: deque[float] = deque(maxlen=MAX_DEATHS)
-        self.down_because = "The engine has not been started."
+        self._down_because = "The engine has not been started."
         self._info: ModelInfo | None = None
-        self.gave_up = False  # too many deaths: only stop() is left
         self.stats: EngineStats | None = None
         self.summary: dict[str, str | int | float] = {}
 
     @property
     def ready(self) -> bool:
-        return self._channel is not None
+        """Whether requests can be sent."""
+        return self._watchdog is not None
+
+    @property
+    def unready_because(self) -> str | None:
+        """Why the engine is down, or late with its next step; None if all is well."""
+        if self._watchdog is None:
+            return self._down_because
+        if self._watchdog.late:
+            return f"The engine has shown no progress for {self._watchdog.silent_s:.0f} s."
+        return None
+
+    @property
+    def gave_up(self) -> bool:
+        """Too many deaths: only ``stop`` is left."""
+        return self._gave_up.is_set()
 
     @property
     def generation(self) -> int:
@@ -77,14 +94,20 @@ class EngineProcess:
 
     @property
     def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
+        return None if self._worker is None else self._worker.pid
 
     @property
     def info(self) -> ModelInfo:
         """Of the model being served. Raises EngineDeadError before the first start."""
         if self._info is None:
-            raise EngineDeadError(self.down_because)
+            raise EngineDeadError(self._down_because)
         return self._info
+
+    def death(self) -> EngineDeadError:
+        """The error for a request that meets no engine; it says when to come again."""
+        error = EngineDeadError(self._down_because)
+        error.retry_after_s = min(max(MIN_RETRY_S, self._start_seconds + 1), MAX_RETRY_S)
+        return error
 
     async def start(self) -> ModelInfo:
         """Start the first engine and wait until it is ready; this may take minutes.
@@ -93,210 +116,148 @@ class EngineProcess:
             ConfigError, OutOfMemoryError, ...: the engine said why it cannot start.
             EngineDeadError: it died without a word.
         """
-        try:
-            channel = await self._launch()
-        except BaseException:
-            await self._end_process(0.0)
-            raise
-        self._supervisor = asyncio.create_task(self._supervise(channel), name="engine supervisor")
+        worker, watchdog = await self._launch()
+        self._supervisor = asyncio.create_task(
+            self._supervise(worker, watchdog), name="engine supervisor"
+        )
         return self.info
 
     def send(self, message: ToEngine) -> None:
         """Raises EngineDeadError while no engine is ready, FrameError if it is too long."""
-        if self._channel is None:
-            raise EngineDeadError(self.down_because)
+        if self._worker is None or not self.ready:
+            raise self.death()
         try:
-            self._channel.send(message)
+            self._worker.send(message)
         except FrameError:
             raise
         except IPCError as error:
-            raise EngineDeadError("The engine process has just ended.") from error
+            raise self.death() from error
 
-    async def stop(self) -> None:
-        """End the engine: ask, then terminate, then kill. Nothing is restarted afterwards."""
-        channel, self._channel = self._channel, None
-        self.down_because = "The engine has been stopped."
+    async def given_up(self) -> str:
+        """Waits until the engine has died too often. Returns the reason."""
+        await self._gave_up.wait()
+        return self._down_because
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End the engine: ask, then terminate, then kill; without grace, kill it at once. Nothing
+        is restarted afterwards.
+        """
+        asked = False
+        if self._worker is not None and self.ready and grace_s > 0:
+            try:
+                self._worker.send(Shutdown())
+                asked = True
+            except IPCError:
+                logger.info("The engine ended before it was asked to.")
+        self._watchdog = None
+        self._down_because = "The engine has been stopped."
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
-        if channel is not None:
-            try:
-                channel.send(Shutdown())
-            except IPCError:
-                channel = None
-        await self._end_process(0.0 if channel is None else STOP_GRACE_S)
-        if channel is not None:
-            channel.close()
+        await self._end_worker(grace_s if asked else 0.0)
 
-    async def _launch(self) -> AsyncChannel:
-        """Start the next generation, wait for its EngineReady."""
+    async def _launch(self) -> tuple[WorkerProcess, Watchdog]:
+        """Start the next generation, wait until it is ready."""
         self._generation += 1
-        ours, theirs = socket.socketpair()
+        started = time.monotonic()
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._worker_module,
-                "--fd",
-                str(theirs.fileno()),
-                "--generation",
-                str(self._generation),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,  # stdout belongs to whoever started us
-                pass_fds=(theirs.fileno(),),
-                process_group=0,  # Ctrl-C is for the parent, and the child may not ignore it yet
-            )
+            self._worker = await WorkerProcess.spawn(self._worker_module, self._generation)
+            ready = await self._worker.build(self._config)
         except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        channel = await AsyncChannel.open(ours, self._generation)
-        try:
-            channel.send(self._config)
-            message = await self._receive(channel)
-            if isinstance(message, EngineFailed):
-                raise _typed_error(message)
-            if not isinstance(message, EngineReady):
-                raise FrameError(f"The engine began with {type(message).__name__}.")
-        except IPCError as error:
-            channel.close()
-            raise EngineDeadError(
-                f"The engine could not start: {await self._obituary(error)}"
-            ) from error
-        except BaseException:
-            channel.close()
+            await self._end_worker(0.0)
             raise
         if self._info is None:
-            self._info = message.info
-        self.summary = message.summary
-        self._channel = channel
-        logger.info("Engine %d is ready: %s", self._generation, json.dumps(message.summary))
-        return channel
+            self._info = ready.info
+        self.summary = ready.summary
+        self._ready_since = time.monotonic()
+        self._start_seconds = self._ready_since - started
+        self._watchdog = Watchdog(self._config.step_timeout)
+        logger.info("Engine %d is ready: %s", self._generation, json.dumps(ready.summary))
+        return self._worker, self._watchdog
 
-    async def _receive(self, channel: AsyncChannel) -> object:
-        """The next message, or IPCError as soon as the process ends, whoever else holds its fd."""
-        assert self._process is not None
-        exited = asyncio.ensure_future(self._process.wait())
-        received = asyncio.ensure_future(channel.receive())
-        try:
-            await asyncio.wait((exited, received), return_when=asyncio.FIRST_COMPLETED)
-            if not received.done():  # a last message may still be in the socket
-                await asyncio.wait((received,), timeout=0.1)
-            if received.done():
-                return received.result()
-            raise IPCError("The engine process ended.")
-        finally:
-            exited.cancel()
-            received.cancel()
-            await asyncio.gather(exited, received, return_exceptions=True)
-
-    async def _supervise(self, channel: AsyncChannel) -> None:
-        while True:
-            reason = await self._serve(channel)
-            channel.close()
-            self._record_death(f"The engine process died: {reason}.")
-            replacement = await self._restart()
-            if replacement is None:
-                return
-            channel = replacement
-
-    async def _serve(self, channel: AsyncChannel) -> str:
-        """Hand messages on until the engine dies. Returns how it died."""
-        assert self._process is not None
-        watcher = asyncio.create_task(self._close_at_exit(self._process, channel))
+    async def _supervise(self, worker: WorkerProcess, watchdog: Watchdog) -> None:
+        """Replace dead engines until there is no hope. What goes wrong in here ends hope too, so
+        that no server is left that only looks alive.
+        """
         try:
             while True:
-                message = await channel.receive()
-                if isinstance(message, StepOutputs):
-                    self._on_outputs(message)
-                elif isinstance(message, EngineStats):
-                    self.stats = message
+                await self._serve_until_death(worker, watchdog)
+                await self._end_worker(0.0)
+                while not self.gave_up:
+                    try:
+                        worker, watchdog = await self._launch()
+                        break
+                    except (JaxLLMError, OSError) as error:
+                        self._record_death(f"The engine did not come up again: {error}", 0.0)
+                        await asyncio.sleep(RESTART_PAUSE_S)
                 else:
-                    raise FrameError(f"Unexpected {type(message).__name__}.")
-        except IPCError as error:
-            return await self._obituary(error)
+                    return
         except Exception:
-            logger.exception("Handling the engine's output failed.")
-            await self._end_process(0.0)
-            return "its output could not be handled"
-        finally:
-            watcher.cancel()
+            logger.exception("The engine's supervisor failed.")
+            self._lose("The engine is not watched any more: see the log of the server.")
+            self._gave_up.set()
+            self._on_death(self.death())
 
-    async def _close_at_exit(
-        self, process: asyncio.subprocess.Process, channel: AsyncChannel
-    ) -> None:
-        await process.wait()
-        await asyncio.sleep(0.1)  # let the last frames in
-        channel.close()
+    async def _serve_until_death(self, worker: WorkerProcess, watchdog: Watchdog) -> None:
+        """Hand messages on until the engine dies or hangs; tell everybody."""
 
-    async def _restart(self) -> AsyncChannel | None:
-        """The next engine's channel; None when there were too many deaths."""
-        while not self.gave_up:
-            try:
-                return await self._launch()
-            except JaxLLMError as error:
-                await self._end_process(0.0)
-                self._record_death(f"The engine did not come up again: {error.message}")
-        return None
+        async def watch() -> None:
+            await watchdog.watch(lambda: worker.send(Ping()))
+            raise EngineHungError(
+                f"it made no progress for {watchdog.timeout_s:g} s (--step-timeout)."
+            )
 
-    def _record_death(self, reason: str) -> None:
-        self._channel = None
-        self.stats = None
-        now = self._clock()
-        self._deaths.append(now)
-        recent = [time for time in self._deaths if now - time <= DEATH_WINDOW_S]
-        self.gave_up = len(recent) >= MAX_DEATHS
-        outlook = (
-            f"That was death number {MAX_DEATHS} within {DEATH_WINDOW_S:.0f} s: it stays down."
-            if self.gave_up
-            else "It is being restarted."
-        )
-        self.down_because = f"{reason} {outlook}"
-        logger.error("%s", self.down_because)
-        self._on_death(EngineDeadError(self.down_because))
-
-    async def _obituary(self, error: IPCError) -> str:
-        """Make sure that the process is gone; say how it went, in words."""
-        process = self._process
-        assert process is not None
+        reader = asyncio.create_task(self._read(worker, watchdog), name="engine reader")
+        watcher = asyncio.create_task(watch(), name="engine watchdog")
         try:
-            code = await asyncio.wait_for(process.wait(), 0.5)
-        except TimeoutError:  # it talks nonsense, or closed its socket and lives on
-            await self._end_process(0.0)
-            return error.message
-        if isinstance(error, FrameError):
-            return error.message
-        return f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+            done, _ = await asyncio.wait((reader, watcher), return_when=asyncio.FIRST_COMPLETED)
+            done.pop().result()
+        except IPCError as error:
+            served = time.monotonic() - self._ready_since - watchdog.silent_s
+            self._lose("The engine process has just ended.")
+            self._record_death(await worker.obituary(error), served)
+        finally:
+            reader.cancel()
+            watcher.cancel()
+            await asyncio.gather(reader, watcher, return_exceptions=True)
 
-    async def _end_process(self, grace_s: float) -> None:
-        process = self._process
-        if process is None:
-            return
-        for end, seconds in ((None, grace_s), (process.terminate, TERMINATE_GRACE_S)):
-            if process.returncode is None and seconds > 0:
-                try:
-                    if end is not None:
-                        end()
-                    await asyncio.wait_for(process.wait(), seconds)
-                except (TimeoutError, ProcessLookupError):
-                    continue
-        if process.returncode is None:
-            logger.warning("The engine process does not end; killing it.")
-            process.kill()
-        await process.wait()
+    async def _read(self, worker: WorkerProcess, watchdog: Watchdog) -> None:
+        while True:
+            message = await worker.receive()
+            try:
+                watchdog.heard(message)
+                self._hand_on(message)
+            except Exception as error:
+                logger.exception("Handling the engine's output failed.")
+                raise FrameError("its output could not be handled.") from error
 
+    def _hand_on(self, message: FromEngine) -> None:
+        if isinstance(message, StepOutputs):
+            self._on_outputs(message)
+        elif isinstance(message, EngineStats):
+            self.stats = message
+        else:
+            raise FrameError(f"It sent an unexpected {type(message).__name__}.")
 
-def _typed_error(failed: EngineFailed) -> JaxLLMError:
-    kind = getattr(jaxllm.errors, failed.error_type, None)
-    if not (isinstance(kind, type) and issubclass(kind, JaxLLMError)):
-        kind = JaxLLMError
-    return kind(failed.message)
+    def _lose(self, reason: str) -> None:
+        """There is no engine from now on; nobody has been told yet."""
+        self._watchdog = None
+        self.stats = None
+        self._down_because = reason
 
+    def _record_death(self, reason: str, served_s: float) -> None:
+        self._deaths.add(served_s)
+        outlook = "It is being restarted."
+        if self._deaths.hopeless:
+            outlook = f"That was death number {MAX_DEATHS} within {WINDOW_S:.0f} s: it stays down."
+            self._gave_up.set()
+        self._lose(f"{reason} {outlook}")
+        logger.error("%s", self._down_because)
+        self._on_death(self.death())
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    async def _end_worker(self, grace_s: float) -> None:
+        """Forgets the worker only when it is gone, so that nobody else has to end it."""
+        if self._worker is not None:
+            await self._worker.end(grace_s)
+            self._worker = None

@@ -30,23 +30,30 @@ class RequestState:
         self.child_ids = tuple(child.request_id for child in children)
         self.error: JaxLLMError | None = None
         self._prompt = prompt
-        self._prompt_token_ids = list(children[0].prompt_token_ids)
-        self._params = params
+        self.prompt_token_ids = list(children[0].prompt_token_ids)
+        self.params = params
         self._tokenizer = tokenizer
         self._notify = notify
         self._completions = [
             Completion(index, children[0].prompt_token_ids, params, tokenizer)
             for index in range(len(children))
         ]
-        self._num_cached_tokens = 0
+        self.num_cached_tokens = 0
         self._prompt_logprobs: list[PositionLogprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )
         self._prompt_logprobs_taken = False
+        self._embedding: bytes | None = None
 
     @property
     def finished(self) -> bool:
-        return self.error is not None or all(c.finished for c in self._completions)
+        return self.error is not None or None not in [c.finish_reason for c in self._completions]
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """By completion; those that still run count as ended now."""
+        other = "abort" if self.error is None else "error"
+        return tuple(completion.finish_reason or other for completion in self._completions)
 
     def unfinished_ids(self) -> tuple[str, ...]:
         """The engine's names of the completions that still run."""
@@ -65,8 +72,9 @@ class RequestState:
     def add_output(self, index: int, output: EngineCoreOutput) -> bool:
         """As ``add_token``, for an event."""
         if index == 0:
-            self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
+            self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
             self._add_prompt_logprobs(output)
+            self._embedding = output.embedding or self._embedding
         if output.finish_reason == "error" and self.error is None:
             self.error = RequestFailedError(output.error or "The engine could not go on with it.")
         stopped = self._completions[index].add_output(output)
@@ -87,7 +95,7 @@ class RequestState:
 
     def take(self) -> RequestOutput | None:
         """What there is to tell, as ``output_kind`` says, failures too; None if nothing."""
-        kind = self._params.output_kind
+        kind = self.params.output_kind
         finished = self.finished
         if kind is RequestOutputKind.FINAL_ONLY and not finished:
             return None
@@ -99,12 +107,13 @@ class RequestState:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
-            prompt_token_ids=self._prompt_token_ids,
+            prompt_token_ids=self.prompt_token_ids,
             outputs=[completion.take(kind) for completion in told],
             finished=finished,
             prompt_logprobs=self._take_prompt_logprobs(kind),
-            num_cached_tokens=self._num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             error=None if self.error is None else self.error.message,
+            embedding=self._embedding,
         )
 
     def take_all(self) -> RequestOutput:
@@ -113,23 +122,24 @@ class RequestState:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
-            prompt_token_ids=self._prompt_token_ids,
+            prompt_token_ids=self.prompt_token_ids,
             outputs=[completion.take(everything) for completion in self._completions],
             finished=self.finished,
             prompt_logprobs=self._prompt_logprobs,
-            num_cached_tokens=self._num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             error=None if self.error is None else self.error.message,
+            embedding=self._embedding,
         )
 
     def _announce(self) -> None:
-        if self._params.output_kind is not RequestOutputKind.FINAL_ONLY or self.finished:
+        if self.params.output_kind is not RequestOutputKind.FINAL_ONLY or self.finished:
             self._notify()
 
     def _add_prompt_logprobs(self, output: EngineCoreOutput) -> None:
         if self._prompt_logprobs is None:
             return
-        count = self._params.prompt_logprobs or 0
-        tokenizer = self._tokenizer if self._params.detokenize else None
+        count = self.params.prompt_logprobs or 0
+        tokenizer = self._tokenizer if self.params.detokenize else None
         self._prompt_logprobs += [
             position_logprobs(scored, count, tokenizer) for scored in output.prompt_logprobs
         ]

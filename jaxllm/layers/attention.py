@@ -1,15 +1,15 @@
-"""Self-attention: makes q, k, v, hands them to the attention backend, projects the result."""
+"""Self-attention: one fused product, which the attention backend turns into q and the cache."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.backend import AttentionSpec, HeadTransform
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import RMSNorm
-from jaxllm.layers.rotary import RotaryTable, apply_rotary
+from jaxllm.layers.rotary import RotaryTable
 
 
 class Attention(nnx.Module):
@@ -24,16 +24,18 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.rope = config.rope
+        self.norm_eps = config.norm_eps
         self.spec = AttentionSpec.of(config, layer)
 
     def __call__(
         self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
     ) -> tuple[Float[Array, "T E"], Array]:
-        heads, kv_heads, dim = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
-        parts = self.qkv(x).reshape(x.shape[0], heads + 2 * kv_heads, dim)
-        q, k, v = jnp.split(parts, [heads, heads + kv_heads], axis=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rotary(q, table, self.rope), apply_rotary(k, table, self.rope)
-        out, kv = attend(q, k, v, kv, self.spec)
-        return self.o(out.reshape(x.shape[0], heads * dim)), kv
+        q, kv = attend.write(self.qkv(x), kv, self._heads(table), self.spec)
+        out = attend(q, kv, self.spec)
+        return self.o(out.reshape(x.shape[0], -1)), kv
+
+    def _heads(self, table: RotaryTable) -> HeadTransform:
+        q_norm, k_norm = (
+            None if norm is None else norm.weight[...] for norm in (self.q_norm, self.k_norm)
+        )
+        return HeadTransform(*table, self.rope.interleaved, q_norm, k_norm, self.norm_eps)

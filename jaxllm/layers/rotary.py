@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxllm.config.model import RopeConfig
+from pallas_kernels.kv_write.xla import rotate
 
 
 class RotaryTable(NamedTuple):
     """Angles of one step's tokens, computed once and shared by all layers."""
 
-    cos: Float[Array, "T 1 C"]  # C = rotated channels / 2
-    sin: Float[Array, "T 1 C"]
+    cos: Float[Array, "T F"]  # float32; F = rotated channels / 2
+    sin: Float[Array, "T F"]
 
 
 def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
@@ -43,22 +44,16 @@ def _llama3(inv_freq: np.ndarray, rope: RopeConfig) -> np.ndarray:
 
 def rotary_table(rope: RopeConfig, positions: Int[Array, " T"]) -> RotaryTable:
     inv_freq = jnp.asarray(inverse_frequencies(rope))
-    angles = positions.astype(jnp.float32)[:, None, None] * inv_freq[None, None, :]
+    angles = positions.astype(jnp.float32)[:, None] * inv_freq[None, :]
     return RotaryTable(jnp.cos(angles), jnp.sin(angles))
 
 
 def apply_rotary(
     x: Float[Array, "T H D"], table: RotaryTable, rope: RopeConfig
 ) -> Float[Array, "T H D"]:
-    """Rotate the first ``rope.dim`` channels of every head; the rest passes through."""
-    rotated, rest = x[..., : rope.dim].astype(jnp.float32), x[..., rope.dim :]
-    if rope.interleaved:
-        a, b = rotated[..., 0::2], rotated[..., 1::2]
-    else:
-        a, b = jnp.split(rotated, 2, axis=-1)
-    a, b = a * table.cos - b * table.sin, b * table.cos + a * table.sin
-    if rope.interleaved:
-        out = jnp.stack([a, b], axis=-1).reshape(rotated.shape)
-    else:
-        out = jnp.concatenate([a, b], axis=-1)
-    return jnp.concatenate([out.astype(x.dtype), rest], axis=-1)
+    """The first ``rope.dim`` channels of every head turned; the rest passes through.
+
+    For a layer that makes its own queries and keys; one that hands over its fused projection
+    (HeadTransform) has them turned by the attention backend.
+    """
+    return rotate(x, *table, interleaved=rope.interleaved)

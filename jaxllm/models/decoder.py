@@ -29,9 +29,9 @@ class DecoderLayer(nnx.Module):
     added.
     """
 
-    def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype, platform: str):
         def norm() -> RMSNorm:
-            return RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+            return RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, platform=platform)
 
         self.input_norm = norm()
         self.attention = Attention(config, layer, dtype=dtype)
@@ -41,52 +41,65 @@ class DecoderLayer(nnx.Module):
         self.mlp_out_norm = norm() if config.sandwich_norms else None
 
     def __call__(
-        self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
-    ) -> tuple[Float[Array, "T E"], Array]:
+        self,
+        x: Float[Array, "T E"],
+        branch: Float[Array, "T E"] | None,
+        kv: Array,
+        table: RotaryTable,
+        attend: StepAttention,
+    ) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array]:
+        """The residual stream is ``x + branch``, coming in and going out: each norm adds the branch
+        before it, in the pass over memory that it makes anyway.
+        """
         with jax.named_scope("attention"):
-            branch, kv = self.attention(self.input_norm(x), kv, table, attend)
+            normed, x = self.input_norm.add(x, branch)
+            branch, kv = self.attention(normed, kv, table, attend)
             if self.attention_out_norm is not None:
                 branch = self.attention_out_norm(branch)
-            x = x + branch
         with jax.named_scope("mlp"):
-            branch = self.mlp(self.mlp_norm(x))
+            normed, x = self.mlp_norm.add(x, branch)
+            branch = self.mlp(normed)
             if self.mlp_out_norm is not None:
                 branch = self.mlp_out_norm(branch)
-            return x + branch, kv
+        return x, branch, kv
 
 
 @partial(jax.jit, static_argnames="structure")
 def _layer(
     leaves: list[Array],
     x: Float[Array, "T E"],
+    branch: Float[Array, "T E"] | None,
     kv: Array,
     table: RotaryTable,
     attend: StepAttention,
     structure: tuple[Any, Any],
-) -> tuple[Float[Array, "T E"], Array]:
+) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array]:
     """One layer as a function of its parameters, so that layers of the same structure are traced
     and lowered once instead of once each; the compiler inlines the calls.
     """
     graphdef, treedef = structure
     layer: DecoderLayer = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
-    return layer(x, kv, table, attend)
+    return layer(x, branch, kv, table, attend)
 
 
 class DecoderLM(nnx.Module):
     """Base of all architectures. ``__call__`` is pure in the parameters, the tokens and the KV
-    cache.
+    cache. ``platform``, as pallas_kernels names it, says which kernels the layers may use.
     """
 
     # Tensors that checkpoints carry and we do not need (suffixes of names).
     ignored_weights: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq", "attn.masked_bias")
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype):
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, platform: str = "cpu"):
         self.config = config
         self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
         self.layers = nnx.List(
-            [DecoderLayer(config, layer, dtype=dtype) for layer in range(config.num_layers)]
+            [
+                DecoderLayer(config, layer, dtype=dtype, platform=platform)
+                for layer in range(config.num_layers)
+            ]
         )
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, platform=platform)
         self.lm_head = (
             None
             if config.tie_word_embeddings
@@ -101,15 +114,16 @@ class DecoderLM(nnx.Module):
         attend: StepAttention,
     ) -> tuple[Float[Array, "T E"], KVCache]:
         """Final hidden states of every token, and the cache with their keys and values written."""
-        x = self.embed(tokens)
+        x, branch = self.embed(tokens), None
         table = rotary_table(self.config.rope, jnp.maximum(positions, 0))
         written: list[Array] = []
         for layer, layer_kv in zip(self.layers, kv, strict=True):
             graphdef, state = nnx.split(layer)
             leaves, treedef = jax.tree.flatten(state)
-            x, layer_kv = _layer(leaves, x, layer_kv, table, attend, (graphdef, treedef))
+            structure = (graphdef, treedef)
+            x, branch, layer_kv = _layer(leaves, x, branch, layer_kv, table, attend, structure)
             written.append(layer_kv)
-        return self.norm(x), tuple(written)
+        return self.norm.add(x, branch)[0], tuple(written)
 
     def compute_logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
         """float32 logits."""

@@ -37,9 +37,10 @@ class ModelDef:
         return tuple(params[name] for name in self.names)
 
 
-def model_def(config: ModelConfig, dtype: str) -> ModelDef:
+def model_def(config: ModelConfig, dtype: str, platform: str = "cpu") -> ModelDef:
+    """``platform``, as pallas_kernels names it: "sm_90" for Hopper; others take plain XLA."""
     cls = get_model(config.architecture)
-    abstract = nnx.eval_shape(lambda: cls(config, dtype=jnp.dtype(dtype)))
+    abstract = nnx.eval_shape(lambda: cls(config, dtype=jnp.dtype(dtype), platform=platform))
     graphdef, state = nnx.split(abstract)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(state)
     names = tuple(_name(path) for path, _ in leaves)

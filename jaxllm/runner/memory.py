@@ -31,6 +31,8 @@ CPU_CACHE_BYTES = GIB
 # and library handles lie outside the allocator's pool, in the share that the engine leaves free.
 GPU_RESERVE_BYTES = 2 * 128 * MIB
 STEPS_ALIVE = 2  # the one whose results are fetched, and the one dispatched ahead of it
+# In estimates: the workspace of a matrix product on Hopper, and room for whatever is small.
+WORKSPACE_BYTES = 32 * MIB
 SPLIT_TOKENS = 2048  # decode attention may keep a partial result for so many tokens of a row
 MEASURED, ESTIMATED = "measured", "estimate (upper bound)"
 
@@ -130,6 +132,7 @@ def row_bytes(plan: EnginePlan) -> int:
 def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     """Upper estimates from shapes alone: float32 activations of one layer, several copies of
     whatever is as wide as the vocabulary, and the partial results of a long row's attention.
+    Of the samplers only the largest.
     """
     model = plan.model
     itemsize = jnp.dtype(plan.dtype).itemsize
@@ -141,15 +144,16 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     programs: list[ProgramMemory] = []
     for bucket in plan.buckets:
         tokens, rows = bucket.num_tokens, bucket.num_rows
-        inside = tokens * widths * max(itemsize, 4) + rows * (2 * logits + row)
+        inside = tokens * widths * max(itemsize, 4) + rows * (2 * logits + row) + WORKSPACE_BYTES
         outputs = rows * (logits + 16) + tokens * model.hidden_size * itemsize
         programs.append(ProgramMemory("forward", str(bucket), inside, outputs))
         if bucket.kind is BatchKind.MIXED:
             inside = 3 * PROMPT_CHUNK * logits + tokens * (4 * model.hidden_size + 2 * scores)
+            inside += WORKSPACE_BYTES
             programs.append(ProgramMemory("score", str(bucket), inside, tokens * scores))
-    for rows in {bucket.num_rows for bucket in plan.buckets}:
-        shape, size = f"{rows} {SamplerMode.FULL}", rows * (8 * logits + 2 * scores)
-        programs.append(ProgramMemory("sample", shape, size, rows * scores))
+    rows = max(bucket.num_rows for bucket in plan.buckets)
+    inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
+    programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
     return WorkingMemory(tuple(programs), ESTIMATED)
 
 
@@ -176,7 +180,9 @@ def num_blocks(config: EngineConfig, memory: MemoryPlan, wanted: int) -> int:
         blocks = config.num_gpu_blocks_override
     else:
         budget = config.kv_cache_memory_bytes
-        blocks = min(wanted, (_default_budget(memory) if budget is None else budget) // memory.block)
+        blocks = min(
+            wanted, (_default_budget(memory) if budget is None else budget) // memory.block
+        )
     needed = max(blocks, 2) * memory.block
     if blocks < 2 or (free is not None and needed > free):
         room = "an unknown amount" if free is None else f"{max(free, 0) / GIB:.2f} GiB"
@@ -195,7 +201,9 @@ def _default_budget(memory: MemoryPlan) -> int:
     """All of an accelerator's free memory; on a CPU, which others use too, a modest share."""
     if memory.free is None:
         raise ConfigError("This device does not tell its memory: set --kv-cache-memory-bytes.")
-    return min(memory.free // 2, CPU_CACHE_BYTES) if memory.device.platform == "cpu" else memory.free
+    return (
+        min(memory.free // 2, CPU_CACHE_BYTES) if memory.device.platform == "cpu" else memory.free
+    )
 
 
 def _bytes(specs: Iterable[jax.ShapeDtypeStruct]) -> int:

@@ -32,10 +32,12 @@ class StepHandle:
     """A dispatched step. ``out`` is missing while its sample half waits for a mask."""
 
     plan: SchedulerOutput
+    bucket: BatchBucket  # of the program that ran
     mode: SamplerMode
     logits: Any
     slots: StepSlots
     prompt_logprobs: Logprobs | None
+    embeddings: jax.Array | None
     wants_logprobs: bool
     masks: list[tuple[int, RowMask]]  # as dispatched: a row may change hands meanwhile
     out: SamplerOutput | None = None
@@ -76,7 +78,8 @@ class ModelRunner:
         before, which brings the tokens the mask depends on, starts the other."""
         self._finish_waiting()
         self._rows.apply(plan)
-        bucket = self._bucket(plan)
+        mode = self._rows.mode_of(plan)
+        bucket = self._bucket(plan, mode)
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
@@ -85,13 +88,18 @@ class ModelRunner:
         scored: Logprobs | None = None
         if self._rows.scores_prompts(plan):
             scored = self._programs.score(bucket)(self._params, hidden, packed)
+        embeddings: jax.Array | None = None
+        if self._rows.embeds(plan):
+            embeddings = self._programs.embed(bucket)(hidden, packed)
         handle = StepHandle(
             plan,
-            self._rows.mode_of(plan),
+            bucket,
+            mode,
             logits,
             slots,
             scored,
-            bool(self._rows.features["logprobs"][plan.rows].any()),
+            embeddings,
+            bool(self._rows.logprobs[plan.rows].any()),
             self._rows.masks_of(plan),
         )
         if handle.masks:
@@ -100,13 +108,18 @@ class ModelRunner:
             self._sample(handle, self._no_mask[bucket.num_rows])
         return handle
 
-    def _bucket(self, plan: SchedulerOutput) -> BatchBucket:
-        """The scheduler's choice; but only mixed programs clear token counts and score prompts,
-        which a step that feeds one token per row wants now and then."""
+    def _bucket(self, plan: SchedulerOutput, mode: SamplerMode) -> BatchBucket:
+        """The scheduler's choice; but only mixed programs clear token counts, score and embed
+        prompts, which a step that feeds one token per row wants now and then, and only some
+        numbers of rows have a FULL sampler."""
         if plan.bucket.kind is BatchKind.MIXED:
             return plan.bucket
-        if self._rows.resets or self._rows.scores_prompts(plan):
+        state = self._rows
+        if state.resets or state.scores_prompts(plan) or state.embeds(plan):
             return self._smallest_mixed
+        if mode is SamplerMode.FULL:
+            rows = next(n for n in self._programs.full_rows if n >= plan.bucket.num_rows)
+            return BatchBucket(rows, rows, BatchKind.DECODE)
         return plan.bucket
 
     def fetch(self, handle: StepHandle) -> ModelRunnerOutput:
@@ -126,8 +139,10 @@ class ModelRunner:
             handle.plan.step_id,
             token_ids,
             np.asarray(out.finite)[:count],
-            _on_host(out.logprobs, count) if handle.wants_logprobs else None,
+            _on_host(out.logprobs, count) if out.logprobs and handle.wants_logprobs else None,
             None if scored is None else _on_host(scored, num_tokens),
+            handle.bucket.num_tokens,
+            None if handle.embeddings is None else np.asarray(handle.embeddings)[:count],
         )
 
     def _forward(self, bucket: BatchBucket, packed: jax.Array) -> tuple[Any, StepSlots, jax.Array]:

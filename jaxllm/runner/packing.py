@@ -4,10 +4,8 @@ import numpy as np
 
 from jaxllm.config.plan import BatchKind
 from jaxllm.core.scheduler_output import SchedulerOutput
-from jaxllm.runner.row_state import FEATURES, RowState
-from jaxllm.runner.step_layout import SCALARS, StepLayout
-
-_SCALAR = {name: index for index, name in enumerate(SCALARS)}
+from jaxllm.runner.row_state import RowState
+from jaxllm.runner.step_layout import StepLayout
 
 
 def pack(plan: SchedulerOutput, rows: RowState, layout: StepLayout) -> np.ndarray:
@@ -31,7 +29,7 @@ def pack(plan: SchedulerOutput, rows: RowState, layout: StepLayout) -> np.ndarra
     views.token_slots[:decode] = np.arange(decode)
     for slot in range(decode, count):
         _pack_chunk(views, slot, plan, rows, int(ends[slot]))
-    _pack_scalars(views.scalars, plan, rows, layout)
+    views.num_decode_rows[:] = count if layout.bucket.kind is BatchKind.DECODE else decode
     resets, rows.resets = list(dict.fromkeys(rows.resets)), []
     views.reset_rows[: len(resets)] = resets
     take_patches(views, rows)
@@ -72,12 +70,3 @@ def _pack_chunk(views, slot: int, plan: SchedulerOutput, rows: RowState, end: in
     views.token_slots[tokens] = slot
     following = known[start + 1 : start + count + 1]
     views.targets[end - count : end - count + len(following)] = following
-
-
-def _pack_scalars(
-    scalars: np.ndarray, plan: SchedulerOutput, rows: RowState, layout: StepLayout
-) -> None:
-    decode_only = layout.bucket.kind is BatchKind.DECODE
-    scalars[_SCALAR["num_decode_rows"]] = len(plan.rows) if decode_only else plan.num_decode_rows
-    for name in FEATURES:
-        scalars[_SCALAR[name]] = rows.features[name][plan.rows].any()

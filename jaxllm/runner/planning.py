@@ -1,32 +1,44 @@
-"""Decides shapes and sizes: an EnginePlan from what was asked, what the model is, and the
-device.
+"""Decides shapes and sizes: an EnginePlan from what was asked, what the model is, and the device.
+
+In two parts, because the number of KV blocks depends on what the programs need: ``draft_plan``
+decides everything else, and ``fit_plan`` completes it.
 """
 
-import logging
-
-import jax
-import jax.numpy as jnp
+from dataclasses import replace
 
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
-from jaxllm.runner import memory
+from jaxllm.runner.memory import (
+    GIB,
+    NO_WORK,
+    Device,
+    MemoryPlan,
+    WorkingMemory,
+    estimated_memory,
+    memory_plan,
+    num_blocks,
+)
 from jaxllm.runner.row_layout import MAX_EOS_IDS, RowLayout
-
-logger = logging.getLogger(__name__)
 
 # (max_num_seqs, max_num_batched_tokens) where the user named none.
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
 _MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 512, 1024, 2048, 4096, 8192, 16384)}
 _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
+# What programs are compiled for before the number is known: of the size of real caches, so that
+# XLA treats the cache as it will. Nothing of that size is allocated.
+_LIKELY_BLOCKS = 4096
 
 
-def make_plan(
-    config: EngineConfig, model: ModelDef, dtype: str, backend: str, reason: str
+def draft_plan(
+    config: EngineConfig, model: ModelDef, dtype: str, platform: str, attention: tuple[str, str]
 ) -> EnginePlan:
-    """Raises ConfigError or OutOfMemoryError, before anything is loaded, if it cannot work."""
-    platform = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    """All but what depends on memory: its number of blocks is only a likely one.
+
+    ``attention``: the backend's name, and the reason for it. Raises ConfigError for what cannot
+    work.
+    """
     max_num_seqs = config.max_num_seqs or _DEFAULTS[platform][0]
     max_tokens = config.max_num_batched_tokens or max(_DEFAULTS[platform][1], max_num_seqs)
     if max_tokens < max_num_seqs:
@@ -36,18 +48,8 @@ def make_plan(
         )
     _check_eos_ids(model)
     max_model_len = _asked_length(config, model)
-    blocks_per_row = -(-max_model_len // config.block_size)
-    width = _row_width(max_num_seqs, blocks_per_row)
+    _check_row_width(max_num_seqs, -(-max_model_len // config.block_size))
     rows = row_sizes(platform, max_num_seqs)
-    other = (
-        memory.weight_bytes(model)
-        + memory.row_buffer_bytes(model.config, max_num_seqs, width)
-        + memory.scratch_bytes(model.config, max_tokens, rows[-1], jnp.dtype(dtype).itemsize)
-    )
-    blocks = memory.num_blocks(
-        config, model.config, dtype, other_bytes=other, wanted=max_num_seqs * blocks_per_row + 1
-    )
-    max_model_len = _fitting_length(config, max_model_len, blocks)
     return EnginePlan(
         model=model.config,
         dtype=dtype,
@@ -55,10 +57,60 @@ def make_plan(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_tokens,
         block_size=config.block_size,
-        num_blocks=blocks,
+        num_blocks=_LIKELY_BLOCKS,
         buckets=make_buckets(rows, mixed_sizes(platform, rows[-1], max_tokens), rows[-1]),
-        attention_backend=backend,
-        attention_reason=reason,
+        attention_backend=attention[0],
+        attention_reason=attention[1],
+        embeddings=config.enable_embeddings,
+    )
+
+
+def fit_plan(config: EngineConfig, draft: EnginePlan, memory: MemoryPlan) -> EnginePlan:
+    """The draft with as many blocks as fit, and a length they can hold.
+
+    Raises:
+        OutOfMemoryError: too little memory for any cache, or for the one that was asked for.
+        ConfigError: the device does not tell its memory, and no size was asked for.
+    """
+    # As many as let every row grow to max_model_len, and the null block.
+    most = draft.max_num_seqs * draft.max_blocks_per_row + 1
+    blocks = num_blocks(config, memory, most)
+    length = _fitting_length(config, draft.max_model_len, blocks)
+    return replace(draft, num_blocks=blocks, max_model_len=length)
+
+
+def needs_measuring(
+    config: EngineConfig, draft: EnginePlan, model: ModelDef, device: Device
+) -> bool:
+    """Whether an estimate of the working memory would cost KV blocks. On a CPU, where the cache
+    takes a modest share of memory by itself, it never does.
+
+    Raises:
+        OutOfMemoryError: there would be too little memory even if steps needed none.
+        ConfigError: the device does not tell its memory, and no size was asked for.
+    """
+    most = fit_plan(config, draft, memory_plan(draft, model, device, NO_WORK)).num_blocks
+    if device.platform == "cpu":
+        return False
+    estimate = memory_plan(draft, model, device, estimated_memory(draft))
+    return estimate.free is not None and most * estimate.block > estimate.free
+
+
+def check_plan(plan: EnginePlan, memory: MemoryPlan, found: WorkingMemory) -> None:
+    """Compare what the plan was made for with the programs that were compiled for it.
+
+    Raises:
+        OutOfMemoryError: together they need more than there is; names the largest program.
+    """
+    real = replace(memory, working=found)
+    if real.free is None or plan.num_blocks * real.block <= real.free:
+        return
+    blocks = max(real.free // real.block, 2)
+    raise OutOfMemoryError(
+        f"{found.worst.name} needs {found.worst.temporary_bytes / GIB:.3f} GiB of temporary memory "
+        f"and all outputs {found.output_bytes / GIB:.3f} GiB, but only "
+        f"{memory.working.total / GIB:.3f} GiB were set aside for both. Start with "
+        f"--num-gpu-blocks-override {blocks}, or lower --max-num-batched-tokens or --max-num-seqs."
     )
 
 
@@ -88,15 +140,13 @@ def _check_eos_ids(model: ModelDef) -> None:
         )
 
 
-def _row_width(max_num_seqs: int, blocks_per_row: int) -> int:
-    """Cells of a row; the step names a cell of all rows by one int32."""
-    width = RowLayout(blocks_per_row).width
-    if (max_num_seqs + 1) * width >= 2**31:
+def _check_row_width(max_num_seqs: int, blocks_per_row: int) -> None:
+    """The step names a cell of all rows by one int32."""
+    if (max_num_seqs + 1) * RowLayout(blocks_per_row).width >= 2**31:
         raise ConfigError(
             f"--max-num-seqs ({max_num_seqs}) times {blocks_per_row} KV-cache blocks per row are "
             "too many to count. Lower --max-num-seqs or --max-model-len, or raise --block-size."
         )
-    return width
 
 
 def _asked_length(config: EngineConfig, model: ModelDef) -> int:
@@ -117,7 +167,6 @@ def _fitting_length(config: EngineConfig, length: int, blocks: int) -> int:
     if tokens >= length:
         return length
     if config.max_model_len is None and tokens >= config.block_size:
-        logger.warning("max_model_len is %d, not %d: the KV cache holds no more", tokens, length)
         return tokens
     raise OutOfMemoryError(
         f"The KV cache holds {tokens} tokens, fewer than max_model_len ({length}). Set "

@@ -7,7 +7,7 @@ so nothing compiles after warm-up.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +22,17 @@ from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models.params import ModelDef
+from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
-from jaxllm.runner.step import StepProgram, abstract_packed, forward, sample, score, step_slots
+from jaxllm.runner.step import (
+    StepProgram,
+    abstract_packed,
+    embed,
+    forward,
+    sample,
+    score,
+    step_slots,
+)
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.token_mask import mask_words
 
@@ -39,8 +48,11 @@ class _Job:
     lower: Callable[[], Any]
 
 
-# What a program is compiled for: forward, sample or score, and its bucket, or its rows and mode.
+# What a program is compiled for: forward, sample, score or embed, and its bucket, or its rows and
+# mode.
 _Key = tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
+
+_FULL_ROWS = 64
 
 
 class Programs:
@@ -51,6 +63,7 @@ class Programs:
         self.model = model
         self.backend = backend
         self.rows = RowLayout(plan.max_blocks_per_row)
+        self.sampling_platform = kernel_platform()
         self._compiled: dict[_Key, Any] = {}
         self.compile_seconds = 0.0
 
@@ -59,11 +72,21 @@ class Programs:
         return self._find(("forward", bucket))
 
     def sample(self, num_rows: int, mode: SamplerMode) -> Any:
+        """FULL only for ``full_rows``."""
         return self._find(("sample", num_rows, mode))
+
+    @property
+    def full_rows(self) -> tuple[int, ...]:
+        counts = {bucket.num_rows for bucket in self.plan.buckets}
+        return full_rows(counts, self.sampling_platform)
 
     def score(self, bucket: BatchBucket) -> Any:
         """Mixed buckets only."""
         return self._find(("score", bucket))
+
+    def embed(self, bucket: BatchBucket) -> Any:
+        """Mixed buckets only, and only where the plan has embeddings."""
+        return self._find(("embed", bucket))
 
     def _find(self, key: _Key) -> Any:
         try:
@@ -77,16 +100,53 @@ class Programs:
     def __len__(self) -> int:
         return len(self._compiled)
 
+    def measure(self, *, threads: int = 4) -> WorkingMemory:
+        """What the programs take, found before it is known how many KV blocks fit. The number of
+        blocks shapes forward programs only, and not their temporaries: so the largest of each kind
+        is compiled for the plan's number, whatever that is, and all the others for good.
+        """
+        largest = {bucket.kind: bucket for bucket in sorted(self.plan.buckets)}
+        probes = [self._forward_job(bucket) for bucket in largest.values()]
+        self._compile([*probes, *self._fixed_jobs()], threads, progress=False)
+        return self.working_memory()
+
+    def settle(self, plan: EnginePlan) -> None:
+        """Take the plan that knows how many blocks fit. Its tables stay as wide as before, even
+        where it holds no row of that length.
+        """
+        if plan.num_blocks != self.plan.num_blocks:
+            kept = {key: found for key, found in self._compiled.items() if key[0] != "forward"}
+            self._compiled = kept
+        self.plan = plan
+
     def compile(self, *, threads: int = 4, progress: bool = True) -> None:
-        """Compile everything the plan's buckets need, in parallel."""
-        started = time.monotonic()
-        jobs = [self._forward_job(bucket) for bucket in self.plan.buckets]
+        """Compile everything the plan's buckets need and that is not there yet, in parallel."""
+        jobs = [self._forward_job(bucket) for bucket in self.plan.buckets] + self._fixed_jobs()
+        missing = [job for job in jobs if job.key not in self._compiled]
+        self._compile(missing, threads, progress=progress)
+        logger.info("%d programs ready in %.1f s", len(self), self.compile_seconds)
+
+    def working_memory(self) -> WorkingMemory:
+        """Of every program there is, those with the largest temporaries first."""
+        found = [_memory_of(key, program) for key, program in self._compiled.items()]
+        found.sort(key=lambda program: program.temporary_bytes, reverse=True)
+        return WorkingMemory(tuple(found), MEASURED)
+
+    def _fixed_jobs(self) -> list[_Job]:
+        """Those that the number of KV blocks does not shape."""
         by_rows = {bucket.num_rows: bucket for bucket in self.plan.buckets}
-        jobs += [
-            self._sample_job(bucket, mode) for bucket in by_rows.values() for mode in SamplerMode
-        ]
         mixed = [bucket for bucket in self.plan.buckets if bucket.kind is BatchKind.MIXED]
+        jobs = [
+            self._sample_job(bucket, mode)
+            for bucket in by_rows.values()
+            for mode in SamplerMode
+            if mode is not SamplerMode.FULL or bucket.num_rows in self.full_rows
+        ]
         jobs += [self._score_job(bucket) for bucket in mixed]
+        return jobs + [self._embed_job(b) for b in mixed if self.plan.embeddings]
+
+    def _compile(self, jobs: list[_Job], threads: int, *, progress: bool) -> None:
+        started = time.monotonic()
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
         with ThreadPoolExecutor(threads) as pool:
             futures = [pool.submit(job.lower().compile, _compiler_options(job.key)) for job in jobs]
@@ -99,13 +159,7 @@ class Programs:
             )
             for job, future in bar:
                 self._compiled[job.key] = future.result()
-        self.compile_seconds = time.monotonic() - started
-        logger.info("%d programs ready in %.1f s", len(self), self.compile_seconds)
-
-    def temp_bytes(self) -> int:
-        """Largest scratch memory of any program."""
-        sizes = [c.memory_analysis().temp_size_in_bytes for c in self._compiled.values()]
-        return max(sizes, default=0)
+        self.compile_seconds += time.monotonic() - started
 
     def step_program(self, bucket: BatchBucket) -> StepProgram:
         return StepProgram(self.model, self.backend, self.rows, bucket, self.plan.block_size)
@@ -123,11 +177,19 @@ class Programs:
 
     def _score_job(self, bucket: BatchBucket) -> _Job:
         program = self.step_program(bucket)
-        shape = (bucket.num_tokens, self.plan.model.hidden_size)
-        hidden = jax.ShapeDtypeStruct(shape, jnp.dtype(self.plan.dtype))
-        args = (self.model.specs, hidden, abstract_packed(program))
+        args = (self.model.specs, self._hidden(bucket), abstract_packed(program))
         jitted = jax.jit(partial(score, program=program))
         return _Job(("score", bucket), lambda: jitted.lower(*args))
+
+    def _embed_job(self, bucket: BatchBucket) -> _Job:
+        program = self.step_program(bucket)
+        args = (self._hidden(bucket), abstract_packed(program))
+        jitted = jax.jit(partial(embed, program=program))
+        return _Job(("embed", bucket), lambda: jitted.lower(*args))
+
+    def _hidden(self, bucket: BatchBucket) -> jax.ShapeDtypeStruct:
+        shape = (bucket.num_tokens, self.plan.model.hidden_size)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(self.plan.dtype))
 
     def _sample_job(self, bucket: BatchBucket, mode: SamplerMode) -> _Job:
         """Its inputs are the same for all buckets with that many rows."""
@@ -139,8 +201,34 @@ class Programs:
             abstract_packed(self.step_program(bucket)),
         )
         mask = jax.ShapeDtypeStruct((count, mask_words(vocab)), jnp.int32)
-        jitted = jax.jit(partial(sample, layout=self.rows, mode=mode), donate_argnums=(0,))
+        platform = self.sampling_platform
+        function = partial(sample, layout=self.rows, mode=mode, platform=platform)
+        jitted = jax.jit(function, donate_argnums=(0,))
         return _Job(("sample", count, mode), lambda: jitted.lower(rows, logits, slots, mask))
+
+
+def full_rows(counts: Iterable[int], platform: str) -> tuple[int, ...]:
+    """Of the numbers of rows that there are, those whose FULL sampler is compiled; a step of fewer
+    rows takes the next larger bucket. On a GPU that costs nothing below 64 rows, since reading the
+    weights takes the time.
+    """
+    counts = sorted(counts)
+    least = 1 if platform == "cpu" else min(_FULL_ROWS, counts[-1])
+    return tuple(count for count in counts if count >= least)
+
+
+def kernel_platform() -> str:
+    """The device that programs are compiled for, as pallas_kernels names it."""
+    device: Any = jax.devices()[0]
+    hopper = str(getattr(device, "compute_capability", "")) == "9.0"
+    return "sm_90" if hopper else str(device.platform)
+
+
+def _memory_of(key: _Key, program: Any) -> ProgramMemory:
+    stats = program.memory_analysis()
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    shape = " ".join(map(str, key[1:]))
+    return ProgramMemory(key[0], shape, stats.temp_size_in_bytes, outputs)
 
 
 def _compiler_options(key: _Key) -> dict[str, bool]:

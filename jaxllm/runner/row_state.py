@@ -13,16 +13,9 @@ from jaxllm.runner.row_layout import RowLayout
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.rng import seed_words
 from jaxllm.sampling.token_mask import RowMask
+from jaxllm.sampling_params import SamplingParams
 
-FEATURES = (
-    "random",
-    "truncate",
-    "penalties",
-    "bias",
-    "stop_ban",
-    "masked",
-    "logprobs",
-)
+_MODES = tuple(SamplerMode)  # each does what those before it do
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -49,9 +42,7 @@ class Patches:
 
 
 class RowState:
-    """Owner of per-row host state. ``features[name][row]``: does the row need that part of the
-    sampler?
-    """
+    """Owner of per-row host state. ``masked`` and ``logprobs``: does the row want them?"""
 
     def __init__(self, layout: RowLayout, max_num_seqs: int, vocab_size: int):
         self.layout = layout
@@ -59,9 +50,12 @@ class RowState:
         self.scratch_row = max_num_seqs
         rows = max_num_seqs + 1
         self.num_cells = rows * layout.width
-        self.features = {name: np.zeros(rows, np.bool_) for name in FEATURES}
+        self.masked = np.zeros(rows, np.bool_)
+        self.logprobs = np.zeros(rows, np.bool_)
+        self._modes = np.zeros(rows, np.int8)  # places in _MODES
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
+        self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
         self.resets: list[int] = []  # rows whose token counts must be cleared
         self.patches = Patches()
@@ -78,39 +72,34 @@ class RowState:
         """Whether the step feeds positions whose prompt log-probabilities are wanted."""
         return bool((plan.starts < self.scored_end[plan.rows]).any())
 
+    def embeds(self, plan: SchedulerOutput) -> bool:
+        """Whether the step feeds the last token of a prompt whose embedding is wanted."""
+        return bool((plan.starts + plan.num_new_tokens == self.embed_end[plan.rows]).any())
+
     def mode_of(self, plan: SchedulerOutput) -> SamplerMode:
-        wants_more = any(column[plan.rows].any() for column in self.features.values())
-        return SamplerMode.FULL if wants_more else SamplerMode.GREEDY
+        """The least that serves every row."""
+        return _MODES[int(self._modes[plan.rows].max())]
 
     def masks_of(self, plan: SchedulerOutput) -> list[tuple[int, RowMask]]:
         """(slot, mask) of every slot that samples under one."""
-        slots = np.flatnonzero(self.features["masked"][plan.rows] & plan.samples)
+        slots = np.flatnonzero(self.masked[plan.rows] & plan.samples)
         return [(slot, self.masks[int(plan.rows[slot])]) for slot in slots.tolist()]
 
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row
         self.token_ids[row] = np.asarray(new.token_ids, np.int32)
-        needs = {
-            "random": not params.greedy,
-            "truncate": params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0,
-            "penalties": params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-            or params.repetition_penalty != 1.0,
-            "bias": bool(params.logit_bias),
-            "stop_ban": params.min_tokens > 0,
-            "masked": params.allowed_token_ids is not None or bool(request.bad_words_token_ids),
-            "logprobs": params.logprobs is not None,
-        }
-        for name, needed in needs.items():
-            self.features[name][row] = needed
+        self.masked[row] = params.allowed_token_ids is not None or bool(request.bad_words_token_ids)
+        self.logprobs[row] = params.logprobs is not None
+        self._modes[row] = _MODES.index(_mode(params, self.masked[row]))
         scored = params.prompt_logprobs is not None
         self.scored_end[row] = len(request.prompt_token_ids) - 1 if scored else 0
+        self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
         self.masks.pop(row, None)
-        if needs["masked"]:
+        if self.masked[row]:
             mask = RowMask(self.vocab_size, params.allowed_token_ids, request.bad_words_token_ids)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask
-        if needs["penalties"]:
+        if _penalised(params):
             self.resets.append(row)
         self._patch_params(row, request)
 
@@ -140,6 +129,18 @@ class RowState:
         self.patches.write(start + layout.stop_ids, stop_ids)
         self.patches.write(start + layout.bias_ids, bias)
         self.patches.write(start + layout.bias_values, map(_bits, bias.values()))
+
+
+def _mode(params: SamplingParams, masked: bool) -> SamplerMode:
+    wants_more = params.logit_bias or params.min_tokens > 0 or params.logprobs is not None
+    if wants_more or masked or _penalised(params):
+        return SamplerMode.FULL
+    return SamplerMode.GREEDY if params.greedy else SamplerMode.RANDOM
+
+
+def _penalised(params: SamplingParams) -> bool:
+    offsets = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    return offsets or params.repetition_penalty != 1.0
 
 
 def _stop_ids(request: EngineCoreRequest) -> tuple[int, ...]:

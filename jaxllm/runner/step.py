@@ -8,7 +8,7 @@ follows ``forward`` when prompt log-probabilities are wanted. No step without su
 branch or a loop whose condition the host would have to read: the device never waits for it.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 
@@ -24,8 +24,8 @@ from jaxllm.models.params import ModelDef, Params
 from jaxllm.runner.row_layout import RowBuffers, RowLayout
 from jaxllm.runner.step_layout import StepLayout
 from jaxllm.sampling.logprobs import prompt_logprobs
-from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput, SamplingFlags
-from jaxllm.sampling.sampler import greedy_tokens, sample_tokens
+from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
+from jaxllm.sampling.sampler import full_tokens, greedy_tokens, random_tokens
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class StepSlots:
     rows: Int[Array, " R"]  # permanent row of each slot
     seq_lens: Int[Array, " R"]  # = position of the token to be sampled
     samples: Bool[Array, " R"]  # False: a prefill chunk that is not the last, or padding
-    flags: SamplingFlags
 
 
 def forward(
@@ -78,7 +77,7 @@ def forward(
         query_start_loc=views.query_start_loc,
         seq_lens=views.seq_lens,
         block_tables=program.rows.block_tables(state[views.rows]),
-        num_decode_rows=views.num_decode_rows,
+        num_decode_rows=views.num_decode_rows[0],
     )
     attend = StepAttention.bind(
         program.backend,
@@ -102,6 +101,16 @@ def score(
     return prompt_logprobs(model, hidden, program.layout.views(packed).targets)
 
 
+def embed(
+    hidden: Float[Array, "T E"], packed: Int[Array, " B"], *, program: StepProgram
+) -> Float[Array, "R E"]:
+    """The final hidden state of each slot's last token, scaled to length 1. Meant where that token
+    ends a prompt."""
+    last = hidden[program.layout.views(packed).logits_index].astype(jnp.float32)
+    length = jnp.linalg.norm(last, axis=-1, keepdims=True)
+    return last / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)
+
+
 def sample(
     rows: RowBuffers,
     logits: Float[Array, "R V"],
@@ -110,28 +119,26 @@ def sample(
     *,
     layout: RowLayout,
     mode: SamplerMode,
+    platform: str,
 ) -> tuple[RowBuffers, SamplerOutput]:
-    """Draws one token per slot and leaves it in ``rows.last_token`` where the slot samples."""
-    if mode is SamplerMode.GREEDY:
-        out = greedy_tokens(logits)
-    else:
-        out = sample_tokens(
-            logits,
-            layout.sampling(rows.state[slots.rows], slots.seq_lens),
-            slots.flags,
-            rows.output_counts[slots.rows],
-            rows.prompt_seen[slots.rows],
-            mask,
-        )
+    """Draws one token per slot and leaves it in ``rows.last_token`` where the slot samples.
+    ``platform`` as in pallas_kernels' ``sample``."""
+    metadata = layout.sampling(rows.state[slots.rows], slots.seq_lens)
+    match mode:
+        case SamplerMode.GREEDY:
+            out = greedy_tokens(logits, platform=platform)
+        case SamplerMode.RANDOM:
+            out = random_tokens(logits, metadata, platform=platform)
+        case SamplerMode.FULL:
+            counts, seen = rows.output_counts[slots.rows], rows.prompt_seen[slots.rows]
+            out = full_tokens(logits, metadata, counts, seen, mask, platform=platform)
     target = jnp.where(slots.samples, slots.rows, rows.last_token.shape[0])
     last_token = rows.last_token.at[target].set(out.token_ids, mode="drop")
     return RowBuffers(rows.state, last_token, rows.output_counts, rows.prompt_seen), out
 
 
 def step_slots(views: SimpleNamespace) -> StepSlots:
-    names = [field.name for field in fields(SamplingFlags)]
-    flags = SamplingFlags(**{name: getattr(views, name) > 0 for name in names})
-    return StepSlots(views.rows, views.seq_lens, views.samples > 0, flags)
+    return StepSlots(views.rows, views.seq_lens, views.samples > 0)
 
 
 def _patch(state: Int[Array, "S C"], views: SimpleNamespace) -> Int[Array, "S C"]:
@@ -158,16 +165,17 @@ def _count_tokens(
     """Penalties see a token once it has been fed: prompt tokens as seen, output tokens as counts.
 
     Written before they are read in the same step, so that XLA updates the donated arrays in place.
+    A count that one step more could overflow stays as it is.
     """
     counts, seen = rows.output_counts, rows.prompt_seen
+    most = jnp.iinfo(counts.dtype).max - min(tokens.shape[0], 2**14)
     nowhere = counts.shape[0]
     row = views.rows[views.token_slots]
     counted = layout.has_penalty(state)[row] & (views.positions >= 0)
     in_prompt = views.positions < layout.ints(state, "prompt_len")[row]
     seen = seen.at[jnp.where(counted & in_prompt, row, nowhere), tokens].set(True, mode="drop")
-    counts = counts.at[jnp.where(counted & ~in_prompt, row, nowhere), tokens].add(
-        jnp.int16(1), mode="drop"
-    )
+    counted &= ~in_prompt & (counts[row, tokens] < most)
+    counts = counts.at[jnp.where(counted, row, nowhere), tokens].add(jnp.int16(1), mode="drop")
     return counts, seen
 
 

@@ -10,17 +10,6 @@ from typing import Any
 
 from jaxllm.config.plan import BatchBucket, BatchKind
 
-SCALARS = (
-    "num_decode_rows",  # slots that the decode form of attention serves
-    "random",
-    "truncate",
-    "penalties",
-    "bias",
-    "stop_ban",
-    "masked",
-    "logprobs",
-)
-
 
 @dataclass(frozen=True)
 class StepLayout:
@@ -54,7 +43,7 @@ class StepLayout:
             "reset_rows": rows,  # rows whose token counts start anew
             "patch_index": self.max_patches,  # row * width + column
             "patch_value": self.max_patches,
-            "scalars": len(SCALARS),
+            "num_decode_rows": 1,  # slots that the decode form of attention serves
         }
         fields: dict[str, tuple[int, int]] = {}
         offset = 0
@@ -65,11 +54,9 @@ class StepLayout:
 
     @cached_property
     def size(self) -> int:
-        offset, length = self.fields["scalars"]
-        return offset + length
+        return sum(length for _, length in self.fields.values())
 
     def views(self, buffer: Any) -> SimpleNamespace:
-        """One attribute per field, and one per name in SCALARS (read only)."""
+        """One attribute per field."""
         parts = {name: buffer[start : start + n] for name, (start, n) in self.fields.items()}
-        scalars = {name: parts["scalars"][i] for i, name in enumerate(SCALARS)}
-        return SimpleNamespace(**parts, **scalars)
+        return SimpleNamespace(**parts)

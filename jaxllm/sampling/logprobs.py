@@ -12,6 +12,7 @@ from jaxllm.sampling.metadata import Logprobs
 from jaxllm.sampling_params import MAX_LOGPROBS
 
 PROMPT_CHUNK = 32  # positions whose logits exist at once while a prompt is scored
+_GROUP = 64  # columns; of some 2,000 groups as many are looked into as alternatives are listed
 
 
 def token_logprobs(logits: Float[Array, "N V"], token_ids: Int[Array, " N"]) -> Logprobs:
@@ -19,19 +20,25 @@ def token_logprobs(logits: Float[Array, "N V"], token_ids: Int[Array, " N"]) -> 
     total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     chosen = jnp.take_along_axis(logits, token_ids[:, None], axis=-1)
     rank = 1 + jnp.sum(logits > chosen, axis=-1, dtype=jnp.int32)
-    values, ids = lax.top_k(logits, _num_top(logits.shape[1]))
-    return Logprobs((chosen - total)[:, 0], rank, ids.astype(jnp.int32), values - total)
+    values, ids = largest(logits, min(MAX_LOGPROBS, logits.shape[1]))
+    return Logprobs((chosen - total)[:, 0], rank, ids, values - total)
 
 
-def no_logprobs(positions: int, vocab_size: int) -> Logprobs:
-    """Zeros in the shapes of ``token_logprobs``."""
-    width = _num_top(vocab_size)
-    return Logprobs(
-        jnp.zeros((positions,), jnp.float32),
-        jnp.zeros((positions,), jnp.int32),
-        jnp.zeros((positions, width), jnp.int32),
-        jnp.zeros((positions, width), jnp.float32),
-    )
+def largest(x: Float[Array, "N V"], count: int) -> tuple[Float[Array, "N L"], Int[Array, "N L"]]:
+    """``lax.top_k``, ties included, without sorting whole rows: a group of columns that holds one
+    of the ``count`` largest is among the ``count`` groups with the largest maxima. (Of equal
+    maxima the first groups are taken, and they hold the first of equal values.)
+    """
+    rows, columns = x.shape
+    if columns <= count * _GROUP:
+        return lax.top_k(x, count)
+    padded = jnp.pad(x, ((0, 0), (0, -columns % _GROUP)), constant_values=-jnp.inf)
+    groups = padded.reshape(rows, -1, _GROUP)
+    taken = jnp.sort(lax.top_k(groups.max(axis=-1), count)[1], axis=-1)
+    candidates = jnp.take_along_axis(groups, taken[:, :, None], axis=1).reshape(rows, -1)
+    values, place = lax.top_k(candidates, count)
+    ids = jnp.take_along_axis(taken, place // _GROUP, axis=1) * _GROUP + place % _GROUP
+    return values, ids
 
 
 def prompt_logprobs(
@@ -49,7 +56,3 @@ def prompt_logprobs(
     parts = (hidden.reshape(-1, PROMPT_CHUNK, hidden.shape[1]), targets.reshape(-1, PROMPT_CHUNK))
     scored = lax.map(score, parts)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:tokens], scored)
-
-
-def _num_top(vocab_size: int) -> int:
-    return min(MAX_LOGPROBS, vocab_size)

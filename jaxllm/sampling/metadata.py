@@ -30,26 +30,12 @@ class SamplingMetadata:
 
 
 class SamplerMode(StrEnum):
-    """Static: one program each. A branch at run time makes a GPU wait for the host to read its
-    condition, so the commonest step has none."""
+    """Static: one program each, named by what its rows may ask for at most. A branch at run time
+    would make a GPU wait for the host to read its condition."""
 
-    GREEDY = "greedy"  # every row takes the likeliest token and nobody asked for more
-    FULL = "full"  # all the rest, by SamplingFlags
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SamplingFlags:
-    """What any row of a FULL step needs. Runtime values, so that they cost no programs: each guards
-    a ``lax.cond``, and a row that did not ask gets the same bits either way."""
-
-    random: Bool[Array, ""]  # some row has temperature > 0
-    truncate: Bool[Array, ""]  # top_k, top_p or min_p
-    penalties: Bool[Array, ""]
-    bias: Bool[Array, ""]
-    stop_ban: Bool[Array, ""]
-    masked: Bool[Array, ""]  # the mask argument counts
-    logprobs: Bool[Array, ""]
+    GREEDY = "greedy"  # the likeliest token
+    RANDOM = "random"  # also temperature, top_k, top_p, min_p
+    FULL = "full"  # also penalties, biases, bans, masks, log-probabilities
 
 
 @jax.tree_util.register_dataclass
@@ -69,4 +55,4 @@ class SamplerOutput:
     token_ids: Int[Array, " R"]
     # False: the row's logits held NaN or Inf, or no token was allowed; its token means nothing.
     finite: Bool[Array, " R"]
-    logprobs: Logprobs  # zeros unless flags.logprobs
+    logprobs: Logprobs | None  # of a FULL step

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.sampling.metadata import SamplingMetadata
-from jaxllm.sampling.truncation import NEG_INF
+
+_NEG_INF = float("-inf")
 
 
 def apply_token_mask(logits: Float[Array, "R V"], mask: Int[Array, "R W"]) -> Float[Array, "R V"]:
     """Bit v of row r (word v // 32, least significant first) allows token v."""
     vocab = jnp.arange(logits.shape[1], dtype=jnp.int32)
     bits = (mask[:, vocab >> 5] >> (vocab & 31)[None]) & 1
-    return jnp.where(bits == 1, logits, NEG_INF)
+    return jnp.where(bits == 1, logits, _NEG_INF)
 
 
 def apply_logit_bias(logits: Float[Array, "R V"], md: SamplingMetadata) -> Float[Array, "R V"]:
@@ -29,7 +30,7 @@ def ban_stop_tokens(logits: Float[Array, "R V"], md: SamplingMetadata) -> Float[
     banned &= (md.position < md.stop_ban_end)[:, None]
     ids = jnp.where(banned, md.stop_ids, logits.shape[1])
     rows = jnp.arange(logits.shape[0])[:, None]
-    return logits.at[rows, ids].set(NEG_INF, mode="drop")
+    return logits.at[rows, ids].set(_NEG_INF, mode="drop")
 
 
 def apply_penalties(

@@ -1,69 +1,63 @@
-"""The ``sample`` half of a step: logits of R rows to one token each."""
+"""The ``sample`` half of a step: logits of R rows to one token each, by the mode of the step.
+
+No mode holds a branch of its own. What few rows ask for is done for all of them: it costs a few
+reads of the logits, less than a GPU would wait for a condition, and a row that did not ask keeps
+its bits.
+"""
 
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxllm.sampling.logprobs import no_logprobs, token_logprobs
-from jaxllm.sampling.metadata import SamplerOutput, SamplingFlags, SamplingMetadata
+from jaxllm.sampling.logprobs import token_logprobs
+from jaxllm.sampling.metadata import SamplerOutput, SamplingMetadata
 from jaxllm.sampling.processors import (
     apply_logit_bias,
     apply_penalties,
     apply_token_mask,
     ban_stop_tokens,
 )
-from jaxllm.sampling.rng import gumbel_noise
-from jaxllm.sampling.truncation import NEG_INF, truncate
+from pallas_kernels.sampling.api import sample
+from pallas_kernels.sampling.xla import first_largest
 
 
-def greedy_tokens(logits: Float[Array, "R V"]) -> SamplerOutput:
-    """What ``sample_tokens`` gives when no row asks for anything, without a branch."""
-    tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return SamplerOutput(tokens, jnp.isfinite(logits).all(axis=-1), no_logprobs(*logits.shape))
+def greedy_tokens(logits: Float[Array, "R V"], *, platform: str) -> SamplerOutput:
+    """What ``random_tokens`` gives where every temperature is 0."""
+    # XLA's argmax is one pass on a GPU, and slow on a CPU.
+    tokens = first_largest(logits) if platform == "cpu" else jnp.argmax(logits, axis=-1)
+    return SamplerOutput(tokens.astype(jnp.int32), _all_finite(logits), None)
 
 
-def sample_tokens(
+def random_tokens(
+    logits: Float[Array, "R V"], md: SamplingMetadata, *, platform: str
+) -> SamplerOutput:
+    """Temperature, min-p, top-k, top-p and the draw; ``platform`` as in pallas_kernels' sample."""
+    return SamplerOutput(_draw(logits, md, platform), _all_finite(logits), None)
+
+
+def full_tokens(
     logits: Float[Array, "R V"],
     md: SamplingMetadata,
-    flags: SamplingFlags,
     output_counts: Int[Array, "R V"],
     prompt_seen: Bool[Array, "R V"],
     mask: Int[Array, "R W"],
+    *,
+    platform: str,
 ) -> SamplerOutput:
-    """Mask, bias, minimum length, penalties, temperature, min-p, top-k, top-p, draw; in that
-    order.
-    """
-    x = lax.cond(flags.masked, lambda y: apply_token_mask(y, mask), _same, logits)
-    x = lax.cond(flags.bias, lambda y: apply_logit_bias(y, md), _same, x)
-    x = lax.cond(flags.stop_ban, lambda y: ban_stop_tokens(y, md), _same, x)
-    x = lax.cond(
-        flags.penalties, lambda y: apply_penalties(y, md, output_counts, prompt_seen), _same, x
-    )
-    greedy = jnp.argmax(x, axis=-1).astype(jnp.int32)
-    tokens = lax.cond(flags.random, lambda y: _draw(y, md, flags, greedy), lambda _: greedy, x)
-    scored = lax.cond(
-        flags.logprobs,
-        lambda y: token_logprobs(y, tokens),
-        lambda y: no_logprobs(*y.shape),
-        logits,
-    )
-    # Parameters that forbid every token leave -inf as the best; its argmax would be token 0.
-    finite = jnp.isfinite(logits).all(axis=-1) & (x.max(axis=-1) > NEG_INF)
-    return SamplerOutput(tokens, finite, scored)
+    """Mask, bias, minimum length, penalties, then as ``random_tokens``; and log-probabilities."""
+    x = apply_token_mask(logits, mask)
+    x = apply_logit_bias(x, md)
+    x = ban_stop_tokens(x, md)
+    x = apply_penalties(x, md, output_counts, prompt_seen)
+    tokens = _draw(x, md, platform)
+    # Parameters that forbid every token leave -inf as the best.
+    finite = _all_finite(logits) & (x.max(axis=-1) > -jnp.inf)
+    return SamplerOutput(tokens, finite, token_logprobs(logits, tokens))
 
 
-def _draw(
-    x: Float[Array, "R V"],
-    md: SamplingMetadata,
-    flags: SamplingFlags,
-    greedy: Int[Array, " R"],
-) -> Int[Array, " R"]:
-    is_greedy = md.temperature == 0.0
-    x = x / jnp.where(is_greedy, 1.0, md.temperature)[:, None]
-    x = lax.cond(flags.truncate, lambda y: truncate(y, md), _same, x)
-    noise = gumbel_noise(md.seed, md.position, x.shape[1])
-    return jnp.where(is_greedy, greedy, jnp.argmax(x + noise, axis=-1).astype(jnp.int32))
+def _draw(x: Float[Array, "R V"], md: SamplingMetadata, platform: str) -> Int[Array, " R"]:
+    parameters = (md.temperature, md.top_k, md.top_p, md.min_p)
+    return sample(x, *parameters, md.seed, md.position, platform=platform)
 
 
-def _same(x: Float[Array, "R V"]) -> Float[Array, "R V"]:
-    return x
+def _all_finite(logits: Float[Array, "R V"]) -> Bool[Array, " R"]:
+    return jnp.isfinite(logits).all(axis=-1)

@@ -112,6 +112,21 @@ class ChatTemplate:
         return self._compiled[name]
 
     @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads and does not set itself: others would change nothing."""
+        from jinja2 import TemplateError, meta
+
+        from jaxllm.tokenizer.sandbox import template_environment
+
+        names: set[str] = set()
+        for source in self._sources.values():
+            try:
+                names |= meta.find_undeclared_variables(template_environment().parse(source))
+            except TemplateError:
+                continue  # rendering will say what is wrong with it
+        return frozenset(names)
+
+    @cached_property
     def _wants_parts(self) -> bool:
         """True if the template loops over a message's content and has no case for plain text."""
         from jinja2 import TemplateError

@@ -1,6 +1,7 @@
 """From the name a user typed to files on this machine. Knows formats by their names only."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from jaxllm.errors import CheckpointError, ModelUnavailableError
 from jaxllm.weights import default_model
 from jaxllm.weights.atomic_directory import atomic_directory
 from jaxllm.weights.manifest import MANIFEST_FILE
+from jaxllm.weights.model_sources import check_source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 ALLOWED_FILES = ["*.json", "*.jinja", "model*.safetensors", "tokenizer.model", "merges.txt"]
@@ -26,17 +28,24 @@ class ModelFiles:
     name: str
 
 
-def resolve_model(model: str, *, revision: str | None = None, offline: bool = False) -> ModelFiles:
+def resolve_model(
+    model: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    allowed_sources: Sequence[str] = (),
+) -> ModelFiles:
     """Find ``model``: a directory, a .gguf file, the default model's name, or a Hub repository.
 
     A local path wins over a Hub name. ``revision`` is the Hub's branch, tag or commit; ``offline``
-    uses what was downloaded before. Raises ModelUnavailableError saying what to do, or
-    CheckpointError for a place that holds no model.
+    uses what was downloaded before; ``allowed_sources`` are as in ``check_source``. Raises
+    ModelUnavailableError saying what to do, or CheckpointError for a place that holds no model.
     """
-    if model == default_model.NAME:
-        return _default_model(model, offline)
     if not model or "\0" in model:
         raise ModelUnavailableError("The model's name is empty or holds a NUL character")
+    check_source(model, allowed_sources)
+    if model == default_model.NAME:
+        return _default_model(model, offline)
     path = Path(model).expanduser()
     if path.exists():
         return _local(path)
@@ -49,7 +58,7 @@ def resolve_model(model: str, *, revision: str | None = None, offline: bool = Fa
     try:
         return _local(download(model, revision, offline), name=model)
     except ModelUnavailableError:
-        if model != default_model.HUB_NAME or revision is not None:
+        if model != default_model.HUB_NAME or revision is not None or allowed_sources:
             raise
         return _default_model(model, offline)
 

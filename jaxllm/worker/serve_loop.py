@@ -22,6 +22,7 @@ from jaxllm.messages import (
     EngineReady,
     EngineStats,
     ModelInfo,
+    Ping,
     Shutdown,
     StepOutputs,
     ToEngine,
@@ -121,15 +122,24 @@ class ServeLoop:
 
     def run(self) -> None:
         """Until a Shutdown message. An exception of ``step`` ends the process: it is a bug."""
-        while self._take_messages():
-            if self._refused:
-                self._send(StepOutputs(step_id=-1, events=self._refused))
-                self._refused = []
-            if self._core.has_work():
-                outputs = self._core.step()
-                if outputs is not None:
-                    self._send(outputs)
-            self._report(idle=not self._core.has_work())
+        while self.turn():
+            pass
+
+    def turn(self) -> bool:
+        """Take in what has arrived, or wait for it if there is nothing to do; make one step; say
+        what came of it. False: stop.
+        """
+        if not self._take_messages():
+            return False
+        if self._refused:
+            self._send(StepOutputs(step_id=-1, events=self._refused))
+            self._refused = []
+        if self._core.has_work():
+            outputs = self._core.step()
+            if outputs is not None:
+                self._send(outputs)
+        self._report(idle=not self._core.has_work())
+        return True
 
     def _take_messages(self) -> bool:
         """Handle all that has arrived; wait for it if there is nothing to do. False: stop."""
@@ -143,7 +153,9 @@ class ServeLoop:
         except queue.Empty:
             return True
 
-    def _handle(self, message: EngineCoreRequest | AbortRequests) -> None:
+    def _handle(self, message: EngineCoreRequest | AbortRequests | Ping) -> None:
+        if isinstance(message, Ping):
+            return  # what is said after every turn of the loop is the answer
         if isinstance(message, AbortRequests):
             self._core.abort(message.request_ids)
             return

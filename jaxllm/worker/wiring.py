@@ -2,10 +2,13 @@
 
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.select import select_backend
@@ -15,28 +18,50 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import EnginePlan
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
-from jaxllm.errors import ConfigError
+from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
 from jaxllm.models.params import ModelDef, Params, model_def
+from jaxllm.runner.compile_counter import compile_counter
+from jaxllm.runner.memory import (
+    GIB,
+    Device,
+    MemoryPlan,
+    estimated_memory,
+    memory_plan,
+    this_device,
+)
 from jaxllm.runner.model_runner import ModelRunner
-from jaxllm.runner.planning import make_plan
-from jaxllm.runner.programs import Programs
+from jaxllm.runner.planning import check_plan, draft_plan, fit_plan, needs_measuring
+from jaxllm.runner.programs import Programs, kernel_platform
 from jaxllm.weights.checkpoint import load_converted
 from jaxllm.weights.convert import architecture_of, open_source
 from jaxllm.weights.json_file import read_json_object
 from jaxllm.weights.loader import dummy_params, load_params
+from jaxllm.weights.model_sources import check_source
 from jaxllm.weights.resolve import ModelFiles, resolve_model
 from jaxllm.weights.sources import TensorSource
+from pallas_kernels.norm.add_rms_norm_sm90 import refuses_add_rms_norm_sm90
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """What is known of a model before its weights are read."""
+
+    files: ModelFiles
+    source: TensorSource | None  # of tensors; None: a converted checkpoint, or dummy weights
+    model: ModelDef
+    dtype: str
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
     core: EngineCore
     info: ModelInfo
+    plan: EnginePlan
     summary: dict[str, str | int | float]
 
 
@@ -56,39 +81,121 @@ def build_engine(config: EngineConfig) -> BuiltEngine:
 
 def _build_engine(config: EngineConfig) -> BuiltEngine:
     started = time.monotonic()
-    _configure_jax(config)
-    files = resolve_model(config.model, revision=config.revision, offline=config.offline)
-    source, model_config = _read_model(config, files)
-    dtype = _dtype(config, model_config)
-    model = model_def(model_config, dtype)
-    target = _attention_target(config, dtype)
-    backend, reason = select_backend(AttentionSpec.all_of(model_config), target)
-    logger.info("Attention backend: %s", reason)
-    plan = make_plan(config, model, dtype, backend.name, reason)
-    programs = Programs(plan, model, backend)
+    configure_jax(config)
+    compilations = compile_counter()
+    opened = open_model(config)
+    device = this_device()
+    programs = draft_programs(config, opened, device)
+    logger.info("Attention backend: %s", programs.plan.attention_reason)
     loading = time.monotonic()
-    params = _load_params(config, files, source, model)
+    memory, params = size_programs(config, programs, device, lambda: _load_params(config, opened))
     load_seconds = time.monotonic() - loading
-    programs.compile(threads=cpu_count())
+    compile_programs(programs, memory)
+    plan = programs.plan
     core = EngineCore(
         Scheduler(plan),
-        ModelRunner(plan, params, programs),
+        _start_runner(params, programs, memory),
         async_scheduling=config.async_scheduling,
+        compilations=compilations,
     )
-    summary = _summary(plan, programs) | {
+    summary = _summary(programs, memory) | {
         "load_seconds": round(load_seconds, 2),
         "start_seconds": round(time.monotonic() - started, 2),
     }
-    return BuiltEngine(core, _model_info(config, files, plan), summary)
+    return BuiltEngine(core, _model_info(config, opened.files, plan), plan, summary)
 
 
-def _configure_jax(config: EngineConfig) -> None:
+def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
     """Compiled programs are kept on disk, whatever their size: the next start only loads them."""
-    prepare_accelerator(config.gpu_memory_utilization)
+    prepare_accelerator(config.gpu_memory_utilization, preallocate=preallocate)
     directory = config.compilation_cache_dir or str(cache_dir() / "programs")
     jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def open_model(config: EngineConfig) -> OpenedModel:
+    """Reads what describes the model, and the headers of its files."""
+    allowed_sources = config.allowed_model_sources
+    if config.tokenizer is not None:
+        check_source(config.tokenizer, allowed_sources)
+    files = resolve_model(
+        config.model,
+        revision=config.revision,
+        offline=config.offline,
+        allowed_sources=allowed_sources,
+    )
+    source, model_config = _read_model(config, files)
+    dtype = _dtype(config, model_config)
+    platform = kernel_platform()
+    refusal = refuses_add_rms_norm_sm90(model_config.hidden_size, dtype, platform)
+    if platform == "sm_90" and refusal is not None:
+        logger.warning("Plain XLA adds and norms the residual stream: %s", refusal)
+    return OpenedModel(files, source, model_def(model_config, dtype, platform), dtype)
+
+
+def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) -> Programs:
+    """The programs of this machine's device, none of them compiled; their plan is a draft."""
+    target = _attention_target(config, opened.dtype)
+    backend, reason = select_backend(AttentionSpec.all_of(opened.model.config), target)
+    draft = draft_plan(config, opened.model, opened.dtype, device.platform, (backend.name, reason))
+    return Programs(draft, opened.model, backend)
+
+
+def size_programs[T](
+    config: EngineConfig, programs: Programs, device: Device, load: Callable[[], T]
+) -> tuple[MemoryPlan, T]:
+    """Give the programs a plan that knows how many KV blocks fit; and what ``load`` returns. Where
+    programs have to be compiled to know, they are compiled while it runs.
+
+    Raises:
+        OutOfMemoryError: before anything is loaded if that is certain, otherwise after.
+    """
+    draft, model = programs.plan, programs.model
+    if needs_measuring(config, draft, model, device):
+        with ThreadPoolExecutor(1) as pool:
+            measured = pool.submit(programs.measure, threads=cpu_count())
+            loaded = load()
+            working = measured.result()
+        if not working.worst.temporary_bytes:  # no program runs without: the compiler is silent
+            working = estimated_memory(draft)
+        memory = memory_plan(draft, model, device, working)
+        plan = fit_plan(config, draft, memory)
+    else:
+        memory = memory_plan(draft, model, device, estimated_memory(draft))
+        plan = fit_plan(config, draft, memory)
+        loaded = load()
+    if plan.max_model_len < draft.max_model_len:
+        asked, fits = draft.max_model_len, plan.max_model_len
+        logger.warning("max_model_len is %d, not %d: the KV cache holds no more", fits, asked)
+    programs.settle(plan)
+    return memory, loaded
+
+
+def compile_programs(programs: Programs, memory: MemoryPlan) -> None:
+    """Raises OutOfMemoryError if they need more than ``memory`` says."""
+    programs.compile(threads=cpu_count())
+    check_plan(programs.plan, memory, programs.working_memory())
+
+
+def _start_runner(params: Params, programs: Programs, memory: MemoryPlan) -> ModelRunner:
+    """Allocates the cache. What steps will need is allocated once too, in one piece, and given back
+    at once: so that it is known now that they will find it.
+    """
+    try:
+        runner = ModelRunner(programs.plan, params, programs)
+        if memory.device.platform != "cpu":
+            jnp.zeros((memory.working.total,), jnp.uint8).block_until_ready()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemoryError(
+            f"The device has no room for {programs.plan.num_blocks} KV-cache blocks and "
+            f"{memory.working.total / GIB:.2f} GiB of working memory in one piece beside the "
+            "weights: something else uses it. Lower --gpu-memory-utilization, or name a size with "
+            "--kv-cache-memory-bytes."
+        ) from error
+    return runner
 
 
 def _read_model(config: EngineConfig, files: ModelFiles) -> tuple[TensorSource | None, ModelConfig]:
@@ -126,12 +233,12 @@ def _dtype(config: EngineConfig, model: ModelConfig) -> str:
 def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:
     device: Any = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", ""))
-    return AttentionTarget(jax.default_backend(), capability, config.block_size, dtype)
+    where = (jax.default_backend(), capability, config.block_size, dtype)
+    return AttentionTarget(*where, device_kind=device.device_kind)
 
 
-def _load_params(
-    config: EngineConfig, files: ModelFiles, source: TensorSource | None, model: ModelDef
-) -> Params:
+def _load_params(config: EngineConfig, opened: OpenedModel) -> Params:
+    files, source, model = opened.files, opened.source, opened.model
     spec = dict(zip(model.names, model.specs, strict=True))
     if config.load_format == "dummy":
         return model.flatten(dummy_params(spec, config.seed))
@@ -150,6 +257,7 @@ def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> Mo
         vocab_size=plan.model.vocab_size,
         eos_token_ids=plan.model.eos_token_ids,
         bos_token_id=plan.model.bos_token_id,
+        embedding_size=plan.model.hidden_size if plan.embeddings else 0,
     )
 
 
@@ -164,8 +272,9 @@ def _tokenizer_dir(config: EngineConfig, files: ModelFiles) -> str | None:
     return str(files.tokenizer_dir)
 
 
-def _summary(plan: EnginePlan, programs: Programs) -> dict[str, str | int | float]:
+def _summary(programs: Programs, memory: MemoryPlan) -> dict[str, str | int | float]:
     device: Any = jax.devices()[0]
+    plan = programs.plan
     return {
         "device": device.device_kind,
         "dtype": plan.dtype,
@@ -173,8 +282,9 @@ def _summary(plan: EnginePlan, programs: Programs) -> dict[str, str | int | floa
         "max_model_len": plan.max_model_len,
         "max_num_seqs": plan.max_num_seqs,
         "kv_blocks": plan.num_blocks,
-        "kv_tokens": (plan.num_blocks - 1) * plan.block_size,
+        "kv_tokens": plan.kv_tokens,
         "programs": len(programs),
-        "temp_bytes": programs.temp_bytes(),
+        "weight_bytes": memory.weights,
+        "temp_bytes": programs.working_memory().worst.temporary_bytes,
         "compile_seconds": round(programs.compile_seconds, 2),
     }

@@ -9,7 +9,8 @@ from pallas_kernels.attention.decode_config import (
     refuses_decode_sm90,
 )
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
-from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
+from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
+from pallas_kernels.attention.decode_sm90_items import DecodeOp
 
 
 def paged_decode(
@@ -44,6 +45,7 @@ def paged_decode(
                 seq_lens,
                 max_pages=block_tables.shape[1],
                 page_size=page_size,
+                num_kv_heads=kv_heads,
                 window=window,
                 config=config,
             )

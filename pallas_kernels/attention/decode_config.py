@@ -14,13 +14,13 @@ _RESERVED_BYTES = 3 * 1024  # reduction scratch and barriers
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Speed only, except ``split_tokens`` and ``block``: they fix the order of summation and so
-    the bits of a row.
+    """Speed only, except the first three: they fix the order of summation and so the bits of a row.
 
     Raises ValueError for sizes the kernel cannot run with.
     """
 
-    split_tokens: int = 2048  # a row is cut at multiples of it, counted from position 0
+    split_tokens: int = 256  # the least of a row that a CTA takes, counted from position 0
+    chunk_tokens: int = 2048  # splits are joined to chunks, chunks to the row
     block: int = 64  # tokens per pipeline stage; a page larger than it is one stage
     stages: int = 3  # K and V blocks in flight per CTA
     num_ctas: int = 264  # persistent CTAs: SMs of the card times CTAs that fit on one
@@ -30,10 +30,18 @@ class DecodeConfig:
             raise ValueError(f"block must be 64 or 128, not {self.block}")
         if self.split_tokens < 128 or self.split_tokens % 128:
             raise ValueError(f"split_tokens must be a multiple of 128, not {self.split_tokens}")
+        if self.chunk_tokens not in [self.split_tokens << shift for shift in range(1, 8)]:
+            raise ValueError(
+                f"chunk_tokens must be split_tokens doubled up to 7 times, not {self.chunk_tokens}"
+            )
         if self.stages < 2:
             raise ValueError(f"stages must be at least 2, not {self.stages}")
         if self.num_ctas < 1:
             raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+
+    @property
+    def splits_per_chunk(self) -> int:
+        return self.chunk_tokens // self.split_tokens
 
     def block_tokens(self, page_size: int) -> int:
         return max(self.block, page_size)
@@ -43,7 +51,7 @@ class DecodeConfig:
         block, heads = self.block_tokens(page_size), padded_group(group)
         ring = self.stages * 2 * block * head_dim * 2
         queries = 2 * heads * head_dim * 2
-        outputs = heads * head_dim * (4 + 2)
+        outputs = heads * head_dim * 2
         return ring + queries + outputs + heads * block * 2 + _RESERVED_BYTES
 
 
@@ -95,8 +103,6 @@ def refuses_decode_sm90(
     group = num_heads // num_kv_heads
     if group > MAX_GROUP:
         return f"the decode kernel takes up to {MAX_GROUP} query heads per KV head, not {group}"
-    if num_heads * head_dim < 128:
-        return "the decode kernel needs at least 128 query elements per row"
     needed = config.smem_bytes(page_size, head_dim, group)
     if needed > _SMEM_BYTES:
         return f"{config} needs {needed} bytes of shared memory, a CTA has {_SMEM_BYTES}"

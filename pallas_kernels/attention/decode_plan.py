@@ -1,31 +1,63 @@
-"""The work list of paged decode: which pieces of which rows the persistent kernel walks.
+"""The work list of paged decode: which stretches of which rows the persistent kernel walks.
 
 Computed on the device from the lengths, once per step, and shared by all layers of one window.
+It decides who computes what and never the order of summation, so it is free to follow the batch:
+with little work a row goes to many CTAs, with much a row is one item and leaves no partial sums.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from pallas_kernels.attention.decode_config import DecodeConfig
 
+# Room for partial sums, per CTA. Items so short that they leave more are not worth it, and so the
+# room grows neither with the batch nor with the length of a row.
+_SLOTS_PER_CTA = 8
+_ITEM_COST = 0.5  # of one item beside its splits, in splits
+
 
 class DecodePlan(NamedTuple):
-    """N and S are static bounds that follow from the width of the block tables."""
+    """With room for S partial sums there are up to N = R + S items and X = S / 2 split rows."""
 
-    items: Int[Array, "N 4"]  # row, split of the row, partial slot (-1: the row's only split), len
-    num_items: Int[Array, "1"]  # items in use
-    row_slots: Int[Array, " R"]  # first partial slot of a row with several splits
-    row_splits: Int[Array, " R"]  # splits of the row; 1 for an empty row, whose output is zero
+    items: Int[Array, "N 5"]  # row, first split, end split, first slot (-1: the whole row), length
+    counts: Int[Array, "3"]  # items; splits in a partial sum, 1 or those of a chunk; split rows
+    split_rows: Int[Array, "X 4"]  # row, first slot, first and end partial sum from position 0 on
+
+    @property
+    def num_slots(self) -> int:
+        return 2 * self.split_rows.shape[0]
 
 
-def max_splits(max_pages: int, page_size: int, window: int | None, config: DecodeConfig) -> int:
-    """The most splits one row can have."""
+class _Spans(NamedTuple):
+    """The splits that each row's query sees."""
+
+    first: Int[Array, " R"]
+    last: Int[Array, " R"]
+
+    def pieces(self, shift: Int[Array, ""]) -> Int[Array, " R"]:
+        """Into how many pieces of ``2 ** shift`` splits each row is cut."""
+        return (self.last >> shift) - (self.first >> shift) + 1
+
+
+def max_slots(
+    rows: int,
+    *,
+    max_pages: int,
+    page_size: int,
+    num_kv_heads: int,
+    window: int | None = None,
+    config: DecodeConfig,
+) -> int:
+    """The most partial sums of a plan: even, and zero where no row can have two splits."""
     splits = -(-max_pages * page_size // config.split_tokens)
     if window is not None:
         splits = min(splits, -(-window // config.split_tokens) + 1)
-    return max(splits, 1)
+    if splits < 2:
+        return 0
+    return min(rows * splits, _SLOTS_PER_CTA * config.num_ctas // num_kv_heads) // 2 * 2
 
 
 def plan_decode(
@@ -33,40 +65,96 @@ def plan_decode(
     *,
     max_pages: int,
     page_size: int,
+    num_kv_heads: int,
     window: int | None = None,
     config: DecodeConfig,
 ) -> DecodePlan:
-    """Cuts every row at multiples of ``split_tokens`` and orders the pieces longest first.
-
-    Items are dealt to the CTAs in turn, so whole splits come first and the last piece of each row
-    after them in falling length.
-    """
+    """Cuts rows at multiples of an item's size, counted from position 0, and orders the items
+    longest first. An empty row is an item too: its output is zero."""
     rows, size = seq_lens.shape[0], config.split_tokens
-    seen = jnp.zeros_like(seq_lens) if window is None else jnp.maximum(seq_lens - window, 0)
-    first = seen // size
-    last = jnp.maximum(seq_lens - 1, 0) // size
-    splits = last - first + 1
-    whole_ends = jnp.cumsum(splits - 1)
-    slots = jnp.where(splits > 1, splits, 0)
-    row_slots = jnp.cumsum(slots) - slots
-
-    # Last pieces by falling length, ties by row: a rank is a count, no sort needed.
-    tail = seq_lens - jnp.maximum(last * size, seen)
-    index = jnp.arange(rows, dtype=jnp.int32)
-    longer, equal = tail[None] > tail[:, None], tail[None] == tail[:, None]
-    ahead = longer | (equal & (index[None] < index[:, None]))
-    tail_row = jnp.zeros(rows, jnp.int32).at[ahead.sum(axis=1)].set(index)
-
-    item = jnp.arange(rows * max_splits(max_pages, page_size, window, config), dtype=jnp.int32)
-    is_whole = item < whole_ends[-1]
-    whole_row = (whole_ends[None] <= item[:, None]).sum(axis=1)
-    row = jnp.where(
-        is_whole,
-        jnp.minimum(whole_row, rows - 1),
-        tail_row[jnp.clip(item - whole_ends[-1], 0, rows - 1)],
+    num_slots = max_slots(
+        rows,
+        max_pages=max_pages,
+        page_size=page_size,
+        num_kv_heads=num_kv_heads,
+        window=window,
+        config=config,
     )
-    local = jnp.where(is_whole, item - (whole_ends - splits + 1)[row], splits[row] - 1)
-    slot = jnp.where(splits[row] > 1, row_slots[row] + local, -1)
-    items = jnp.stack([row, first[row] + local, slot, seq_lens[row]], axis=1).astype(jnp.int32)
-    num_items = (whole_ends[-1:] + rows).astype(jnp.int32)
-    return DecodePlan(items, num_items, row_slots.astype(jnp.int32), splits.astype(jnp.int32))
+    seen = jnp.zeros_like(seq_lens) if window is None else jnp.maximum(seq_lens - window, 0)
+    spans = _Spans(seen // size, jnp.maximum(seq_lens - 1, 0) // size)
+    longest = -(-max_pages * page_size // size)
+    shift = _item_shift(spans, longest, num_slots, num_kv_heads, config)
+    unit = _partial_shift(shift, config)
+    pieces = spans.pieces(shift)
+    slots = _partials(spans, shift, config)
+    row_slots = jnp.cumsum(slots) - slots
+    full_ends = jnp.cumsum(pieces - 1)
+
+    item = jnp.arange(rows + num_slots, dtype=jnp.int32)
+    is_full = item < full_ends[-1]
+    tail = seq_lens - jnp.maximum((spans.last >> shift << shift) * size, seen)
+    tail_row = _falling(tail)[jnp.clip(item - full_ends[-1], 0, rows - 1)]
+    row = jnp.where(is_full, _owner(full_ends, item), tail_row)
+    place = jnp.where(is_full, item - (full_ends - pieces + 1)[row], pieces[row] - 1)
+    place = place + (spans.first[row] >> shift)
+    begin = jnp.maximum(place << shift, spans.first[row])
+    end = jnp.minimum((place + 1) << shift, spans.last[row] + 1)
+    slot = row_slots[row] + (begin >> unit) - (spans.first[row] >> unit)
+    slot = jnp.where(pieces[row] > 1, slot, -1)
+
+    split_ends = jnp.cumsum(pieces > 1)
+    split = _owner(split_ends, jnp.arange(num_slots // 2, dtype=jnp.int32))
+    partials = (spans.first[split] >> unit, (spans.last[split] >> unit) + 1)
+    return DecodePlan(
+        _table(row, begin, end, slot, seq_lens[row]),
+        _table(full_ends[-1] + rows, 1 << unit, split_ends[-1]),
+        _table(split, row_slots[split], *partials),
+    )
+
+
+def _item_shift(
+    spans: _Spans, longest: int, num_slots: int, kv_heads: int, config: DecodeConfig
+) -> Int[Array, ""]:
+    """Items of up to ``2 ** shift`` splits: the size with which the last CTA ends first, by the
+    lower of two upper bounds. Either all work in rounds, or none waits for longer than one item
+    takes (Graham 1969). The largest size leaves every row whole, so there is always one whose
+    partial sums have room.
+    """
+    shifts = jnp.arange((longest - 1).bit_length(), -1, -1, dtype=jnp.int32)
+    items = jax.vmap(spans.pieces)(shifts).sum(axis=1)
+    partials = jax.vmap(lambda shift: _partials(spans, shift, config).sum())(shifts)
+    splits, ctas = spans.last - spans.first + 1, config.num_ctas
+    cost = jnp.minimum(1 << shifts, splits.max()).astype(jnp.float32) + _ITEM_COST
+    rounds = -(-items * kv_heads // ctas)
+    work = splits.sum().astype(jnp.float32) + _ITEM_COST * items.astype(jnp.float32)
+    mean = work * (kv_heads / ctas)
+    end = jnp.minimum(rounds.astype(jnp.float32) * cost, mean + cost * (1 - 1 / ctas))
+    return shifts[jnp.argmin(jnp.where(partials <= num_slots, end, jnp.inf))]
+
+
+def _partials(spans: _Spans, shift: Int[Array, ""], config: DecodeConfig) -> Int[Array, " R"]:
+    """How many partial sums each row has; none if it is a single item."""
+    return jnp.where(spans.pieces(shift) > 1, spans.pieces(_partial_shift(shift, config)), 0)
+
+
+def _partial_shift(shift: Int[Array, ""], config: DecodeConfig) -> Int[Array, ""]:
+    """Items shorter than a chunk leave a partial sum per split, the others one per chunk."""
+    chunk = config.splits_per_chunk.bit_length() - 1
+    return jnp.where(shift < chunk, 0, chunk)
+
+
+def _falling(lengths: Int[Array, " R"]) -> Int[Array, " R"]:
+    """The rows by falling length, ties by row. A rank is a count: no sort needed."""
+    index = jnp.arange(lengths.shape[0], dtype=jnp.int32)
+    longer, equal = lengths[None] > lengths[:, None], lengths[None] == lengths[:, None]
+    ahead = longer | (equal & (index[None] < index[:, None]))
+    return jnp.zeros_like(index).at[ahead.sum(axis=1)].set(index)
+
+
+def _owner(ends: Int[Array, " R"], places: Int[Array, " N"]) -> Int[Array, " N"]:
+    """Which of R stretches, given by their ends, each place lies in."""
+    return jnp.minimum((ends[None] <= places[:, None]).sum(axis=1), ends.shape[0] - 1)
+
+
+def _table(*columns: Array) -> Array:
+    return jnp.stack(columns, axis=-1).astype(jnp.int32)

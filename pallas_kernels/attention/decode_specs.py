@@ -28,7 +28,7 @@ class DecodeSpec:
         return seen * 2 * self.kv_heads * self.dim * 2
 
 
-# Small enough for the interpreter with splits of 128 tokens: each has a trap of its own.
+# Small enough for the interpreter with splits of 128 tokens, chunks of 256: each has its own trap.
 SMALL = (
     DecodeSpec("one full page", 4, 1, 128, 64, (64,)),
     DecodeSpec("several splits, padding", 8, 2, 128, 64, (300, 0, 1)),
@@ -42,7 +42,7 @@ SMALL = (
 )
 
 # Correctness on the card: every edge at once, with the default splits.
-_MIXED = (1, 0, 63, 64, 65, 900, 2047, 2048, 2049, 4096, 9000, 0, 17)
+_MIXED = (1, 0, 63, 64, 65, 255, 256, 257, 900, 2047, 2048, 2049, 4096, 9000, 0, 17)
 MIXED = (
     DecodeSpec("llama mix", 32, 8, 128, 64, _MIXED),
     DecodeSpec("llama mix, wide tables", 32, 8, 128, 64, _MIXED, max_pages=2048),
@@ -51,6 +51,7 @@ MIXED = (
     DecodeSpec("smol", 9, 3, 64, 64, _MIXED),
     DecodeSpec("qwen small", 14, 2, 64, 32, _MIXED),
     DecodeSpec("one KV head each", 16, 16, 128, 128, _MIXED),
+    DecodeSpec("glm", 32, 2, 128, 64, _MIXED),
     DecodeSpec("one KV head for all", 32, 1, 128, 64, _MIXED),
 )
 

@@ -2,7 +2,11 @@
 
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.kv_write.kv_write_sm90 import refuses_kv_write_sm90, rope_and_write_sm90
+from pallas_kernels.kv_write.kv_write_sm90 import (
+    KVWriteConfig,
+    refuses_kv_write_sm90,
+    rope_and_write_sm90,
+)
 from pallas_kernels.kv_write.xla import rope_and_write_xla
 
 
@@ -18,20 +22,25 @@ def rope_and_write(
     *,
     platform: str,
     eps: float = 1e-6,
+    interleaved: bool = False,
+    config: KVWriteConfig | None = None,
 ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
     """Splits the fused projection, norms q and k if weights are given, turns them, writes k and v.
 
-    ``C = (H + 2 K) D``: heads of q, then k, then v. ``cos`` and ``sin`` (float32, ``F = D / 2``)
-    turn channel pairs (i, i + F) in float32; the result is rounded to ``qkv``'s dtype. Token t's k
-    and v go to ``kv[pages[t], :, :, offsets[t]]``; a page that is none of the P drops the token.
-    ``kv`` is updated in place where its buffer is donated. ``platform`` is ``"sm_90"`` for Hopper;
-    every other value takes XLA. Raises ValueError if only one norm weight is given.
+    ``C = (H + 2 K) D``: heads of q, then k, then v. ``cos`` and ``sin`` (float32) turn channel
+    pairs (i, i + F), or (2 i, 2 i + 1) if ``interleaved``, in float32; channels from 2 F on pass
+    through, and the result is rounded to ``qkv``'s dtype. Token t's k and v go to
+    ``kv[pages[t], :, :, offsets[t]]``; a page that is none of the P drops the token. ``kv`` is
+    updated in place where its buffer is donated. ``platform`` is ``"sm_90"`` for Hopper; every
+    other value takes XLA. Raises ValueError if only one norm weight is given.
     """
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm go together: give both weights or neither")
     dim, kv_heads = kv.shape[-1], kv.shape[2]
     heads = qkv.shape[1] // dim - 2 * kv_heads
-    reason = refuses_kv_write_sm90(heads, kv_heads, dim, kv.dtype, platform)
+    facts = (heads, kv_heads, dim, kv.dtype, platform)
+    reason = refuses_kv_write_sm90(*facts, rotated=2 * cos.shape[1], interleaved=interleaved)
+    args = (qkv, cos, sin, pages, offsets, kv, q_norm, k_norm)
     if reason is None and qkv.dtype == kv.dtype:
-        return rope_and_write_sm90(qkv, cos, sin, pages, offsets, kv, q_norm, k_norm, eps=eps)
-    return rope_and_write_xla(qkv, cos, sin, pages, offsets, kv, q_norm, k_norm, eps=eps)
+        return rope_and_write_sm90(*args, eps=eps, config=config)
+    return rope_and_write_xla(*args, eps=eps, interleaved=interleaved)

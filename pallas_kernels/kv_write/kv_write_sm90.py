@@ -41,9 +41,17 @@ class _Shape:
 
 
 def refuses_kv_write_sm90(
-    num_heads: int, num_kv_heads: int, head_dim: int, dtype: Any, platform: str
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: Any,
+    platform: str,
+    *,
+    rotated: int | None = None,
+    interleaved: bool = False,
 ) -> str | None:
-    """None if the kernel takes the shape, else the reason."""
+    """None if the kernel takes the shape, else the reason. ``rotated``: channels of each head that
+    turn; None means all."""
     if platform != "sm_90":
         return f"the KV write kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
@@ -52,6 +60,10 @@ def refuses_kv_write_sm90(
         return f"the KV write kernel takes head dims 64, 128 and 256, not {head_dim}"
     if (num_heads + 2 * num_kv_heads) * head_dim > 24_576:
         return f"{num_heads} + 2 x {num_kv_heads} heads of {head_dim} overflow the register file"
+    if interleaved:
+        return "the KV write kernel turns channels (i, i + D / 2), not interleaved pairs"
+    if rotated not in (None, head_dim):
+        return f"the KV write kernel turns whole heads, not {rotated} of {head_dim} channels"
     return None
 
 
@@ -121,18 +133,28 @@ def _body(shape: _Shape, qkv_ref: Any, *refs: Any) -> None:
         q = _normed(q, [_load(q_norm_ref.at[half], many.reduce(0)) for half in halves], shape.eps)
         k = _normed(k, [_load(k_norm_ref.at[half], few.reduce(0)) for half in halves], shape.eps)
     for half, x in zip(halves, _rotated(q, q_angle), strict=True):
-        q_ref[token, heads, half] = x
+        _store(q_ref.at[token, heads, half], x)
     rotated_k = _rotated(k, k_angle)
 
     @pl.when((page >= 0) & (page < shape.pages))
     def _() -> None:
         for half, key, value in zip(halves, rotated_k, v, strict=True):
-            kv_ref[page, 0, :, offset, half] = key.astype(kv_ref.dtype)
-            kv_ref[page, 1, :, offset, half] = value.astype(kv_ref.dtype)
+            _store(kv_ref.at[page, 0, :, offset, half], key.astype(kv_ref.dtype))
+            _store(kv_ref.at[page, 1, :, offset, half], value.astype(kv_ref.dtype))
 
 
 def _load(ref: Any, layout: Any) -> jax.Array:
     return plgpu.load(ref, layout=layout, optimized=False)
+
+
+def _store(ref: Any, x: jax.Array) -> None:
+    # From JAX 0.12 on, an assignment must fill whole cache lines; half a head of 64 fills half of
+    # one. JAX 0.11 asks for nothing and has no other form.
+    store = getattr(plgpu, "store", None)
+    if store is None:
+        ref[...] = x
+    else:
+        store(ref, x, optimized=False)
 
 
 def _rotated(x: list[jax.Array], angle: list[jax.Array]) -> tuple[jax.Array, jax.Array]:

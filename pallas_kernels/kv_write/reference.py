@@ -16,12 +16,14 @@ def rope_and_write_reference(
     k_norm: Float[Array, " D"] | None = None,
     *,
     eps: float = 1e-6,
+    interleaved: bool = False,
 ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
     """Heads of q, then k, then v: q and k are RMS-normed if weights are given and their channel
-    pairs (i, i + D / 2) turned by the token's angles; token t's k and v replace
-    ``kv[pages[t], :, :, offsets[t]]``, or nothing if the page is none of the P.
+    pairs (i, i + F), or (2 i, 2 i + 1) if ``interleaved``, turned by the token's angles; channels
+    from 2 F on pass through. Token t's k and v replace ``kv[pages[t], :, :, offsets[t]]``, or
+    nothing if the page is none of the P.
 
-    ``C = (H + 2 K) D``, ``F = D / 2``. Both results are float32, rounded nowhere.
+    ``C = (H + 2 K) D``, ``F <= D / 2``. Both results are float32, rounded nowhere.
     """
     tokens, dim, kv_heads = qkv.shape[0], kv.shape[-1], kv.shape[2]
     parts = qkv.astype(jnp.float32).reshape(tokens, -1, dim)
@@ -30,7 +32,7 @@ def rope_and_write_reference(
     if q_norm is not None and k_norm is not None:
         q, k = _norm(q, q_norm, eps), _norm(k, k_norm, eps)
     turn = lax.complex(cos, sin)[:, None]
-    q, k = _turn(q, turn), _turn(k, turn)
+    q, k = _turn(q, turn, interleaved), _turn(k, turn, interleaved)
     out = kv.astype(jnp.float32)
     pages = jnp.where(pages < 0, kv.shape[0], pages)
     return q, out.at[pages, :, :, offsets].set(jnp.stack([k, v], axis=1), mode="drop")
@@ -41,7 +43,10 @@ def _norm(x: Float[Array, "T N D"], weight: Float[Array, " D"], eps: float) -> A
     return x * scale * weight.astype(jnp.float32)[None, None]
 
 
-def _turn(x: Float[Array, "T N D"], turn: Array) -> Float[Array, "T N D"]:
-    half = x.shape[-1] // 2
-    z = lax.complex(x[..., :half], x[..., half:]) * turn
-    return jnp.concatenate([z.real, z.imag], axis=-1)
+def _turn(x: Float[Array, "T N D"], turn: Array, interleaved: bool) -> Float[Array, "T N D"]:
+    half = turn.shape[-1]
+    step = 2 if interleaved else 1
+    first = slice(0, step * half, step)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    z = lax.complex(x[..., first], x[..., second]) * turn
+    return x.at[..., first].set(z.real).at[..., second].set(z.imag)

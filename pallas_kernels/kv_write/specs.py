@@ -21,3 +21,15 @@ SPECS = (
     KVWriteSpec(9, 3, 64, 16, False),  # SmolLM2 135M
     KVWriteSpec(8, 4, 256, 64, True),  # Gemma-like
 )
+
+
+class KVWriteBatch(NamedTuple):
+    spec: KVWriteSpec
+    tokens: int
+
+
+# Speed: Llama 3.1 8B, from a decode step to a prefill step.
+SPEED = tuple(KVWriteBatch(SPECS[0], tokens) for tokens in (1, 8, 64, 256, 2048, 8192))
+
+# Few enough tokens for a CPU.
+SMALL = tuple(KVWriteBatch(spec, 4) for spec in SPECS)

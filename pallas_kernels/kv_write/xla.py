@@ -28,6 +28,7 @@ def rope_and_write_xla(
     k_norm: Float[Array, " D"] | None = None,
     *,
     eps: float = 1e-6,
+    interleaved: bool = False,
 ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
     """``rope_and_write_reference`` with results in the dtypes of ``qkv`` and ``kv``."""
     dim, kv_heads = kv.shape[-1], kv.shape[2]
@@ -36,17 +37,38 @@ def rope_and_write_xla(
     q, k, v = jnp.split(parts, [heads, heads + kv_heads], axis=1)
     if q_norm is not None and k_norm is not None:
         q, k = _norm(q, q_norm, eps), _norm(k, k_norm, eps)
-    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
+    q, k = (rotate(x, cos, sin, interleaved=interleaved) for x in (q, k))
     pages = jnp.where(pages < 0, kv.shape[0], pages)  # a negative index would count from the end
     return q, kv_write(kv, k, v, pages, offsets)
+
+
+def rotate(
+    x: Float[Array, "T N D"],
+    cos: Float[Array, "T F"],
+    sin: Float[Array, "T F"],
+    *,
+    interleaved: bool = False,
+) -> Float[Array, "T N D"]:
+    """The first ``2 F`` channels of every head turned in float32; the rest passes through.
+
+    Channel i turns with i + F, or 2 i with 2 i + 1 if ``interleaved``.
+    """
+    width = 2 * cos.shape[1]
+    turned, rest = x[..., :width].astype(jnp.float32), x[..., width:]
+    cos, sin = cos[:, None], sin[:, None]
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+    else:
+        a, b = jnp.split(turned, 2, axis=-1)
+    a, b = a * cos - b * sin, b * cos + a * sin
+    if interleaved:
+        out = jnp.stack([a, b], axis=-1).reshape(turned.shape)
+    else:
+        out = jnp.concatenate([a, b], axis=-1)
+    return jnp.concatenate([out.astype(x.dtype), rest], axis=-1)
 
 
 def _norm(x: Float[Array, "T N D"], weight: Float[Array, " D"], eps: float) -> Array:
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale).astype(x.dtype) * weight[None, None]
-
-
-def _rotate(x: Float[Array, "T N D"], cos: Array, sin: Array) -> Float[Array, "T N D"]:
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -25,9 +25,12 @@ def sample(
     probabilities reach top_p (1: all). Ties with the least value kept are kept. The token is the
     argmax of what is kept plus Gumbel noise, a function of the row's seed (two words of a threefry
     key), position, and token id alone, so a row's token does not depend on the other rows.
-    ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA.
+    ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA. Only the program for
+    ``"cpu"`` branches at run time: on a GPU the host would have to read the conditions.
     """
+    truncation = Truncation(temperature, top_k, top_p, min_p)
     if refuses_sample_sm90(logits.shape[1], platform) is None:
-        truncation = Truncation(temperature, top_k, top_p, min_p)
         return sample_sm90(logits, truncation, seed, position)
-    return sample_xla(logits, temperature, top_k, top_p, min_p, seed, position)
+    if platform == "cpu":
+        return sample_xla(logits, *truncation, seed, position, bits=1, skip=True)
+    return sample_xla(logits, *truncation, seed, position)

@@ -17,3 +17,8 @@ SPECS = (
     SampleSpec(64, 49152),  # SmolLM2
     SampleSpec(64, 32000),  # Llama 2
 )
+
+SPEED = SPECS
+
+# Few enough logits for a CPU; the first is no multiple of a tile.
+SMALL = (SampleSpec(2, 5004), SampleSpec(8, 32000))

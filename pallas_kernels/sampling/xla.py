@@ -25,18 +25,36 @@ def sample_xla(
     position: Int[Array, " R"],
     *,
     bits: int = 4,
+    skip: bool = False,
 ) -> Int[Array, " R"]:
-    """One token per row; see ``api.py``."""
+    """One token per row; see ``api.py``. With ``skip``, branches at run time leave out what no row
+    asks for: on a CPU they cost nothing, but a GPU would wait for the host to read their
+    conditions.
+    """
     greedy = temperature == 0
     temperature = jnp.where(greedy, 1.0, temperature)
-    threshold = thresholds_xla(logits, temperature, top_k, top_p, min_p, bits=bits)
-    keys = row_keys(seed, position)
-    token = jnp.arange(logits.shape[1], dtype=jnp.uint32)
-    token = jnp.broadcast_to(token[None], logits.shape)
-    noise = gumbel(keys[:, :1], keys[:, 1:], token)
-    perturbed = logits / temperature[:, None] + noise
-    drawn = jnp.argmax(jnp.where(logits >= threshold[:, None], perturbed, _NEG_INF), axis=-1)
-    return jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
+    top_k, top_p = jnp.where(greedy, 0, top_k), jnp.where(greedy, 1.0, top_p)
+
+    def perturbed() -> Float[Array, "R V"]:
+        threshold = thresholds_xla(logits, temperature, top_k, top_p, min_p, bits=bits, skip=skip)
+        keys = row_keys(seed, position)
+        token = jnp.arange(logits.shape[1], dtype=jnp.uint32)
+        token = jnp.broadcast_to(token[None], logits.shape)
+        noise = gumbel(keys[:, :1], keys[:, 1:], token)
+        kept = (logits >= threshold[:, None]) & ~greedy[:, None]
+        noisy = jnp.where(kept, logits / temperature[:, None] + noise, _NEG_INF)
+        return jnp.where(greedy[:, None], logits, noisy)
+
+    return first_largest(_if_any(~greedy, perturbed, lambda: logits, skip))
+
+
+def first_largest(x: Float[Array, "R V"]) -> Int[Array, " R"]:
+    """Argmax. In two passes, because XLA's own takes one value at a time on a CPU, and computes
+    what it is fused with as slowly. A row with NaN gives some valid index.
+    """
+    last = x.shape[1] - 1
+    index = jnp.arange(x.shape[1], dtype=jnp.int32)
+    return jnp.where(x == x.max(axis=-1, keepdims=True), index, last).min(axis=-1)
 
 
 def thresholds_xla(
@@ -47,6 +65,7 @@ def thresholds_xla(
     min_p: Float[Array, " R"],
     *,
     bits: int = 4,
+    skip: bool = False,
 ) -> Float[Array, " R"]:
     """Least logit that min-p, then top-k, then top-p keep; logits that tie with it are all kept.
 
@@ -66,7 +85,10 @@ def thresholds_xla(
 
         return jnp.where(top_k > 0, search(enough), _NEG_INF)
 
-    def by_p(cut: Float[Array, " R"]) -> Float[Array, " R"]:
+    found = _if_any(top_k > 0, by_k, lambda: jnp.full_like(top, _NEG_INF), skip)
+    cut = jnp.maximum(found, floor)
+
+    def by_p() -> Float[Array, " R"]:
         weights = jnp.where(
             x >= cut[:, None], jnp.exp((x - top[:, None]) / temperature[:, None]), 0.0
         )
@@ -77,9 +99,14 @@ def thresholds_xla(
 
         return jnp.where(top_p < 1.0, jnp.maximum(search(enough), cut), cut)
 
-    found = lax.cond(jnp.any(top_k > 0), by_k, lambda: jnp.full_like(top, _NEG_INF))
-    cut = jnp.maximum(found, floor)
-    return lax.cond(jnp.any(top_p < 1.0), by_p, lambda cut: cut, cut)
+    return _if_any(top_p < 1.0, by_p, lambda: cut, skip)
+
+
+def _if_any(
+    asked: Bool[Array, " R"], then: Callable[[], Array], otherwise: Callable[[], Array], skip: bool
+) -> Array:
+    """``then()``, which must give rows that did not ask what ``otherwise()`` gives them."""
+    return lax.cond(asked.any(), then, otherwise) if skip else then()
 
 
 def _ordered(x: Float[Array, "*S"]) -> UInt[Array, "*S"]:

@@ -1,21 +1,22 @@
-"""Paged decode kernel on a Hopper GPU: correct on every edge at once, then TB/s.
+"""Paged decode kernel on a Hopper GPU: TB/s with the default config, the bits of rows alone, in
+company and summed by other CTAs, correctness on every edge at once, then TB/s of other configs.
 
-Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_decode.py
-Writes decode.json into $OUT if that is set. MOSAIC_GPU_DUMP_PTXAS=1 shows registers and spills:
-above 128 registers two CTAs do not fit on an SM.
+Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_decode.py [--sweep]
+Writes decode.json into $OUT, if that is set, after every part. MOSAIC_GPU_DUMP_PTXAS=1 shows
+registers and spills: above 128 registers two CTAs do not fit on an SM.
 """
 
 import dataclasses
 import functools
 import json
 import os
-import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,35 +25,45 @@ import numpy as np
 from pallas_kernels.attention.decode_config import DecodeConfig, default_decode_config
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import DecodeProblem, make_decode_problem, right_answer
-from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
+from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
+from pallas_kernels.attention.decode_sm90_items import DecodeOp
 from pallas_kernels.attention.decode_specs import MIXED, SPEED, DecodeSpec
+from pallas_kernels.bench.ceilings import read_bytes_per_second
+from pallas_kernels.bench.decode import CALLS, decode_inputs
+from pallas_kernels.bench.timing import median_seconds
 
-CALLS = 32  # chained in one dispatch, as the layers of a model: hides the host's share
-QUEUED = 3  # dispatches per sample
-RUNS = 20
-CACHE_BYTES = 1 << 29  # of the different caches of one chain: far more than L2
 SWEPT = 4  # specs that see every config
 CONFIGS = {
     "default": DecodeConfig(),
-    "split 1024": DecodeConfig(split_tokens=1024),
-    "split 512": DecodeConfig(split_tokens=512),
-    "split 4096": DecodeConfig(split_tokens=4096),
+    "split 128, chunk 1024": DecodeConfig(128, 1024),
+    "split 512, chunk 4096": DecodeConfig(512, 4096),
     "2 stages": DecodeConfig(stages=2),
     "1 CTA/SM, 6 stages": DecodeConfig(stages=6, num_ctas=132),
     "1 CTA/SM, 128 x 3": DecodeConfig(block=128, stages=3, num_ctas=132),
-    "1 CTA/SM, 128 x 3, split 1024": DecodeConfig(1024, 128, 3, 132),
     "4 waves": DecodeConfig(num_ctas=1056),
 }
+# Rows whose bits are compared, alone and in batches: both sides of every seam of summation.
+LENGTHS = (1, 255, 256, 257, 1000, 2048, 2049, 9000)
+BATCHES = (64, 256)
+CTAS = (264, 1, 40, 132, 1056)  # each leads to another work list
+KINDS = (
+    DecodeSpec("llama", 32, 8, 128, 64, LENGTHS),
+    DecodeSpec("gemma window and cap", 16, 8, 128, 16, LENGTHS, window=1000, softcap=30.0),
+    DecodeSpec("glm", 32, 2, 128, 64, LENGTHS),
+)
+Results = dict[str, Any]
 
 
 def make_plan(spec: DecodeSpec, config: DecodeConfig, seq_lens: jax.Array) -> DecodePlan:
-    return plan_decode(
-        seq_lens,
+    make = functools.partial(
+        plan_decode,
         max_pages=spec.width,
         page_size=spec.page,
+        num_kv_heads=spec.kv_heads,
         window=spec.window,
         config=config,
     )
+    return jax.jit(make)(seq_lens)
 
 
 def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
@@ -70,6 +81,171 @@ def attempt(function: Callable[[], Any]) -> Any:
     except Exception as error:
         traceback.print_exc()
         return f"FAILED {type(error).__name__}: {str(error)[:300]}"
+
+
+def save(results: Results) -> None:
+    if out := os.environ.get("OUT"):
+        (Path(out) / "decode.json").write_text(json.dumps(results, indent=1))
+
+
+class Run(NamedTuple):
+    """A program and what it is called with."""
+
+    program: Any
+    args: tuple[Any, ...]
+    plan: DecodePlan
+
+
+def chain(
+    op: DecodeOp, q: jax.Array, caches: tuple[jax.Array, ...], tables: jax.Array, plan: DecodePlan
+) -> jax.Array:
+    for i in range(CALLS):
+        q = paged_decode_sm90(q, caches[i % len(caches)], tables, plan, op=op)
+    return q
+
+
+def build(spec: DecodeSpec, config: DecodeConfig) -> Run:
+    q, caches, tables, lens = decode_inputs(spec, CALLS)
+    plan = make_plan(spec, config, lens)
+    args = (q, caches, tables, plan)
+    function = jax.jit(functools.partial(chain, make_op(spec, config)))
+    return Run(function.lower(*args).compile(), args, plan)
+
+
+def build_all(specs: list[DecodeSpec], config: DecodeConfig) -> list[Any]:
+    with ThreadPoolExecutor(6) as pool:
+        return list(pool.map(lambda spec: attempt(lambda: build(spec, config)), specs))
+
+
+def time_run(spec: DecodeSpec, name: str, run: Any, ceiling: float, results: Results) -> float:
+    """Prints and records a line; returns microseconds, infinity for what did not run."""
+    if not isinstance(run, str):
+        dispatch = functools.partial(run.program, *run.args)
+        seconds = attempt(lambda: median_seconds(dispatch, calls=CALLS))
+        if isinstance(seconds, float):
+            rate = spec.kv_bytes / seconds / 1e12
+            items, left, split_rows = np.asarray(run.plan.counts).tolist()
+            entry = {
+                "spec": spec.name,
+                "name": name,
+                "config": dataclasses.asdict(CONFIGS[name]),
+                "us": seconds * 1e6,
+                "tb_per_s": rate,
+                "items": items,
+                "split_rows": split_rows,
+                "temporary_bytes": run.program.memory_analysis().temp_size_in_bytes,
+            }
+            results["speed"].append(entry)
+            print(
+                f"{spec.name:28} {name:22} {entry['us']:8.1f} us {rate:5.2f} TB/s "
+                f"{rate / ceiling:6.1%} of reading; {items} items, {split_rows} rows split"
+                f"{f' into sums of {left}' if split_rows else ''}",
+                flush=True,
+            )
+            return entry["us"]
+        run = seconds
+    print(f"{spec.name:28} {name:22} {run}", flush=True)
+    results["failed"].append(f"{spec.name}, {name}: {run}")
+    return float("inf")
+
+
+def speed_of_default(results: Results) -> float:
+    measured = attempt(lambda: read_bytes_per_second() / 1e12)
+    ceiling = measured if isinstance(measured, float) else float("nan")
+    results["read_tb_per_s"] = measured
+    print(f"reading 4 GiB: {measured} TB/s", flush=True)
+    runs = build_all(list(SPEED), CONFIGS["default"])
+    for spec, run in zip(SPEED, runs, strict=True):
+        time_run(spec, "default", run, ceiling, results)
+    results["plan_us"] = attempt(plan_us)
+    print(f"plan of 256 rows: {results['plan_us']} us", flush=True)
+    return ceiling
+
+
+def plan_us() -> float:
+    """The work list of 256 rows and tables of 2048 pages."""
+    spec = DecodeSpec("plan", 32, 8, 128, 64, (1024,) * 256, max_pages=2048)
+
+    def plans(lens: jax.Array) -> jax.Array:
+        for _ in range(CALLS):  # nothing in a plan is as large as a length
+            plan = make_plan(spec, CONFIGS["default"], lens)
+            small = plan.items[: lens.shape[0], :4].max(axis=1)
+            lens = jnp.maximum(lens, small + plan.split_rows[:, 1:].max() + plan.counts.max())
+        return lens
+
+    lens = jnp.asarray(spec.lens, jnp.int32)
+    return median_seconds(functools.partial(jax.jit(plans), lens), calls=CALLS) * 1e6
+
+
+def random_batch(spec: DecodeSpec, rows: int) -> tuple[DecodeProblem, np.ndarray]:
+    """``spec``'s rows at random places of a batch of others, and the places. Rows share pages,
+    which is allowed; the cache, and all that belongs to ``spec``'s rows, is the same in any batch.
+    """
+    rng, own = np.random.default_rng(rows), np.random.default_rng(0)
+    lens = rng.integers(1, 3000, rows).astype(np.int32)
+    tables = rng.integers(1, 1024, (rows, spec.width)).astype(np.int32)
+    places = rng.permutation(rows)[: len(spec.lens)]
+    lens[places] = spec.lens
+    tables[places] = own.integers(1, 1024, (len(places), spec.width))
+    keys = jax.random.split(jax.random.key(0), 3)
+    kv_shape = (1024, 2, spec.kv_heads, spec.page, spec.dim)
+    kv, q, queries = (
+        jax.random.normal(key, shape, jnp.bfloat16)
+        for key, shape in zip(
+            keys,
+            (kv_shape, (rows, spec.heads, spec.dim), (len(places), spec.heads, spec.dim)),
+            strict=True,
+        )
+    )
+    q = q.at[places].set(queries)
+    return DecodeProblem(q, kv, jnp.asarray(tables), jnp.asarray(lens)), places
+
+
+def bits(spec: DecodeSpec, config: DecodeConfig, problem: DecodeProblem) -> tuple[np.ndarray, str]:
+    """The answers, and how the work was dealt."""
+    q, kv, tables, lens = problem
+    plan = make_plan(spec, config, lens)
+    items, left, split_rows = np.asarray(plan.counts).tolist()
+    out = paged_decode_sm90(q, kv, tables, plan, op=make_op(spec, config))
+    return np.asarray(out, np.float32), f"{items} items, {split_rows} rows in sums of {left}"
+
+
+def invariance(spec: DecodeSpec) -> dict[str, Any]:
+    """Bits of the same rows: alone, in batches, and with other numbers of CTAs."""
+    found: dict[str, Any] = {"spec": spec.name, "lengths": spec.lens, "dealt": {}}
+    config = DecodeConfig()
+    problem, places = random_batch(spec, BATCHES[0])
+    alone = []
+    for place in places:
+        row = slice(place, place + 1)
+        single = DecodeProblem(
+            problem.q[row], problem.kv, problem.block_tables[row], problem.seq_lens[row]
+        )
+        out, dealt = bits(spec, config, single)
+        alone.append(out[0])
+        found["dealt"][f"alone, {int(problem.seq_lens[place])}"] = dealt
+    for rows in BATCHES:
+        problem, places = random_batch(spec, rows)
+        for ctas in CTAS:
+            name = f"{rows} rows, {ctas} CTAs"
+            out, dealt = bits(spec, dataclasses.replace(config, num_ctas=ctas), problem)
+            found["dealt"][name] = dealt
+            found[name] = [bool((out[p] == a).all()) for p, a in zip(places, alone, strict=True)]
+    found["all_equal"] = all(all(same) for name, same in found.items() if "CTAs" in name)
+    found["finite"] = bool(np.isfinite(alone).all())
+    return found
+
+
+def all_invariance(results: Results) -> None:
+    for spec in KINDS:
+        found = attempt(functools.partial(invariance, spec))
+        results["invariance"].append(found)
+        if isinstance(found, str):
+            print(f"bits of {spec.name}: {found}", flush=True)
+            continue
+        print(f"bits of {spec.name}: equal {found['all_equal']}, finite {found['finite']}")
+        for name, dealt in found["dealt"].items():
+            print(f"  {name:20} {dealt:44} {found.get(name, '')}", flush=True)
 
 
 def check(spec: DecodeSpec, config: DecodeConfig, problem: DecodeProblem) -> dict[str, Any]:
@@ -95,7 +271,7 @@ def check(spec: DecodeSpec, config: DecodeConfig, problem: DecodeProblem) -> dic
     }
 
 
-def correctness(results: dict[str, Any]) -> None:
+def correctness(results: Results) -> None:
     with ThreadPoolExecutor(8) as pool:
         problems = dict(zip(MIXED, pool.map(make_decode_problem, MIXED), strict=True))
     cases = [(spec, default_of(spec)) for spec in MIXED]
@@ -107,135 +283,50 @@ def correctness(results: dict[str, Any]) -> None:
         entry = {"spec": spec.name, "config": dataclasses.asdict(config), "outcome": outcome}
         results["correct"].append(entry)
         shown = "/".join(str(value) for value in dataclasses.astuple(config))
-        print(f"{spec.name:24} {shown:16} {outcome}", flush=True)
+        print(f"{spec.name:24} {shown:22} {outcome}", flush=True)
 
 
-def median_us(function: Callable[..., Any], calls: int, *args: Any) -> float:
-    """Of one of the ``calls`` in ``function``."""
-    jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(RUNS):
-        begin = time.perf_counter()
-        jax.block_until_ready([function(*args) for _ in range(QUEUED)])
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) / (QUEUED * calls) * 1e6
-
-
-def read_ceiling() -> float:
-    """TB/s of XLA reading 4 GiB once."""
-    data = jnp.zeros((1 << 30,), jnp.float32)
-    us = median_us(jax.jit(lambda x: x.sum()), 1, data)
-    return data.nbytes / us / 1e6
-
-
-def chain(
-    op: DecodeOp, q: jax.Array, caches: tuple[jax.Array, ...], tables: jax.Array, plan: DecodePlan
-) -> jax.Array:
-    for i in range(CALLS):
-        q = paged_decode_sm90(q, caches[i % len(caches)], tables, plan, op=op)
-    return q
-
-
-def speed_inputs(spec: DecodeSpec) -> tuple[jax.Array, tuple[jax.Array, ...], jax.Array, jax.Array]:
-    used = [-(-length // spec.page) for length in spec.lens]
-    rng = np.random.default_rng(0)
-    pages = rng.permutation(sum(used)).astype(np.int32) + 1
-    tables = np.zeros((len(used), spec.width), np.int32)
-    for row, (count, end) in enumerate(zip(used, np.cumsum(used), strict=True)):
-        tables[row, :count] = pages[end - count : end]
-    sets = min(CALLS, max(2, CACHE_BYTES // spec.kv_bytes))
-    keys = jax.random.split(jax.random.key(0), sets + 1)
-    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.dim)
-    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
-    q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
-    caches = tuple(make(key) for key in keys[:sets])
-    return q, caches, jnp.asarray(tables), jnp.asarray(spec.lens, jnp.int32)
-
-
-def speed(
-    spec: DecodeSpec, names: list[str], ceiling: float, results: dict[str, Any]
-) -> dict[str, float]:
-    """Prints a table; returns the microseconds of the configs that ran."""
-    q, caches, tables, lens = speed_inputs(spec)
-    plans = {name: make_plan(spec, CONFIGS[name], lens) for name in names}
-
-    def build(name: str) -> Any:
-        function = jax.jit(functools.partial(chain, make_op(spec, CONFIGS[name])))
-        return attempt(lambda: function.lower(q, caches, tables, plans[name]).compile())
-
-    with ThreadPoolExecutor(len(names)) as pool:
-        programs = dict(zip(names, pool.map(build, names), strict=True))
-    print(f"\n{spec.name}: {spec.kv_bytes / 1e6:.0f} MB", flush=True)
-    found: dict[str, float] = {}
-    for name, program in programs.items():
-        if not isinstance(program, str):
-            run = functools.partial(median_us, program, CALLS, q, caches, tables, plans[name])
-            outcome = attempt(run)
-            if isinstance(outcome, float):
-                found[name] = outcome
-                _report(spec, name, outcome, program, ceiling, results)
-                continue
-            program = outcome
-        print(f"  {name:32} {program}", flush=True)
-    return found
-
-
-def _report(
-    spec: DecodeSpec, name: str, us: float, program: Any, ceiling: float, results: dict[str, Any]
-) -> None:
-    rate = spec.kv_bytes / us / 1e6
-    results["speed"].append(
-        {
-            "spec": spec.name,
-            "name": name,
-            "config": dataclasses.asdict(CONFIGS[name]),
-            "us": us,
-            "tb_per_s": rate,
-            "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+def sweep(results: Results, ceiling: float) -> None:
+    """The specs that every config runs choose the three that the others run."""
+    totals = dict.fromkeys(list(CONFIGS)[1:], 0.0)
+    for index, spec in enumerate(SPEED):
+        names = list(totals) if index < SWEPT else sorted(totals, key=totals.__getitem__)[:3]
+        found = {
+            name: time_run(
+                spec,
+                name,
+                attempt(functools.partial(build, spec, CONFIGS[name])),
+                ceiling,
+                results,
+            )
+            for name in names
         }
-    )
-    print(f"  {name:32} {us:8.1f} us {rate:5.2f} TB/s {rate / ceiling:6.1%} of reading", flush=True)
-
-
-def plan_us() -> float:
-    """The work list of 256 rows and tables of 2048 pages."""
-    spec = DecodeSpec("plan", 32, 8, 128, 64, (1024,) * 256, max_pages=2048)
-    lens = jnp.asarray(spec.lens, jnp.int32)
-
-    def plans(lens: jax.Array) -> jax.Array:
-        for _ in range(CALLS):
-            plan = make_plan(spec, CONFIGS["default"], lens)
-            lens = jnp.maximum(lens, plan.items[: lens.shape[0], 3] * 0 + plan.row_splits)
-        return lens
-
-    return median_us(jax.jit(plans), CALLS, lens)
+        if index < SWEPT:
+            for name, us in found.items():  # relative, so that all specs count alike
+                totals[name] += us / min(found.values())
+        save(results)
 
 
 def main() -> None:
     begin = time.perf_counter()
-    results: dict[str, Any] = {
+    results: Results = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
-        "correct": [],
         "speed": [],
+        "failed": [],
+        "invariance": [],
+        "correct": [],
     }
-    correctness(results)
-    print(f"correctness took {time.perf_counter() - begin:.0f} s", flush=True)
-    measured = attempt(read_ceiling)
-    ceiling = measured if isinstance(measured, float) else float("nan")
-    results["read_tb_per_s"], results["plan_us"] = measured, attempt(plan_us)
-    print(f"reading 4 GiB: {measured} TB/s; plan: {results['plan_us']} us", flush=True)
-    totals = dict.fromkeys(CONFIGS, 0.0)
-    for index, spec in enumerate(SPEED):
-        names = list(CONFIGS) if index < SWEPT else sorted(totals, key=totals.__getitem__)[:3]
-        found = attempt(functools.partial(speed, spec, names, ceiling, results))
-        if index < SWEPT and isinstance(found, dict):
-            for name in CONFIGS:  # time relative to the spec's best, so that all specs count alike
-                best = min(found.values(), default=1.0)
-                totals[name] += found.get(name, float("inf")) / best
+    ceiling = speed_of_default(results)
+    parts: list[Callable[[Results], None]] = [all_invariance, correctness]
+    if "--sweep" in sys.argv[1:]:
+        parts.append(functools.partial(sweep, ceiling=ceiling))
+    for part in parts:
+        save(results)
+        print(f"{time.perf_counter() - begin:.0f} s so far", flush=True)
+        part(results)
+    save(results)
     print(f"took {time.perf_counter() - begin:.0f} s", flush=True)
-    if out := os.environ.get("OUT"):
-        (Path(out) / "decode.json").write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

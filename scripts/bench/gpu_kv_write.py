@@ -1,137 +1,101 @@
-"""Fused rope + KV write on a GPU: correctness, in-place proof, then time beside plain XLA.
+"""Fused rope + KV write on a GPU: correctness, a token's bits alone and in company, in-place proof
+(of the operation, and of whole steps that serve with it), then time beside plain XLA.
 
 Run from the repository root: ``PYTHONPATH=. python scripts/bench/gpu_kv_write.py``.
 """
 
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from jaxllm.attention.backends.pallas import BACKEND
+from jaxllm.config.model import ModelConfig, RopeConfig
+from jaxllm.config.plan import EnginePlan, make_buckets
+from jaxllm.models.params import model_def
+from jaxllm.runner.programs import Programs
+from pallas_kernels.bench.ceilings import read_bytes_per_second
+from pallas_kernels.bench.kv_write import (
+    KVWriteInputs,
+    KVWriteOperation,
+    kv_write_cache,
+    kv_write_chain,
+    kv_write_error,
+    kv_write_inputs,
+)
+from pallas_kernels.bench.timing import median_seconds
 from pallas_kernels.kv_write.kv_write_sm90 import KVWriteConfig, rope_and_write_sm90
-from pallas_kernels.kv_write.reference import rope_and_write_reference
-from pallas_kernels.kv_write.specs import SPECS, KVWriteSpec
+from pallas_kernels.kv_write.specs import SPECS, SPEED, KVWriteBatch
 from pallas_kernels.kv_write.xla import rope_and_write_xla
 
-CEILING = 4.56e12  # bytes per second, one read of 4 GiB
 CONFIGS = {f"vector={n}": KVWriteConfig(n) for n in (8, 4, 2)}
-TOKENS = (1, 8, 64, 256, 2048, 8192)
-
-
-def inputs(spec: KVWriteSpec, tokens: int, pages: int, seed: int = 0) -> tuple[Any, ...]:
-    rng = np.random.default_rng(seed)
-    key = jax.random.key(seed)
-    width = (spec.heads + 2 * spec.kv_heads) * spec.dim
-    slots = rng.permutation((pages - 1) * spec.page)[:tokens] + spec.page  # never page 0
-    page, offset = slots // spec.page, slots % spec.page
-    if tokens > 2:
-        page[1] = pages  # padding
-    angle = jnp.asarray(rng.uniform(0, 1000, size=(tokens, spec.dim // 2)), jnp.float32)
-    qkv = jax.random.normal(key, (tokens, width), jnp.bfloat16)
-    norms = [1 + 0.1 * jax.random.normal(key, (spec.dim,), jnp.bfloat16) for _ in "qk"]
-    return (
-        qkv,
-        jnp.cos(angle),
-        jnp.sin(angle),
-        jnp.asarray(page, jnp.int32),
-        jnp.asarray(offset, jnp.int32),
-        *(norms if spec.qk_norm else ()),
-    )
-
-
-def cache(spec: KVWriteSpec, pages: int, seed: int = 1) -> jax.Array:
-    shape = (pages, 2, spec.kv_heads, spec.page, spec.dim)
-    return jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
-
-
-def call(op: Callable[..., Any], args: tuple[Any, ...], kv: Any) -> Any:
-    return op(*args[:5], kv, *args[5:])
-
-
-def check(op: Callable[..., Any]) -> dict[str, str]:
-    """Relative error per spec; what no token owns must keep its bits."""
-    found = {}
-    for spec in SPECS:
-        args, kv = inputs(spec, 100, 37), cache(spec, 37)
-        want_q, want_kv = call(rope_and_write_reference, args, kv)
-        q, new = call(op, args, kv)
-        pages, offsets = np.asarray(args[3]), np.asarray(args[4])
-        own = pages < 37
-        kept = np.ones(kv.shape, bool)
-        kept[pages[own], :, :, offsets[own]] = False
-        same = bool((np.asarray(new)[kept] == np.asarray(kv)[kept]).all())
-        errors = [_relative(q, want_q), _relative(new, want_kv)]
-        found[str(spec)] = f"q {errors[0]:.1e} kv {errors[1]:.1e} rest kept {same}"
-    return found
-
-
-def _relative(got: Any, want: Any) -> float:
-    got = jnp.asarray(got, jnp.float32)
-    return float(jnp.linalg.norm((got - want).ravel()) / jnp.linalg.norm(jnp.asarray(want).ravel()))
 
 
 def in_place(op: Callable[..., Any]) -> str:
     """Two layers, donated caches: temporary bytes and aliased bytes of the compiled program."""
     spec = SPECS[0]
-    args = inputs(spec, 64, 128)
-    caches = tuple(cache(spec, 128) for _ in range(2))
+    inputs = kv_write_inputs(KVWriteBatch(spec, 64), 128)
+    caches = tuple(kv_write_cache(spec, 128) for _ in range(2))
 
-    def step(caches: Any, *args: Any) -> Any:
-        first, kv0 = call(op, args, caches[0])
-        second, kv1 = call(op, args, caches[1])
+    def step(caches: Any, inputs: KVWriteInputs) -> Any:
+        first, kv0 = inputs.write(op, caches[0])
+        second, kv1 = inputs.write(op, caches[1])
         return (kv0, kv1), first + second
 
-    compiled = jax.jit(step, donate_argnums=0).lower(caches, *args).compile()
+    compiled = jax.jit(step, donate_argnums=0).lower(caches, inputs).compile()
+    return _verdict(compiled, caches[0].nbytes * 2)
+
+
+def steps_in_place() -> dict[str, str]:
+    """The same of two layers of Llama 3.1 8B as they are served, attention included."""
+    rope = RopeConfig(theta=5e5, dim=128)
+    model = ModelConfig("LlamaForCausalLM", 512, 4096, 14336, 2, 32, 8, 128, rope, 1e-5, 8192)
+    buckets = make_buckets((64,), (512,), 64)
+    plan = EnginePlan(model, "bfloat16", 8192, 64, 512, 64, 8192, buckets, BACKEND.name, "check")
+    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
+    programs.compile(progress=False)
+    cache_bytes = 2 * 8192 * 2 * 8 * 64 * 128 * 2
+    return {str(b): _verdict(programs.forward(b), cache_bytes) for b in buckets}
+
+
+def _verdict(compiled: Any, cache_bytes: int) -> str:
     memory = compiled.memory_analysis()
     if memory is None:
         return "no memory analysis"
+    aliased, temporary = memory.alias_size_in_bytes, memory.temp_size_in_bytes
+    good = aliased >= cache_bytes and temporary < cache_bytes / 8
     return (
-        f"cache {caches[0].nbytes * 2} B, aliased {memory.alias_size_in_bytes} B, "
-        f"temporary {memory.temp_size_in_bytes} B"
+        f"{'in place' if good else 'COPIED'}: cache {cache_bytes} B, aliased {aliased} B, "
+        f"temporary {temporary} B"
     )
 
 
-def seconds(op: Callable[..., Any], spec: KVWriteSpec, tokens: int) -> float:
-    """One layer's time: a device-side loop over layers with caches and projections of their own."""
-    layers = 32 if tokens <= 256 else 6
-    loops = 20 if tokens <= 256 else 5
-    pages = max(256, 2 * tokens // spec.page)
-    args = [inputs(spec, tokens, pages, seed) for seed in range(layers)]
-    caches = tuple(cache(spec, pages) for _ in range(layers))
-    q = jnp.zeros((layers, spec.heads, spec.dim), jnp.bfloat16)
-
-    def run(caches: Any, q: Any, args: Any) -> Any:
-        def body(_: Any, carry: Any) -> Any:
-            # Tied together, so that nothing is hoisted out of the loop.
-            (caches, _q), fed = lax.optimization_barrier((carry, args))
-            out = [call(op, arg, kv) for arg, kv in zip(fed, caches, strict=True)]
-            return tuple(kv for _, kv in out), jnp.stack([q[-1] for q, _ in out])
-
-        return lax.fori_loop(0, loops, body, (caches, q))
-
-    step = jax.jit(run, donate_argnums=(0, 1))
-    caches, q = step(caches, q, args)
-    jax.block_until_ready(q)
-    times = []
-    for _ in range(20):
-        start = time.perf_counter()
-        caches, q = step(caches, q, args)
-        jax.block_until_ready(q)
-        times.append((time.perf_counter() - start) / layers / loops)
-    return statistics.median(times)
+def same_bits(op: Callable[..., Any]) -> str:
+    """Every token alone against all of 300 together, for all shapes."""
+    differ: list[str] = []
+    names = ("qkv", "cos", "sin", "pages", "offsets")
+    for spec in SPECS:
+        inputs, kv = kv_write_inputs(KVWriteBatch(spec, 300), 37), kv_write_cache(spec, 37)
+        together, cache = inputs.write(op, kv)
+        for token in (0, 7, 299):
+            one = inputs._replace(**{name: getattr(inputs, name)[token, None] for name in names})
+            q, new = one.write(op, kv)
+            where = (int(one.pages[0]), slice(None), slice(None), int(one.offsets[0]))
+            same = np.array_equal(together[token], q[0])
+            same &= np.array_equal(cache[where], new[where])
+            differ += [] if same else [f"{spec} token {token}"]
+    return ", ".join(differ) or "a token has the same bits alone and in company"
 
 
 def main() -> None:
     print(jax.__version__, jax.devices()[0].device_kind)
+    ceiling = read_bytes_per_second()
     report: dict[str, Any] = {"device": jax.devices()[0].device_kind, "times_us": {}}
+    report["read_tb_per_s"] = ceiling / 1e12
     for name, config in CONFIGS.items():
 
         def op(*args: Any, config: KVWriteConfig = config) -> Any:
@@ -139,30 +103,34 @@ def main() -> None:
 
         try:
             if name == "vector=8":
-                report["check"], report["in_place"] = check(op), in_place(op)
-                print(json.dumps(report["check"], indent=1), report["in_place"], sep="\n")
-            report["times_us"][name] = _table(name, op)
+                report["check"] = {str(spec): kv_write_error(op, spec) or "right" for spec in SPECS}
+                report["same_bits"] = same_bits(op)
+                report["in_place"] = {"two writes": in_place(op), **steps_in_place()}
+                shown = {key: report[key] for key in ("check", "same_bits", "in_place")}
+                print(json.dumps(shown, indent=1))
+            report["times_us"][name] = _table(name, op, ceiling)
         except Exception as error:
             print(name, "FAILED", type(error).__name__, str(error)[:600])
     try:
         print("XLA in place:", in_place(rope_and_write_xla))
-        report["times_us"]["xla"] = _table("xla", rope_and_write_xla)
+        report["times_us"]["xla"] = _table("xla", rope_and_write_xla, ceiling)
     except Exception as error:
         print("xla FAILED", type(error).__name__, str(error)[:600])
     if out := os.environ.get("OUT"):
         Path(out, "gpu_kv_write.json").write_text(json.dumps(report, indent=1))
 
 
-def _table(name: str, op: Callable[..., Any]) -> dict[int, float]:
-    spec, times = SPECS[0], {}
-    for tokens in TOKENS:
-        elapsed = seconds(op, spec, tokens)
-        moved = 2 * tokens * (spec.heads + 2 * spec.kv_heads) * spec.dim * 2
-        rate = moved / elapsed
-        times[tokens] = round(elapsed * 1e6, 2)
+def _table(name: str, op: Callable[..., Any], ceiling: float) -> dict[int, float]:
+    times: dict[int, float] = {}
+    for batch in SPEED:
+        layers, loops = (32, 20) if batch.tokens <= 256 else (6, 5)
+        dispatch = kv_write_chain(op, batch, layers, loops)
+        elapsed = median_seconds(dispatch, calls=layers * loops)
+        rate = KVWriteOperation().amount(batch) / elapsed
+        times[batch.tokens] = round(elapsed * 1e6, 2)
         print(
-            f"{name:10s} T={tokens:5d} {elapsed * 1e6:8.2f} us  {rate / 1e12:5.2f} TB/s "
-            f"{100 * rate / CEILING:5.1f} %",
+            f"{name:10s} T={batch.tokens:5d} {elapsed * 1e6:8.2f} us  {rate / 1e12:5.2f} TB/s "
+            f"{rate / ceiling:6.1%}",
             flush=True,
         )
     return times

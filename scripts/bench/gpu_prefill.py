@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import os
-import statistics
 import time
 import traceback
 from collections.abc import Callable
@@ -28,9 +27,10 @@ from pallas_kernels.attention.prefill_problem import (
 from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
 from pallas_kernels.attention.prefill_specs import MIXED, SPEED, PrefillSpec
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
+from pallas_kernels.bench.ceilings import matmul_flops_per_second
+from pallas_kernels.bench.prefill import CALLS, prefill_inputs
+from pallas_kernels.bench.timing import median_seconds
 
-CALLS = 8  # per dispatch, as many layers of a model: hides the host's share
-RUNS = 20
 CONFIGS = {
     "default": PrefillConfig(),
     "one head, 128 tokens": PrefillConfig(heads_per_tile=1),
@@ -107,28 +107,7 @@ def _rows_alone_agree(
 
 def median_us(function: Callable[..., Any], *args: Any) -> float:
     """Of one call of the CALLS in ``function``."""
-    jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(RUNS):
-        begin = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times) / CALLS * 1e6
-
-
-def speed_inputs(spec: PrefillSpec) -> tuple[tuple[jax.Array, ...], PrefillProblem]:
-    problem = make_prefill_problem(spec)
-    keys = jax.random.split(jax.random.key(0), CALLS)
-    queries = tuple(jax.random.normal(key, problem.q.shape, problem.q.dtype) for key in keys)
-    return queries, problem
-
-
-def matmul_ceiling() -> float:
-    """TFLOP/s of an 8192^3 bf16 product through XLA."""
-    key = jax.random.key(0)
-    a, b = (jax.random.normal(k, (8192, 8192), jnp.bfloat16) for k in jax.random.split(key))
-    function = jax.jit(lambda a, b: [(a + i) @ b for i in range(CALLS)])
-    return 2 * 8192**3 / median_us(function, a, b) / 1e6
+    return median_seconds(lambda: function(*args), calls=CALLS, queued=1) * 1e6
 
 
 def cudnn_us(spec: PrefillSpec) -> float:
@@ -175,7 +154,7 @@ def speed(
     spec: PrefillSpec, names: list[str], ceiling: float, results: dict[str, Any]
 ) -> dict[str, float]:
     """Prints a table; returns the microseconds of the configs that ran."""
-    inputs, found = speed_inputs(spec), {}
+    inputs, found = prefill_inputs(spec, CALLS), {}
     configs = {name: CONFIGS[name] for name in names}
 
     def build(config: PrefillConfig) -> Any:
@@ -226,7 +205,7 @@ def main() -> None:
         "correct": [],
         "speed": [],
     }
-    measured = attempt(matmul_ceiling)
+    measured = attempt(lambda: matmul_flops_per_second() / 1e12)
     ceiling = measured if isinstance(measured, float) else float("nan")
     results["matmul_tflops"] = measured
     print(f"matmul 8192^3: {measured} TFLOP/s", flush=True)

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -8,38 +7,42 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from jaxllm.errors import InvalidRequestError
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import unless_disconnected
 from server.errors import request_id_of
+from server.openai.conversation import render
 from server.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.reply import Reply, finish_reason
 from server.openai.schemas import ChatCompletionRequest
-from server.openai.stream import Choice, Outputs, stream_chunks
+from server.openai.stream import Choice, Outputs, about, stream_chunks
 from server.openai.validation import read_request
+from server.record import record_of
 from server.responses import JSONResponse
 from server.serving import Serving, serving_of
 from server.sse import EventStream
-
-_LONG_CHAT_CHARS = 20_000  # beyond it, rendering would hold up the event loop
 
 
 async def chat_completions(request: Request) -> Response:
     body = await read_request(request, ChatCompletionRequest)
     serving = serving_of(request)
     params = body.sampling_params()
-    prompt = await _render(body, serving.client.tokenizer)
+    messages = [message.as_template_message() for message in body.messages]
+    prompt = await render(messages, body, serving)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = Reply("chatcmpl", kind, body.model)
-    outputs = _about_messages(
+    outputs = about(
         serving.generate(
             [prompt],
             params,
             request_id=reply.id,
+            record=record_of(request),
             priority=body.priority or 0,
-            add_special_tokens=False,  # the template has written them
-        )
+            # The template has written them.
+            add_special_tokens=body.add_special_tokens is True,
+        ),
+        prompt="messages",
+        max_tokens="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
     )
     if body.stream:
         return EventStream(
@@ -49,26 +52,6 @@ async def chat_completions(request: Request) -> Response:
         )
     answer = _answer(outputs, reply, body, serving.client.tokenizer)
     return JSONResponse(await unless_disconnected(request.receive, answer))
-
-
-async def _render(body: ChatCompletionRequest, tokenizer: Tokenizer) -> str:
-    messages = [message.as_template_message() for message in body.messages]
-    options = body.template_options()
-    if sum(len(str(message.content)) for message in body.messages) > _LONG_CHAT_CHARS:
-        return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **options)
-    return tokenizer.apply_chat_template(messages, **options)
-
-
-async def _about_messages(outputs: Outputs) -> AsyncGenerator[tuple[int, RequestOutput]]:
-    """Clients of this endpoint sent no ``prompt``: errors about it are about ``messages``."""
-    try:
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield output
-    except InvalidRequestError as error:
-        if error.param == "prompt":
-            error.param = "messages"
-        raise
 
 
 async def _answer(
@@ -97,7 +80,7 @@ async def _answer(
 
 def _chunks(
     outputs: Outputs, reply: Reply, body: ChatCompletionRequest, serving: Serving
-) -> AsyncGenerator[dict[str, Any]]:
+) -> AsyncGenerator[list[dict[str, Any]]]:
     def opening(base: int, output: RequestOutput) -> list[Choice]:
         return [
             _choice(base + index, {"role": "assistant", "content": ""})
@@ -117,7 +100,7 @@ def _chunks(
         outputs,
         reply,
         num_choices=body.num_choices,
-        include_usage=body.include_usage,
+        options=body.stream_options,
         opening=opening,
         delta=delta,
         ending=ending,

@@ -16,6 +16,7 @@ from server.openai.reply import Reply, finish_reason
 from server.openai.schemas import CompletionRequest
 from server.openai.stream import Choice, Outputs, stream_chunks
 from server.openai.validation import read_request
+from server.record import record_of
 from server.responses import JSONResponse
 from server.serving import serving_of
 from server.sse import EventStream
@@ -29,6 +30,7 @@ async def completions(request: Request) -> Response:
         body.prompts,
         body.sampling_params(),
         request_id=reply.id,
+        record=record_of(request),
         priority=body.priority or 0,
         add_special_tokens=body.add_special_tokens is not False,
     )
@@ -117,7 +119,7 @@ async def _answer(
 
 def _chunks(
     outputs: Outputs, reply: Reply, body: CompletionRequest, choices: _Choices
-) -> AsyncGenerator[dict[str, Any]]:
+) -> AsyncGenerator[list[dict[str, Any]]]:
     def opening(base: int, output: RequestOutput) -> list[Choice]:
         if not body.echo:
             return []
@@ -137,7 +139,7 @@ def _chunks(
         outputs,
         reply,
         num_choices=body.num_choices,
-        include_usage=body.include_usage,
+        options=body.stream_options,
         opening=opening,
         delta=delta,
         ending=ending,

@@ -3,22 +3,32 @@
 Lists stop at the first wrong element, so that a body full of nonsense is cheap to refuse.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from jaxllm.sampling_params import MAX_LOGPROBS
 
-MAX_PROMPTS = 1024  # prompts of one request, and its sequences (prompts times n)
-MAX_MESSAGES = 8192
-MAX_STRINGS = 256
+MAX_PROMPTS = 64
+MAX_INPUTS = 2048  # of an embedding request
+MAX_SEQUENCES = 1024  # prompts times n
+MAX_MESSAGES = 2048  # and parts of a message's content
+MAX_TOOLS = 128
+MAX_STOPS = 16  # OpenAI takes 4, but evaluation harnesses send up to a dozen
+MAX_BAD_WORDS = 256
+MAX_STRING_CHARS = 256  # of a stop string or a bad word
 TAG = "~"  # first character of the union tags below; validation.py leaves them out of paths
+ONE, MANY, IDS, LISTS = (Tag(f"{TAG}{name}") for name in ("one", "many", "ids", "lists"))
 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
-Strings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STRINGS)]
-Objects = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_STRINGS)]
+ShortString = Annotated[str, Field(max_length=MAX_STRING_CHARS)]
+Salt = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Stops = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_STOPS)]
+BadWords = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)]
+Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=0, le=INT32)]
@@ -46,27 +56,66 @@ def _union(discriminator: Any, expected: str) -> Discriminator:
     )
 
 
-StringOrStrings = Annotated[
-    Annotated[str, Tag(f"{TAG}one")] | Annotated[Strings, Tag(f"{TAG}many")],
-    _union(_one_or_many, "a string or an array of strings"),
+def text_or_list(expected: str) -> Discriminator:
+    """Of a union of a string, tagged ``ONE``, and a list, tagged ``MANY``."""
+    return _union(_one_or_many, expected)
+
+
+StopField = Annotated[
+    Annotated[ShortString, ONE] | Annotated[Stops, MANY],
+    text_or_list("a string or an array of strings"),
 ]
 Content = Annotated[
-    Annotated[str, Tag(f"{TAG}one")]
-    | Annotated[
-        list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_MESSAGES), Tag(f"{TAG}many")
-    ],
-    _union(_one_or_many, "a string or an array of content parts"),
+    Annotated[str, ONE]
+    | Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_MESSAGES), MANY],
+    text_or_list("a string or an array of content parts"),
 ]
+_PROMPT_FORMS = _union(
+    _prompt_form, "a string, an array of strings, of token ids, or of arrays of token ids"
+)
+_PromptIds = Annotated[list[int], Field(fail_fast=True, min_length=1)]
+_SomePrompts = Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)
+_SomeInputs = Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)
 PromptField = Annotated[
-    Annotated[str, Tag(f"{TAG}one")]
-    | Annotated[
-        list[str], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS), Tag(f"{TAG}many")
-    ]
-    | Annotated[TokenIds, Tag(f"{TAG}ids")]
-    | Annotated[list[TokenIds], Field(fail_fast=True, max_length=MAX_PROMPTS), Tag(f"{TAG}lists")],
-    _union(_prompt_form, "a string, an array of strings, of token ids, or of arrays of token ids"),
+    Annotated[str, ONE]
+    | Annotated[list[str], _SomePrompts, MANY]
+    | Annotated[_PromptIds, IDS]
+    | Annotated[list[_PromptIds], _SomePrompts, LISTS],
+    _PROMPT_FORMS,
+]
+InputField = Annotated[
+    Annotated[str, ONE]
+    | Annotated[list[str], _SomeInputs, MANY]
+    | Annotated[_PromptIds, IDS]
+    | Annotated[list[_PromptIds], _SomeInputs, LISTS],
+    _PROMPT_FORMS,
 ]
 
 
 class RequestObject(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class RequestBody(RequestObject):
+    """A whole body. ``REFUSED``: known fields that are not honoured, and what to do instead."""
+
+    REFUSED: ClassVar[dict[str, str]] = {}
+
+
+class ModelRequest(RequestBody):
+    model: str
+
+
+def missing(name: str) -> PydanticCustomError:
+    """For a validator of an object that needs the field ``name`` in this case only."""
+    return PydanticCustomError("missing_field", "{name}", {"name": name})
+
+
+def conflict(param: str, message: str) -> PydanticCustomError:
+    """For a validator of a whole object, which knows better than pydantic what is wrong."""
+    return PydanticCustomError("conflict", "{message}", {"param": param, "message": message})
+
+
+def prompts_of(value: Any) -> list[str] | list[list[int]]:
+    """A ``PromptField``'s or ``InputField``'s prompts; a single one in a list of its own."""
+    return [value] if isinstance(value, str) or isinstance(value[0], int) else value

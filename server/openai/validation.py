@@ -13,9 +13,12 @@ from starlette.requests import Request
 
 from jaxllm.errors import InvalidRequestError
 from server.errors import UnsupportedMediaTypeError
-from server.openai.fields import TAG
+from server.openai.fields import TAG, ModelRequest, RequestBody
 from server.openai.schemas import GenerationRequest
+from server.record import record_of
 from server.serving import serving_of
+
+MAX_DEPTH = 64  # of arrays and objects in one another
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -39,7 +42,7 @@ _BOUNDS = {  # pydantic's error type -> (key of the bound, sign, OpenAI's word)
 }
 
 
-async def read_request[T: GenerationRequest](request: Request, schema: type[T]) -> T:
+async def read_request[T: RequestBody](request: Request, schema: type[T]) -> T:
     """The request's body as a ``schema``, for a model that is served.
 
     Raises:
@@ -47,15 +50,20 @@ async def read_request[T: GenerationRequest](request: Request, schema: type[T]) 
         InvalidRequestError: it is not JSON, or a field is wrong; ``param`` says which.
         ModelNotFoundError: no such model.
     """
-    body = parse_json(await _read_body(request))
     serving = serving_of(request)
+    serving.gate.check()  # a request that would be refused is not worth reading
+    body = parse_json(await _read_body(request))
     if isinstance(body, Mapping):
         _check_refused(body, schema.REFUSED)
     try:
         parsed = schema.model_validate(body)
     except ValidationError as error:
         raise to_invalid_request(error) from None
-    serving.check_model(parsed.model)
+    if isinstance(parsed, ModelRequest):
+        record_of(request).model = parsed.model
+        serving.check_model(parsed.model)
+    if isinstance(parsed, GenerationRequest):
+        _check_choices(parsed.num_choices, serving.settings.max_n)
     unknown = parsed.model_extra or {}
     unknown = [name for name in unknown if name not in schema.REFUSED]
     if unknown and serving.settings.strict_params:
@@ -66,6 +74,16 @@ async def read_request[T: GenerationRequest](request: Request, schema: type[T]) 
         )
     serving.note_ignored(unknown)
     return parsed
+
+
+def _check_choices(asked: int, most: int) -> None:
+    if asked > most:
+        raise InvalidRequestError(
+            f"Invalid 'n': integer above maximum value. Expected a value <= {most}, but got "
+            f"{asked} instead. This server's operator can allow more with --max-n.",
+            param="n",
+            code="integer_above_max_value",
+        )
 
 
 async def _read_body(request: Request) -> bytes:
@@ -82,11 +100,31 @@ async def _read_body(request: Request) -> bytes:
 def parse_json(body: bytes) -> Any:
     """Strict JSON: UTF-8, no NaN or Infinity, no lone surrogates, bounded depth."""
     try:
-        return pydantic_core.from_json(body, allow_inf_nan=False)
+        value = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidRequestError(
             f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
         ) from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:  # else it cannot be that deep
+        _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidRequestError(
+        f"The JSON body of your request is nested more than {MAX_DEPTH} levels deep.",
+        code="invalid_json",
+    )
 
 
 def to_invalid_request(error: ValidationError) -> InvalidRequestError:
@@ -94,8 +132,8 @@ def to_invalid_request(error: ValidationError) -> InvalidRequestError:
     details = error.errors(include_url=False)[0]
     kind, context = details["type"], details.get("ctx", {})
     param = _path(details["loc"])
-    if kind in ("missing", "missing_content"):
-        param = f"{param}.content" if kind == "missing_content" else param
+    if kind in ("missing", "missing_field"):
+        param = f"{param}.{context['name']}" if kind == "missing_field" else param
         return _error(
             f"Missing required parameter: '{param}'.", param, "missing_required_parameter"
         )
@@ -104,7 +142,7 @@ def to_invalid_request(error: ValidationError) -> InvalidRequestError:
         return _error(f"Invalid '{param}': {details['msg']}.", param, "invalid_value")
     if kind in _BOUNDS:
         return _out_of_bounds(details, param)
-    if kind in ("too_long", "too_short"):
+    if kind in ("too_long", "too_short", "string_too_long"):
         return _wrong_length(details, param)
     if kind == "literal_error":
         message = f"Invalid value: {_quoted(details['input'])}. Supported values are: "
@@ -159,8 +197,10 @@ def _wrong_length(details: ErrorDetails, param: str) -> InvalidRequestError:
     if details["type"] == "too_short":
         message = f"Invalid '{param}': it must hold at least {context['min_length']} item."
         return _error(message, param, "empty_array")
-    message = f"Invalid '{param}': it may hold at most {context['max_length']} items."
-    return _error(message, param, "array_above_max_length")
+    of_text = details["type"] == "string_too_long"
+    message = f"Invalid '{param}': it may hold at most {context['max_length']} "
+    message += "characters." if of_text else "items."
+    return _error(message, param, f"{'string' if of_text else 'array'}_above_max_length")
 
 
 def _quoted(value: Any) -> str:

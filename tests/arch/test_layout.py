@@ -82,3 +82,4 @@ def test_wheel_holds_exactly_the_three_packages(tmp_path: Path) -> None:
     modules = {path.as_posix() for path in _tracked() if path.suffix == ".py"}
     shipped = {name for name in names if name.endswith(".py")}
     assert shipped == {name for name in modules if name.split("/")[0] in PACKAGES}
+    assert "pallas_kernels/tuning/nvidia-h200.json" in names

@@ -1,5 +1,6 @@
 """What a CPU can see of the Pallas backend: its refusals, and that whole steps lower for Hopper."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -7,7 +8,7 @@ import jax
 import pytest
 
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
-from jaxllm.attention.backends.pallas import BACKEND
+from jaxllm.attention.backends.pallas import BACKEND, _say_once
 from jaxllm.config.model import ModelConfig, RopeConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.models.params import model_def
@@ -30,6 +31,13 @@ MODEL = ModelConfig(
     max_position_embeddings=8192,
     sliding_windows=(None, 512, None),
 )
+QWEN3 = replace(MODEL, architecture="Qwen3ForCausalLM", qk_norm=True)
+GLM = replace(
+    MODEL,
+    architecture="GlmForCausalLM",
+    qkv_bias=True,
+    rope=RopeConfig(theta=10000.0, dim=32, interleaved=True),
+)
 
 
 @pytest.mark.parametrize(
@@ -46,22 +54,31 @@ def test_refuses_with_a_reason(spec: AttentionSpec, target: AttentionTarget, rea
     assert reason in str(BACKEND.refuses(spec, target))
 
 
-def test_refuses_a_jax_that_its_kernels_do_not_lower_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "__version_info__", (0, 11, 9))
-    assert BACKEND.refuses(SPEC, H200) is None
-    monkeypatch.setattr(jax, "__version_info__", (0, 12, 0))
-    assert "JAX 0.11" in str(BACKEND.refuses(SPEC, H200))
-
-
-def test_whole_steps_lower_for_hopper_with_each_kernel_once() -> None:
-    """Three layers of two kinds: a kernel appears once per kind of layer, not once per layer."""
+@pytest.mark.parametrize(
+    ("model", "writes"), [(MODEL, 1), (QWEN3, 1), (GLM, 0)], ids=["llama", "qwen3", "glm"]
+)
+def test_whole_steps_lower_for_hopper_with_each_kernel_once(
+    model: ModelConfig, writes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three layers of two kinds: a kernel appears once per kind of layer, not once per layer, and
+    nothing but the kernels and the layers around them ever takes a cache.
+    """
+    _say_once.cache_clear()
     buckets = make_buckets((8,), (64,), 8)
-    plan = EnginePlan(MODEL, "bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
-    programs = Programs(plan, model_def(MODEL, "bfloat16"), BACKEND)
+    plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
+    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     for bucket, per_kind in zip(buckets, (2, 3), strict=True):  # decode, combine; prefill
         function = partial(forward, program=programs.step_program(bucket))
         jitted = jax.jit(function, donate_argnums=(1, 2))
         traced = jitted.trace(*programs._forward_args(bucket))
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
-        kernels = text.count("@mosaic_gpu_v2")
-        assert 0 < kernels <= 2 * per_kind
+        assert text.count("func.func private @rope_and_write_sm90") == writes
+        assert 0 < text.count("@mosaic_gpu_v2") <= 2 * per_kind + writes
+        takers = "func.func|return|call|stablehlo.custom_call @mosaic_gpu_v2"
+        if not writes:
+            takers += r"|stablehlo.scatter|\}\)"  # the scatter's types stand at its end
+        for line in text.splitlines():
+            if "tensor<300x2x2x64x64xbf16>" in line:
+                assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]
+    said = [record.message for record in caplog.records if "Plain XLA writes" in record.message]
+    assert len(said) == 1 - writes

@@ -18,6 +18,9 @@ class Picky:
 
     name = "picky"
 
+    def on(self, target: AttentionTarget) -> "Picky":
+        return self
+
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu":
             return f"no {target.platform}"

@@ -16,8 +16,10 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import ConfigError, ContextLengthExceededError, RequestFailedError
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.sampling_params import SamplingParams
+from tests.fakes.plans import make_plan
 
 VOCAB = 1000
+READ_RATE, WEIGHT_BYTES = 1e6, 40_000
 
 
 class FakeLLM:
@@ -29,8 +31,14 @@ class FakeLLM:
     def __init__(self, **settings: Any):
         self.settings = settings
         self.info = SimpleNamespace(vocab_size=VOCAB, max_model_len=settings["max_model_len"])
+        self.plan = make_plan(vocab_size=VOCAB)
+        self.summary = {"weight_bytes": WEIGHT_BYTES}
         self.calls: list[tuple[Sequence[list[int]], list[SamplingParams]]] = []
+        self.running = True
         FakeLLM.last = self
+
+    def shutdown(self) -> None:
+        self.running = False
 
     def generate(
         self, prompts: Sequence[list[int]], params: list[SamplingParams], use_tqdm: bool = True
@@ -53,8 +61,14 @@ class FakeLLM:
         ]
 
 
+def _read_rate() -> float:
+    assert not FakeLLM.last.running, "the engine still holds its memory"
+    return READ_RATE
+
+
 @pytest.fixture(autouse=True)
 def fake_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jaxllm.bench.latency.measured_read_rate", _read_rate)
     monkeypatch.setattr("jaxllm.bench.start.LLM", FakeLLM)
     monkeypatch.setattr("jaxllm.bench.throughput.time.perf_counter", lambda: FakeLLM.now)
     monkeypatch.setattr(FakeLLM, "missing_tokens", 0)
@@ -98,7 +112,15 @@ def test_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["decode_step_ms"] == pytest.approx(10)
         assert row["decode_tokens_per_second"] == pytest.approx(row["batch_size"] * 100)
         assert row["sha"] == workload_decode(row["batch_size"], 16, 11).sha()
-    assert "TTFT" in capsys.readouterr().out
+        # All but the table of the embedding (float32, 8 wide), and a row of it per token.
+        assert row["weight_bytes_read"] == WEIGHT_BYTES - VOCAB * 32 + row["batch_size"] * 32
+        # One layer, one head of 8: keys and values of the prompt and of 6.5 tokens, between 2 and 11.
+        assert row["kv_bytes_read"] == row["batch_size"] * (16 + 6.5) * 2 * 8 * 4
+        floor = (row["weight_bytes_read"] + row["kv_bytes_read"]) / READ_RATE * 1000
+        assert row["floor_ms"] == pytest.approx(floor)
+        assert row["step_to_floor"] == pytest.approx(10 / floor)
+    printed = capsys.readouterr().out
+    assert "TTFT" in printed and "step/floor" in printed and "0.0 GB/s measured" in printed
 
 
 def test_a_request_that_ends_early_spoils_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:

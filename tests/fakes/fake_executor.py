@@ -113,6 +113,7 @@ class FakeExecutor:
             finite,
             sampled if any(p.logprobs is not None for p in asked) else None,
             prompt if any(p.prompt_logprobs is not None for p in asked) else None,
+            step.bucket.num_tokens,
         )
 
     def _join(self, new: NewRow) -> None:

@@ -22,6 +22,7 @@ from jaxllm.worker.serve_loop import run_worker
 
 EOS_ID = 257
 REFUSED, POISON = 7, 8  # a prompt that starts with them is refused, or fails in its first step
+DEADLY, BLOCKING = 9, 10  # or ends the process there, or never comes back
 
 
 class FakeCore:
@@ -61,6 +62,10 @@ class FakeCore:
 
     def _advance(self, request: EngineCoreRequest, out: StepOutputs) -> None:
         name, params, prompt = request.request_id, request.sampling_params, request.prompt_token_ids
+        if prompt[0] == DEADLY:
+            os._exit(9)
+        if prompt[0] == BLOCKING:
+            time.sleep(3600)
         if prompt[0] == POISON:
             del self.requests[name]
             out.events.append(
@@ -100,6 +105,7 @@ class FakeEngine:
     core: FakeCore
     info: ModelInfo
     summary: dict[str, str | int | float] = field(default_factory=lambda: {"programs": 0})
+    plan: None = None
 
 
 def build_engine(config: EngineConfig) -> FakeEngine:
@@ -126,11 +132,13 @@ def main() -> int:
             os._exit(3)
         if config.model == "bug":
             raise RuntimeError("broken wiring")
-        if config.model == "slow":
-            time.sleep(60)
+        if config.model in ("slow", "late"):
+            time.sleep(60 if config.model == "slow" else 1)
         engine = build_engine(config)
         if config.model == "garbage":
             engine.core.step = lambda: os.write(args.fd, b"\xff" * 64) and time.sleep(60)  # type: ignore
+        if config.model == "spins":
+            engine.core.step = lambda: None
         if config.model == "raises":
             engine.core.step = lambda: 1 // 0  # type: ignore
         return engine

@@ -18,7 +18,7 @@ from jaxllm.errors import (
 )
 from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import RequestOutputKind, SamplingParams
-from tests.frontend.fake_worker import POISON, REFUSED
+from tests.frontend.fake_worker import BLOCKING, DEADLY, POISON, REFUSED
 
 Settings = Callable[..., dict[str, Any]]
 DELTA = RequestOutputKind.DELTA
@@ -157,6 +157,53 @@ def test_killed_engine_is_noticed_and_restarted(fake_worker: str, settings: Sett
         assert text(again) == "ab"
 
     run(body, fake_worker, settings(max_model_len=1_000_000))
+
+
+def test_what_killed_the_engine_twice_is_not_run_again(
+    fake_worker: str, settings: Settings
+) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        params = SamplingParams(max_tokens=2, output_kind=DELTA)
+        for generation in (1, 2):
+            await until(
+                lambda generation=generation: llm.ready and llm.engine.generation == generation
+            )
+            company = asyncio.create_task(collect(llm, "ab", SamplingParams(max_tokens=1000)))
+            await asyncio.sleep(0.05)
+            with pytest.raises(EngineDeadError, match="exit code 9"):
+                await collect(llm, [DEADLY, 1], params)
+            with pytest.raises(EngineDeadError):
+                await company
+            if generation == 1:
+                await until(lambda: llm.ready)
+                await collect(llm, "ab", SamplingParams(max_tokens=1000))  # now it is not suspect
+        await until(lambda: llm.ready)
+        with pytest.raises(RequestFailedError, match="died 2 times"):
+            await collect(llm, [DEADLY, 1], params)
+        assert llm.ready and llm.engine.generation == 3
+        await collect(llm, "ab", SamplingParams(max_tokens=1000))
+
+    run(body, fake_worker, settings(max_model_len=1_000_000))
+
+
+def test_a_hung_engine_is_told_of_and_replaced(fake_worker: str, settings: Settings) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        waiting = [
+            asyncio.create_task(collect(llm, "ab", SamplingParams(max_tokens=None)))
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0.2)
+        started = time.monotonic()
+        waiting.append(asyncio.create_task(collect(llm, [BLOCKING], SamplingParams())))
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert time.monotonic() - started < 0.5 + 2.0
+        assert all(isinstance(r, EngineDeadError) and "no progress" in r.message for r in results)
+        await until(lambda: llm.ready)
+        assert (
+            text(await collect(llm, "x", SamplingParams(max_tokens=2, output_kind=DELTA))) == "xx"
+        )
+
+    run(body, fake_worker, settings(max_model_len=1_000_000, step_timeout=0.5))
 
 
 def test_shutdown_tells_waiting_requests(fake_worker: str, settings: Settings) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import EngineDeadError, JaxLLMError, OutOfMemoryError
 from jaxllm.frontend.process_client import EngineProcess
+from jaxllm.frontend.worker_process import WorkerProcess
 from jaxllm.ipc import SyncChannel
 from jaxllm.messages import EngineCoreRequest, StepOutputs
 from jaxllm.sampling_params import SamplingParams
+from tests.frontend.fake_worker import BLOCKING
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -164,6 +167,156 @@ def test_a_failing_callback_does_not_leave_a_deaf_frontend(
         await process.stop()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_stopped_engine_is_found_and_replaced(
+    fake_worker: str, settings: Settings, busy: bool
+) -> None:
+    """Its requests are told before it is killed, and within the timeout and a little."""
+
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings(step_timeout=0.5))
+        process = recorder.process
+        await process.start()
+        if busy:
+            process.send(request(max_tokens=1_000_000))
+            await recorder.until(lambda: len(recorder.steps) > 2)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        await recorder.until(lambda: process.unready_because is not None)
+        assert time.monotonic() - stopped < 2.0
+        assert "no progress" in (process.unready_because or "") and process.ready
+        await recorder.until(lambda: bool(recorder.deaths))
+        assert 0.4 < time.monotonic() - stopped < 0.5 + 2.0
+        assert "no progress for 0.5 s" in recorder.deaths[0]
+        await recorder.until(lambda: process.ready)
+        assert process.generation == 2 and process.unready_because is None
+        await process.stop()
+
+    asyncio.run(main())
+    assert not children()
+
+
+@pytest.mark.parametrize("model", ["fake", "spins"])
+def test_an_engine_that_gets_nothing_done_is_replaced(
+    fake_worker: str, settings: Settings, model: str
+) -> None:
+    """Its step does not come back; or its loop turns and makes no step."""
+
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings(model, step_timeout=0.5))
+        await recorder.process.start()
+        blocking = EngineCoreRequest("r", (BLOCKING,), SamplingParams(seed=0), 3)
+        recorder.process.send(blocking)
+        await recorder.until(lambda: bool(recorder.deaths), seconds=3.0)
+        assert "no progress" in recorder.deaths[0]
+        await recorder.until(lambda: recorder.process.ready)
+        await recorder.process.stop()
+
+    asyncio.run(main())
+
+
+def test_an_idle_engine_and_a_long_start_are_left_in_peace(
+    fake_worker: str, settings: Settings
+) -> None:
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings("late", step_timeout=0.3))
+        process = recorder.process
+        await process.start()  # takes three times the timeout
+        for _ in range(20):
+            await asyncio.sleep(0.05)
+            assert process.unready_because is None
+        assert process.generation == 1 and not recorder.deaths
+        process.send(request())
+        await recorder.until(lambda: len(recorder.steps) == 3)
+        await process.stop()
+
+    asyncio.run(main())
+
+
+def test_says_when_to_come_again(fake_worker: str, settings: Settings) -> None:
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings("late"))
+        await recorder.process.start()
+        assert recorder.process.pid is not None
+        os.kill(recorder.process.pid, signal.SIGKILL)
+        await recorder.until(lambda: not recorder.process.ready, seconds=0.5)
+        with pytest.raises(EngineDeadError) as caught:
+            recorder.process.send(request())
+        assert 5.0 <= (caught.value.retry_after_s or 0.0) <= 60.0
+        await recorder.process.stop()
+
+    asyncio.run(main())
+
+
+def test_giving_up_can_be_waited_for(fake_worker: str, settings: Settings) -> None:
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings("once"))
+        await recorder.process.start()
+        assert recorder.process.pid is not None
+        os.kill(recorder.process.pid, signal.SIGKILL)
+        reason = await asyncio.wait_for(recorder.process.given_up(), 10)
+        assert "stays down" in reason and reason == recorder.process.unready_because
+        await recorder.process.stop()
+
+    asyncio.run(main())
+
+
+def test_a_supervisor_that_fails_does_not_leave_a_server_that_only_looks_alive(
+    fake_worker: str, settings: Settings
+) -> None:
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings())
+        process = recorder.process
+        await process.start()
+        process._launch = lambda: 1 // 0  # type: ignore[assignment]
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        reason = await asyncio.wait_for(process.given_up(), 10)
+        assert "not watched any more" in reason and not process.ready
+        await process.stop()
+
+    asyncio.run(main())
+
+
+def test_a_start_that_fails_for_want_of_files_is_tried_again(
+    fake_worker: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings())
+        process = recorder.process
+        await process.start()
+        spawn, failures = WorkerProcess.spawn, [OSError(24, "Too many open files")]
+
+        async def spawn_later(module: str, generation: int) -> WorkerProcess:
+            if failures:
+                raise failures.pop()
+            return await spawn(module, generation)
+
+        monkeypatch.setattr(WorkerProcess, "spawn", spawn_later)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        await recorder.until(lambda: len(recorder.deaths) == 2)
+        assert "Too many open files" in recorder.deaths[1]
+        await recorder.until(lambda: process.ready)
+        assert process.generation == 3
+        await process.stop()
+
+    asyncio.run(main())
+
+
+def test_runs_on_uvloop_too(fake_worker: str, settings: Settings) -> None:
+    async def main() -> None:
+        recorder = Recorder(fake_worker, settings())
+        await recorder.process.start()
+        recorder.process.send(request())
+        await recorder.until(lambda: len(recorder.steps) == 3)
+        await recorder.process.stop()
+
+    asyncio.run(main(), loop_factory=uvloop.new_event_loop)
+    assert not children()
 
 
 def start_worker(fake_worker: str, config: EngineConfig) -> tuple[subprocess.Popen[bytes], Any]:

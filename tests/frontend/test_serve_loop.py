@@ -8,6 +8,7 @@ from jaxllm.messages import (
     AbortRequests,
     EngineCoreRequest,
     EngineStats,
+    Ping,
     Shutdown,
     StepOutputs,
     ToEngine,
@@ -78,6 +79,13 @@ def test_abort_and_shutdown() -> None:
     stopped = Scenario({0: [request("a", max_tokens=99)], 3: [Shutdown()]})
     stopped.run()
     assert stopped.core.steps == 3
+
+
+def test_a_ping_is_answered_by_an_idle_engine_only() -> None:
+    idle = Scenario({0: [Ping()]}).run()
+    assert len(idle) == 1 and isinstance(idle[0], EngineStats)
+    busy = Scenario({0: [request("a")], 1: [Ping()]}).run()
+    assert list(map(type, busy)) == list(map(type, Scenario({0: [request("a")]}).run()))
 
 
 def test_stats_about_once_a_second() -> None:

@@ -5,6 +5,7 @@ interpreter fills memory with it; waits that are left out fail the barriers' own
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +14,35 @@ import pytest
 
 from pallas_kernels.attention.api import paged_decode
 from pallas_kernels.attention.decode_config import DecodeConfig, refuses_decode_sm90
-from pallas_kernels.attention.decode_plan import max_splits, plan_decode
+from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import make_decode_problem, right_answer
-from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
+from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
+from pallas_kernels.attention.decode_sm90_items import DecodeOp
+from pallas_kernels.attention.decode_sm90_sums import MASKED, Sum, join
 from pallas_kernels.attention.decode_specs import MIXED, SMALL, SPEED, DecodeSpec
 
 # Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 
-TINY = DecodeConfig(split_tokens=128, stages=2, num_ctas=3)
+TINY = DecodeConfig(split_tokens=128, chunk_tokens=256, stages=2, num_ctas=3)
 
 
-def attend(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> np.ndarray:
-    problem = make_decode_problem(spec)
-    op = DecodeOp(spec.dim**-0.5, spec.window, spec.softcap, config, True, races)
-    plan = plan_decode(
-        problem.seq_lens,
+def plan_of(spec: DecodeSpec, config: DecodeConfig) -> DecodePlan:
+    make = functools.partial(
+        plan_decode,
         max_pages=spec.width,
         page_size=spec.page,
+        num_kv_heads=spec.kv_heads,
         window=spec.window,
         config=config,
     )
-    out = paged_decode_sm90(problem.q, problem.kv, problem.block_tables, plan, op=op)
-    return np.asarray(out, np.float32)
+    return jax.jit(make)(jnp.asarray(spec.lens, jnp.int32))
+
+
+def attend(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> np.ndarray:
+    q, kv, tables, _ = make_decode_problem(spec)
+    op = DecodeOp(spec.dim**-0.5, spec.window, spec.softcap, config, True, races)
+    return np.asarray(paged_decode_sm90(q, kv, tables, plan_of(spec, config), op=op), np.float32)
 
 
 def check(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> None:
@@ -53,7 +60,7 @@ def test_kernel_equals_the_oracle(spec: DecodeSpec) -> None:
 
 
 def test_other_tile_sizes_equal_the_oracle() -> None:
-    check(SMALL[4], DecodeConfig(split_tokens=256, block=128, stages=3, num_ctas=2))
+    check(SMALL[4], DecodeConfig(256, 512, block=128, stages=3, num_ctas=2))
 
 
 def test_no_race(capfd: pytest.CaptureFixture[str]) -> None:
@@ -63,15 +70,58 @@ def test_no_race(capfd: pytest.CaptureFixture[str]) -> None:
     assert "RACE" not in captured.out + captured.err
 
 
+@pytest.mark.parametrize(("window", "parted"), [(None, 2), (None, 1), (500, 1)])
+def test_bits_of_a_row_do_not_depend_on_who_sums_what(window: int | None, parted: int) -> None:
+    """One CTA sums the row, or several leave chunks of two splits, or several leave splits."""
+    spec = DecodeSpec("", 12, 1, 64, 64, (700, 130), window=window)
+    whole, parts = (dataclasses.replace(TINY, num_ctas=n) for n in (1, {2: 3, 1: 9}[parted]))
+    assert plan_of(spec, whole).counts[2] == 0
+    assert plan_of(spec, parts).counts[1] == parted
+    assert plan_of(spec, parts).counts[2] > 0
+    np.testing.assert_array_equal(attend(spec, whole), attend(spec, parts))
+
+
 def test_bits_of_a_row_do_not_depend_on_the_batch() -> None:
-    """Nor on how many CTAs there are, nor on the width of the tables."""
+    """Nor on the width of the tables."""
     spec = DecodeSpec("", 4, 1, 64, 64, (200, 70))
     full = make_decode_problem(spec)
-    plan = plan_decode(full.seq_lens[:1], max_pages=11, page_size=64, config=TINY)
+    alone = dataclasses.replace(spec, lens=(200,), max_pages=11)
     tables = jnp.pad(full.block_tables[:1], ((0, 0), (0, 11 - spec.width)))
-    op = DecodeOp(spec.dim**-0.5, None, None, dataclasses.replace(TINY, num_ctas=1), True)
-    got = paged_decode_sm90(full.q[:1], full.kv, tables, plan, op=op)
+    op = DecodeOp(spec.dim**-0.5, None, None, TINY, True)
+    got = paged_decode_sm90(full.q[:1], full.kv, tables, plan_of(alone, TINY), op=op)
     np.testing.assert_array_equal(np.asarray(got[0], np.float32), attend(spec, TINY)[0])
+
+
+def test_joining_sums_rounds_each_element_once() -> None:
+    """So it cannot matter which products and additions a compiler fuses."""
+    rng = np.random.default_rng(0)
+
+    def random_sum(maximum: float) -> Sum:
+        values, total = rng.standard_normal((64, 8)), rng.uniform(1, 99, 8)
+        maxima = maximum + rng.integers(-9, 9, 8)
+        return Sum(*(jnp.asarray(x, jnp.float32) for x in (values, total, maxima)))
+
+    for distance in (0, 12, -12):
+        left, right = random_sum(3), random_sum(3 + distance)
+        joined = join(left, right)
+        top = np.maximum(left.maximum, right.maximum)
+        np.testing.assert_array_equal(joined.maximum, top)
+        shares = [np.exp2(np.asarray(part.maximum - top, np.float64)) for part in (left, right)]
+        for name in ("values", "total"):
+            a, b = (np.asarray(getattr(part, name), np.float64) for part in (left, right))
+            exact = np.float32(a * shares[0] + b * shares[1])
+            np.testing.assert_array_equal(getattr(joined, name), exact)
+
+
+def test_joining_nothing_changes_nothing() -> None:
+    some = Sum(jnp.full((64, 8), -3.7), jnp.full(8, 1.3), jnp.full(8, -200.0))
+    nothing = Sum(jnp.zeros((64, 8)), jnp.zeros(8), jnp.full(8, MASKED))
+    for joined in (join(nothing, some), join(some, nothing)):
+        for got, want in zip(joined, some, strict=True):
+            np.testing.assert_array_equal(got, want)
+    # A slot that does not exist is read from another one, and only its maximum says so.
+    masked = some._replace(maximum=nothing.maximum)
+    np.testing.assert_array_equal(join(some, masked).values, some.values)
 
 
 LOWERED = [(spec, "bfloat16") for spec in (*SMALL, *MIXED, *SPEED)]
@@ -88,20 +138,17 @@ def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str) -> None:
         jax.ShapeDtypeStruct((len(spec.lens), spec.heads, spec.dim), dtype),
         jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.dim), dtype),
         jax.ShapeDtypeStruct((len(spec.lens), spec.width), jnp.int32),
-        jax.ShapeDtypeStruct((len(spec.lens),), jnp.int32),
     )
+    plan = jax.eval_shape(lambda: plan_of(spec, config))
 
     @jax.jit
-    def two_layers(q: jax.Array, kv: jax.Array, tables: jax.Array, lens: jax.Array) -> jax.Array:
-        plan = plan_decode(
-            lens, max_pages=spec.width, page_size=spec.page, window=spec.window, config=config
-        )
+    def two_layers(q: jax.Array, kv: jax.Array, tables: jax.Array, plan: DecodePlan) -> jax.Array:
         for _ in range(2):
             q = paged_decode(
                 q,
                 kv,
                 tables,
-                lens,
+                jnp.zeros(len(spec.lens), jnp.int32),
                 scale=0.1,
                 platform="sm_90",
                 window=spec.window,
@@ -111,34 +158,82 @@ def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str) -> None:
             )
         return q
 
-    text = two_layers.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
-    splits = max_splits(spec.width, spec.page, spec.window, config)
-    assert text.count("mosaic_gpu_v2") == (1 if splits == 1 else 2), "lowered once for all layers"
+    text = two_layers.trace(*shapes, plan).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu_v2") == (2 if plan.num_slots else 1), "once for all layers"
+    group = spec.heads // spec.kv_heads
+    assert ("stablehlo.pad" in text) == (group > 8 and group % 8 > 0), "queries are not copied"
+
+
+def seen_splits(length: int, window: int | None, size: int) -> set[int]:
+    first = 0 if window is None else max(length - window, 0)
+    return set(range(first // size, max(length - 1, 0) // size + 1))
 
 
 @pytest.mark.parametrize("window", [None, 1, 130, 300])
-def test_plan_covers_every_row_once_and_longest_pieces_first(window: int | None) -> None:
-    lens = np.array([0, 700, 1, 128, 129, 0, 513, 256], np.int32)
-    plan = plan_decode(jnp.asarray(lens), max_pages=11, page_size=64, window=window, config=TINY)
-    items = np.asarray(plan.items)[: int(plan.num_items[0])]
-    first = np.zeros_like(lens) if window is None else np.maximum(lens - window, 0) // 128
-    slots = []
+@pytest.mark.parametrize("ctas", [1, 3, 8, 20, 200])
+def test_plan_covers_every_split_once_and_bounds_what_is_left(
+    window: int | None, ctas: int
+) -> None:
+    config = dataclasses.replace(TINY, num_ctas=ctas)
+    lens = (0, 700, 1, 128, 129, 0, 513, 256, 1400)
+    plan = plan_of(DecodeSpec("", 4, 2, 64, 64, lens, window=window), config)
+    count, unit, num_split_rows = plan.counts.tolist()
+    items, split_rows = np.asarray(plan.items)[:count], np.asarray(plan.split_rows)
+    assert count <= len(plan.items)
+    assert unit in (1, 2)
+    assert num_split_rows <= len(split_rows)
+    assert plan.num_slots <= 8 * ctas / 2
+    entries = {row: entry for row, *entry in split_rows[:num_split_rows].tolist()}
+    slots: list[int] = []
     for row, length in enumerate(lens):
         mine = items[items[:, 0] == row]
-        order = np.argsort(mine[:, 1])
-        count = max(1, -(-length // 128) - first[row])
-        np.testing.assert_array_equal(mine[order, 1], first[row] + np.arange(count))
-        assert (mine[:, 3] == length).all()
-        assert plan.row_splits[row] == count <= max_splits(11, 64, window, TINY)
-        if count == 1:
-            assert mine[0, 2] == -1
-        else:
-            np.testing.assert_array_equal(mine[order, 2], plan.row_slots[row] + np.arange(count))
-            slots += mine[:, 2].tolist()
-    assert sorted(slots) == list(range(len(slots)))
-    if window is None:
-        pieces = np.minimum(lens[items[:, 0]] - items[:, 1] * 128, 128)
-        assert (np.diff(pieces) <= 0).all()
+        mine = mine[np.argsort(mine[:, 1])]
+        walked = [split for _, begin, end, *_ in mine for split in range(begin, end)]
+        assert sorted(seen_splits(length, window, 128)) == walked
+        assert (mine[:, 4] == length).all()
+        assert (len(mine) > 1) == (row in entries)
+        if row not in entries:
+            assert mine[0, 3] == -1
+            continue
+        base, first, end = entries[row]
+        assert [first, end - 1] == [walked[0] // unit, walked[-1] // unit]
+        for _, begin, _, slot, _ in mine:
+            assert slot == base + begin // unit - first
+            assert begin == walked[0] or begin % unit == 0
+        slots += range(base, base + end - first)
+    assert slots == list(range(len(slots)))
+    assert len(slots) <= plan.num_slots
+
+
+def test_plan_deals_the_longest_items_first() -> None:
+    plan = plan_of(DecodeSpec("", 4, 1, 64, 64, (700, 130, 0, 513, 1400)), TINY)
+    items = np.asarray(plan.items)[: int(plan.counts[0])]
+    tokens = np.minimum(items[:, 2] * 128, items[:, 4]) - items[:, 1] * 128
+    assert (np.diff(tokens) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "items", "split_rows"),
+    [
+        ("B1 x 1024", 4, 1),  # little work: a split each
+        ("B64 x 1024", 64, 0),  # enough rows: nothing to combine
+        ("B256 x 1024", 256, 0),
+        ("B32 x 4096", 32, 0),
+        ("B8 x 8192", 32, 8),  # chunks fill the card once
+        ("B1 x 65536", 32, 1),
+    ],
+)
+def test_plan_follows_the_work(name: str, items: int, split_rows: int) -> None:
+    spec = next(spec for spec in SPEED if spec.name == name)
+    plan = plan_of(spec, DecodeConfig())
+    assert [int(plan.counts[0]), int(plan.counts[2])] == [items, split_rows]
+
+
+def test_memory_of_partial_sums_does_not_grow_with_rows_and_their_length() -> None:
+    plan = plan_of(DecodeSpec("", 32, 8, 128, 64, (131072,) * 256), DecodeConfig())
+    assert plan.num_slots == 264
+    assert int(plan.counts[0]) <= len(plan.items) == 256 + 264
+    assert plan_of(DecodeSpec("", 32, 8, 128, 64, (256,)), DecodeConfig()).num_slots == 0
 
 
 def test_refusals_name_the_reason() -> None:
@@ -156,6 +251,20 @@ def test_refusals_name_the_reason() -> None:
     assert "not 8" in reason(32, 8, 128, 8)
     assert "not 65" in reason(65, 1, 128, 64)
     assert "shared memory" in reason(32, 8, 128, 64, stages=7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"split_tokens": 100}, "multiple of 128"),
+        ({"chunk_tokens": 256 * 3}, "doubled"),
+        ({"chunk_tokens": 256}, "doubled"),
+        ({"block": 32}, "64 or 128"),
+    ],
+)
+def test_a_config_that_cannot_run_is_an_error(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecodeConfig(**fields)
 
 
 def test_the_api_falls_back_to_xla_and_says_what_it_cannot_do() -> None:

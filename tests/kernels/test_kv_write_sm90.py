@@ -17,11 +17,11 @@ from pallas_kernels.kv_write.kv_write_sm90 import (
 from pallas_kernels.kv_write.reference import rope_and_write_reference
 from pallas_kernels.kv_write.specs import SPECS, KVWriteSpec
 
-TOKENS, PAGES = 4, 6
+TOKENS, PAGES = 5, 6
 
 
 def _inputs(spec: KVWriteSpec, dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ...]:
-    """Token 1 is padding (page P), token 3 has a page below zero: both must be dropped."""
+    """Tokens 1, 3 and 4 have pages that are none of the six: they must be dropped."""
     rng = np.random.default_rng(spec.heads * spec.dim)
     width = (spec.heads + 2 * spec.kv_heads) * spec.dim
     angle = rng.uniform(0, 100, size=(TOKENS, spec.dim // 2))
@@ -31,15 +31,17 @@ def _inputs(spec: KVWriteSpec, dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ..
         qkv,
         jnp.asarray(np.cos(angle), jnp.float32),
         jnp.asarray(np.sin(angle), jnp.float32),
-        jnp.asarray([3, PAGES, 1, -1], jnp.int32),
-        jnp.asarray([spec.page - 1, 2, 5, 0], jnp.int32),
+        jnp.asarray([3, PAGES, 1, -1, 2**31 - 1], jnp.int32),
+        jnp.asarray([spec.page - 1, 2, 5, 0, 0], jnp.int32),
         kv,
         *(norms if spec.qk_norm else ()),
     )
 
 
-def _check(got: tuple[jax.Array, jax.Array], args: tuple[jax.Array, ...]) -> None:
-    want = rope_and_write_reference(*args)
+def _check(
+    got: tuple[jax.Array, jax.Array], args: tuple[jax.Array, ...], interleaved: bool = False
+) -> None:
+    want = rope_and_write_reference(*args, interleaved=interleaved)
     for a, b in zip(got, want, strict=True):
         # One rounding of the result; with a norm, its two roundings on top.
         np.testing.assert_allclose(
@@ -61,6 +63,27 @@ def test_kernel_equals_the_reference(spec: KVWriteSpec) -> None:
 def test_xla_form_equals_the_reference(spec: KVWriteSpec) -> None:
     args = _inputs(spec)
     _check(rope_and_write(*args, platform="cpu"), args)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("share", [1, 2])
+def test_what_the_kernel_refuses_goes_to_xla(share: int, interleaved: bool) -> None:
+    """Part of a head (GLM), interleaved pairs; as the whole operation on Hopper would take them."""
+    qkv, cos, sin, *rest = _inputs(SPECS[3])
+    platform = "cpu" if (share, interleaved) == (1, False) else "sm_90"
+    args = (qkv, cos[:, ::share], sin[:, ::share], *rest)
+    got = rope_and_write(*args, platform=platform, interleaved=interleaved)
+    _check(got, args, interleaved)
+
+
+def test_a_token_has_the_same_bits_alone_and_in_company() -> None:
+    args = _inputs(SPECS[3])
+    q, kv = rope_and_write_sm90(*args, interpret=plgpu.InterpretGPUParams())
+    page, offset = int(args[3][2]), int(args[4][2])
+    alone = [x[2:3] for x in args[:5]]
+    q_alone, kv_alone = rope_and_write_sm90(*alone, *args[5:], interpret=plgpu.InterpretGPUParams())
+    np.testing.assert_array_equal(q[2], q_alone[0])
+    np.testing.assert_array_equal(kv[page, :, :, offset], kv_alone[page, :, :, offset])
 
 
 def test_kernel_has_no_race() -> None:
@@ -107,6 +130,9 @@ def test_refusals_name_the_shape() -> None:
         args[index] = bad
         reason = refuses_kv_write_sm90(*args)  # pyright: ignore[reportArgumentType]
         assert reason is not None and word in reason
+    assert refuses_kv_write_sm90(*ok, rotated=128) is None
+    assert "64 of 128" in str(refuses_kv_write_sm90(*ok, rotated=64))
+    assert "interleaved" in str(refuses_kv_write_sm90(*ok, interleaved=True))
 
 
 def test_one_norm_weight_alone_is_an_error() -> None:

@@ -11,8 +11,8 @@ from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.packing import pack, pack_idle
 from jaxllm.runner.row_layout import RowLayout
-from jaxllm.runner.row_state import FEATURES, RowState
-from jaxllm.runner.step_layout import SCALARS, StepLayout
+from jaxllm.runner.row_state import RowState
+from jaxllm.runner.step_layout import StepLayout
 from tests.fakes.tiny_engine import request
 
 MIXED, DECODE = BatchBucket(12, 4, BatchKind.MIXED), BatchBucket(4, 4, BatchKind.DECODE)
@@ -85,31 +85,13 @@ def test_an_idle_step_computes_nothing_and_carries_what_fits() -> None:
     assert pending > layout.max_patches
     views = layout.views(pack_idle(state, layout))
     assert len(state.patches) == pending - layout.max_patches
-    assert (views.positions == -1).all() and not views.samples.any() and not views.scalars.any()
+    assert (views.positions == -1).all() and not views.samples.any()
+    assert views.num_decode_rows == 0
     assert (views.rows == state.scratch_row).all()
     assert ((views.patch_index >= 0) & (views.patch_index < state.num_cells)).all()
     views = layout.views(pack_idle(state, layout))
     assert len(state.patches) == 0
     assert (views.patch_index == state.num_cells).any(), "unused patches point nowhere"
-
-
-def test_each_flag_is_raised_by_the_rows_of_the_step_alone() -> None:
-    wants: dict[str, dict[str, Any]] = {
-        "random": {"temperature": 1.0},
-        "truncate": {"min_p": 0.1},
-        "penalties": {"frequency_penalty": 0.1},
-        "bias": {"logit_bias": {1: 1.0}},
-        "stop_ban": {"min_tokens": 1},
-        "masked": {"allowed_token_ids": [1]},
-        "logprobs": {"logprobs": 0},
-    }
-    assert set(wants) == set(FEATURES) <= set(SCALARS)
-    for name, params in wants.items():
-        state = row_state(a=request("a", [1]), b=request("b", [1], **params))
-        for row, expected in ((0, set()), (1, {name})):
-            views = packed(step(MIXED, [row], [0], [1]), state)
-            raised = {flag for flag in FEATURES if getattr(views, flag)}
-            assert raised == expected
 
 
 @pytest.mark.parametrize(("start", "scored"), [(0, True), (2, True), (3, False), (9, False)])

@@ -11,15 +11,34 @@ from jaxllm.core.buckets import pick_bucket, token_budget
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef, model_def
 from jaxllm.runner import planning
+from jaxllm.runner.memory import (
+    MEASURED,
+    NO_WORK,
+    Device,
+    ProgramMemory,
+    WorkingMemory,
+    estimated_memory,
+    memory_plan,
+)
 from jaxllm.runner.row_layout import MAX_EOS_IDS
 from tests.fakes.tiny_engine import TINY
 
 MODEL = model_def(TINY, "float32")  # 256 positions, vocabulary of 96
 
 
+def make_config(**settings: object) -> EngineConfig:
+    return EngineConfig(**{"block_size": 16, **settings})  # pyright: ignore[reportArgumentType]
+
+
+def make_draft(config: EngineConfig, model: ModelDef = MODEL, platform: str = "cpu") -> EnginePlan:
+    return planning.draft_plan(config, model, "float32", platform, ("xla", "test"))
+
+
 def make_plan(model: ModelDef = MODEL, **settings: object) -> EnginePlan:
-    config = EngineConfig(**{"block_size": 16, **settings})  # pyright: ignore[reportArgumentType]
-    return planning.make_plan(config, model, "float32", "xla", "test")
+    config = make_config(**settings)
+    draft = make_draft(config, model)
+    memory = memory_plan(draft, model, Device("cpu", 10**10), estimated_memory(draft))
+    return planning.fit_plan(config, draft, memory)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -80,3 +99,65 @@ def test_all_end_of_sequence_ids_that_fit() -> None:
     eos = tuple(range(MAX_EOS_IDS))
     model = replace(MODEL, config=replace(TINY, eos_token_ids=eos))
     assert make_plan(model).model.eos_token_ids == eos
+
+
+def gpu_for(draft: EnginePlan, blocks: int, working: WorkingMemory) -> Device:
+    """One that has room for exactly so many blocks beside ``working``."""
+    memory = memory_plan(draft, MODEL, Device("gpu", 0), working)
+    return Device("gpu", memory.beside_cache + blocks * memory.block)
+
+
+@pytest.mark.parametrize(
+    ("settings", "measured"),
+    [
+        ({}, True),  # the estimate would cost blocks
+        ({"num_gpu_blocks_override": 50}, False),  # room for these beside the estimate too
+        ({"num_gpu_blocks_override": 51}, True),
+        ({"max_num_seqs": 3}, False),  # 3 rows of 16 blocks and the null block fit
+        ({"max_num_seqs": 4}, True),
+    ],
+)
+def test_a_gpu_is_measured_where_an_estimate_would_cost_blocks(
+    settings: dict[str, Any], measured: bool
+) -> None:
+    config = make_config(**{"max_num_seqs": 8, "max_num_batched_tokens": 64, **settings})
+    draft = make_draft(config, platform="gpu")
+    device = gpu_for(draft, 50, estimated_memory(draft))
+    assert planning.needs_measuring(config, draft, MODEL, device) is measured
+    on_cpu = Device("cpu", device.limit)
+    assert not planning.needs_measuring(config, draft, MODEL, on_cpu)
+
+
+def test_what_can_never_fit_is_refused_before_anything_is_measured() -> None:
+    config = make_config(max_num_seqs=2, max_model_len=200)
+    draft = make_draft(config, platform="gpu")
+    for blocks, message in ((1, "leaves"), (5, "--max-model-len 64")):
+        device = gpu_for(draft, blocks, NO_WORK)
+        with pytest.raises(OutOfMemoryError, match=message):
+            planning.needs_measuring(config, draft, MODEL, device)
+
+
+def test_every_byte_that_is_left_becomes_cache() -> None:
+    config = make_config(max_num_seqs=8)
+    draft = make_draft(config, platform="gpu")
+    working = WorkingMemory((ProgramMemory("forward", "x", 10**6, 10**5),), MEASURED)
+    exact = gpu_for(draft, 70, working)
+    for limit, blocks in ((exact.limit, 70), ((exact.limit or 0) - 1, 69)):
+        memory = memory_plan(draft, MODEL, Device("gpu", limit), working)
+        plan = planning.fit_plan(config, draft, memory)
+        assert plan.num_blocks == blocks
+        assert plan.kv_tokens == (blocks - 1) * 16
+        assert plan.max_concurrency(17) == (blocks - 1) / 2
+
+
+def test_programs_that_need_more_than_was_set_aside_are_named() -> None:
+    config = make_config(max_num_seqs=8)
+    draft = make_draft(config, platform="gpu")
+    worst = ProgramMemory("forward", "mixed[9 tokens, 8 rows]", 10**6, 0)
+    planned = WorkingMemory((worst,), MEASURED)
+    memory = memory_plan(draft, MODEL, gpu_for(draft, 70, planned), planned)
+    plan = planning.fit_plan(config, draft, memory)
+    planning.check_plan(plan, memory, planned)
+    more = replace(worst, shape="decode[8 tokens, 8 rows]", temporary_bytes=10**6 + 1)
+    with pytest.raises(OutOfMemoryError, match=r"forward decode\[8 tokens.*override 69"):
+        planning.check_plan(plan, memory, WorkingMemory((worst, more), MEASURED))

@@ -10,11 +10,11 @@ from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import MAX_EOS_IDS, MAX_STOP_IDS, RowLayout
-from jaxllm.runner.row_state import FEATURES, Patches, RowState
+from jaxllm.runner.row_state import Patches, RowState
+from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.rng import seed_words
-from jaxllm.sampling.truncation import truncate
 from jaxllm.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
-from tests.fakes.sampling_metadata import metadata
+from pallas_kernels.sampling.xla import thresholds_xla
 from tests.fakes.tiny_engine import request
 
 VOCAB = 2000
@@ -71,12 +71,13 @@ EVERYTHING: dict[str, Any] = {
 def test_a_reused_row_remembers_nothing() -> None:
     used, fresh = row_state(), row_state()
     enter(used, 1, request("first", [1, 2, 3], **EVERYTHING))
-    assert all(used.features[name][1] for name in FEATURES)
+    assert used.masked[1] and used.logprobs[1]
     cells = on_device(used)
     used.resets.clear()
     plan = enter(used, 1, request("second", [4, 5]))
+    assert used.mode_of(plan) is SamplerMode.GREEDY
     enter(fresh, 1, request("second", [4, 5]))
-    assert not any(used.features[name].any() for name in FEATURES)
+    assert not used.masked.any() and not used.logprobs.any()
     assert not used.masks and not used.resets and not used.scores_prompts(plan)
     got, want = on_device(used, cells), on_device(fresh)
     np.testing.assert_array_equal(got[1, : LAYOUT.stop_ids], want[1, : LAYOUT.stop_ids])
@@ -145,7 +146,7 @@ def test_every_bit_of_a_seed_reaches_the_device(seed: int) -> None:
 def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> None:
     state = row_state()
     enter(state, 0, request("r", [1], temperature=temperature))
-    assert not state.features["random"][0]
+    assert state.mode_of(step(rows=[0])) is SamplerMode.GREEDY
     assert on_device(state)[0, LAYOUT.columns["temperature"]] == 0
 
 
@@ -154,9 +155,9 @@ def test_a_top_p_next_to_nothing_keeps_the_best(top_p: float) -> None:
     state = row_state()
     enter(state, 0, request("r", [1], temperature=1.0, top_p=top_p))
     kept = on_device(state)[0].view(np.float32)[LAYOUT.columns["top_p"]]
-    x = jnp.asarray([[1.0, 3.0, 2.0]], jnp.float32)
-    got = truncate(x, metadata(1, top_p=np.array([kept])))
-    assert np.isfinite(np.asarray(got))[0].tolist() == [False, True, False]
+    x, one = jnp.asarray([[1.0, 3.0, 2.0]], jnp.float32), jnp.ones((1,), jnp.float32)
+    threshold = thresholds_xla(x, one, jnp.zeros((1,), jnp.int32), jnp.asarray([kept]), 0 * one)
+    assert (x[0] >= threshold[0]).tolist() == [False, True, False]
 
 
 def test_a_resumed_mask_knows_the_output_but_not_the_prompt() -> None:
@@ -188,6 +189,34 @@ def test_a_prompt_is_scored_up_to_its_last_token_and_again_after_a_preemption() 
         enter(state, 1, item, 9, 9)
     enter(state, 1, request("one", [1], prompt_logprobs=0))
     assert not state.scores_prompts(step(rows=[1]))
+
+
+@pytest.mark.parametrize(
+    ("params", "mode"),
+    [
+        ({"top_p": 0.5}, "greedy"),  # of one token
+        ({"temperature": 1.0}, "random"),
+        ({"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}, "random"),
+        ({"frequency_penalty": 0.1}, "full"),
+        ({"presence_penalty": 0.1}, "full"),
+        ({"repetition_penalty": 1.1}, "full"),
+        ({"logit_bias": {1: 1.0}}, "full"),
+        ({"min_tokens": 1}, "full"),
+        ({"allowed_token_ids": [1]}, "full"),
+        ({"bad_words_token_ids": ((1,),)}, "full"),
+        ({"logprobs": 0}, "full"),
+    ],
+)
+def test_the_mode_is_the_least_that_serves_the_rows_of_the_step(
+    params: dict[str, Any], mode: str
+) -> None:
+    state = row_state()
+    enter(state, 0, request("plain", [1]))
+    enter(state, 1, request("more", [1], **params))
+    assert state.mode_of(step(rows=[0])) is SamplerMode.GREEDY
+    assert state.mode_of(step(rows=[1])) is state.mode_of(step(rows=[0, 1])) is SamplerMode(mode)
+    enter(state, 1, request("next", [1]))
+    assert state.mode_of(step(rows=[1])) is SamplerMode.GREEDY
 
 
 def test_counts_start_anew_only_for_rows_with_penalties() -> None:

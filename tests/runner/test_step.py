@@ -1,8 +1,10 @@
 """The compiled step: in place, closed, and containing failures."""
 
 import re
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,7 +12,9 @@ from jaxllm.attention.backends.xla import BACKEND
 from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.errors import RecompilationError
 from jaxllm.runner.model_runner import ModelRunner
-from jaxllm.runner.programs import Programs
+from jaxllm.runner.programs import Programs, full_rows
+from jaxllm.runner.row_layout import row_buffers_spec
+from jaxllm.runner.step import _count_tokens
 from jaxllm.sampling.metadata import SamplerMode
 from tests.fakes.tiny_engine import TinyEngine, request, tiny_plan
 
@@ -53,8 +57,51 @@ def test_a_shape_that_was_not_compiled_is_an_error_that_names_it(engine: TinyEng
 
 
 def test_programs_add_up_and_do_not_multiply(engine: TinyEngine) -> None:
-    """Forward by bucket (4), sample by rows (2 and 8) and mode (2), score by mixed bucket (2)."""
-    assert len(engine.programs) == 4 + 2 * 2 + 2
+    """Forward by bucket (4), sample by rows (2 and 8) and mode (3), score by mixed bucket (2)."""
+    assert len(engine.programs) == 4 + 2 * 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "rows"),
+    [((1, 8, 64, 128, 256), (64, 128, 256)), ((1, 8), (8,)), ((1, 8, 40), (40,)), ((1,), (1,))],
+)
+def test_a_gpu_has_full_samplers_for_few_numbers_of_rows(
+    counts: tuple[int, ...], rows: tuple[int, ...]
+) -> None:
+    assert full_rows(counts, "sm_90") == full_rows(counts, "gpu") == rows
+    assert full_rows(counts, "cpu") == counts
+
+
+def test_a_full_step_takes_the_bucket_of_its_sampler(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where the bucket of two rows has none."""
+    item = request("r", PROMPT, 6, temperature=1.0, seed=4, frequency_penalty=0.5)
+    want = engine.run([item])["r"].token_ids
+    monkeypatch.setattr(engine.programs, "sampling_platform", "gpu")
+    small = engine.plan.buckets[0]
+    monkeypatch.delitem(engine.programs._compiled, ("sample", small.num_rows, SamplerMode.FULL))
+    assert engine.run([item])["r"].token_ids == want
+
+
+def test_counts_of_tokens_stay_below_the_most_there_can_be(engine: TinyEngine) -> None:
+    """32,767 repeats of a token would be followed by -32,768."""
+    bucket, rows = engine.plan.buckets[0], engine.programs.rows
+    program = engine.programs.step_program(bucket)
+    buffers = jax.tree.map(
+        lambda spec: jnp.zeros(spec.shape, spec.dtype), row_buffers_spec(rows, 8, 96)
+    )
+    state = np.zeros(buffers.state.shape, np.int32)  # repetition_penalty 0: a penalty
+    packed = np.zeros(program.layout.size, np.int32)
+    views = program.layout.views(packed)
+    views.token_ids[:], views.positions[:], views.token_slots[:] = [7, 9], [3, 3], [0, 1]
+    views.rows[:] = [0, 1]
+    for count in (0, 30_000, 32_767):
+        counts = jnp.full_like(buffers.output_counts, count)
+        start = replace(buffers, output_counts=counts)
+        found, _ = _count_tokens(start, jnp.asarray(state), jnp.asarray([7, 9]), views, rows)
+        assert int(found[0, 7]) == int(found[1, 9]) == min(count + 1, 32_767)
+        assert int(found[0, 9]) == count
 
 
 def test_more_patches_than_a_step_carries(engine: TinyEngine) -> None:

@@ -9,12 +9,18 @@ from pathlib import Path
 import pytest
 import uvicorn
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from jaxllm.messages import ModelInfo
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.app import create_app
+from server.protocol.http import http_protocol
+from server.protocol.limits import ConnectionLimits
+from server.protocol.refusals import RefusalLog
 from server.settings import ServerSettings
+from server.sse import EventStream
 from tests.server.fake_client import FakeClient
+from tests.server.sse import Recorder
 
 MODEL = "fake"
 MAX_MODEL_LEN = 256
@@ -23,6 +29,23 @@ MAX_MODEL_LEN = 256
 @pytest.fixture(scope="session")
 def tokenizer(tiny_tokenizer_dir: Path) -> Tokenizer:
     return Tokenizer.from_dir(tiny_tokenizer_dir)
+
+
+@pytest.fixture(autouse=True)
+def every_stream_ends_in_one_way(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """However a test reads its streams, and whether it reads them."""
+    recorders: list[Recorder] = []
+    answer = EventStream.__call__
+
+    async def recorded(self: EventStream, scope: Scope, receive: Receive, send: Send) -> None:
+        recorder = Recorder()
+        recorders.append(recorder)
+        await answer(self, scope, *recorder.watch(receive, send))
+
+    monkeypatch.setattr(EventStream, "__call__", recorded)
+    yield
+    for recorder in recorders:
+        recorder.check()
 
 
 @pytest.fixture
@@ -51,7 +74,9 @@ def http(serve: Callable[..., TestClient]) -> TestClient:
 def live(engine: FakeClient) -> Iterator[str]:
     """URL of the application on a free port of this machine; pings every 0.2 s."""
     settings = ServerSettings(served_model_names=(MODEL,), ping_interval_s=0.2)
-    config = uvicorn.Config(create_app(engine, settings), log_config=None, ws="none")
+    protocol = http_protocol(ConnectionLimits(), RefusalLog())
+    app = create_app(engine, settings)
+    config = uvicorn.Config(app, log_config=None, ws="none", http=protocol)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

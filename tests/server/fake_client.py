@@ -2,17 +2,21 @@
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+import struct
+from collections.abc import AsyncGenerator, Sequence
 
 from jaxllm.frontend.client import Prompt
 from jaxllm.frontend.input_processor import InputProcessor
+from jaxllm.frontend.metrics import EngineMetrics, merged
 from jaxllm.frontend.parallel_sampling import fan_out
 from jaxllm.frontend.request_state import RequestState
 from jaxllm.messages import (
+    Admission,
     EngineCoreOutput,
     EngineCoreRequest,
     EngineStats,
     ModelInfo,
+    StepOutputs,
     TokenLogprobs,
 )
 from jaxllm.outputs import RequestOutput
@@ -21,6 +25,7 @@ from jaxllm.tokenizer.tokenizer import Tokenizer
 
 ANSWER = "Hello, wörld!"
 EOS_ID = 257
+TOKEN_SECONDS = 0.25
 OTHER_ID = 65  # the second most likely token, always
 
 
@@ -34,7 +39,7 @@ class FakeClient:
     def __init__(self, tokenizer: Tokenizer, info: ModelInfo, answer: str = ANSWER):
         self.info = info
         self.tokenizer = tokenizer
-        self.ready = True
+        self.unready_because: str | None = None
         self.step_seconds = 0.0
         self.fail_with: Exception | None = None
         self.fail_at = 0
@@ -47,10 +52,17 @@ class FakeClient:
         self.num_running = 0
         self.aborted: list[str] = []
         self._answer_ids = tokenizer.encode(answer, add_special_tokens=False)
+        self.engine_stats: EngineStats | None = None
+        self.now = 0.0  # of the engine's clock and ours; each token takes a quarter second
+        self.metrics = EngineMetrics(info.max_model_len, clock=lambda: self.now)
         self._inputs = InputProcessor(info, tokenizer, random.Random(0))
 
+    @property
+    def ready(self) -> bool:
+        return self.unready_because is None
+
     def stats(self) -> EngineStats | None:
-        return None
+        return self.engine_stats
 
     async def abort(self, request_id: str) -> None:
         raise NotImplementedError("the server closes generators instead")
@@ -75,24 +87,36 @@ class FakeClient:
         children = fan_out(request, sampling_params.n)
         text = prompt if isinstance(prompt, str) else None
         state = RequestState(request_id, text, children, sampling_params, self.tokenizer)
+        records = self.metrics.add(children, self.now)
         self.num_running += 1
         try:
             for step in range(self.info.max_model_len):
                 await asyncio.sleep(self.step_seconds)
                 if self.fail_with is not None and step == self.fail_at:
                     raise self.fail_with
-                for index, child in enumerate(children):
-                    if state.is_running(index):
-                        state.add_output(index, self._token(child, step))
+                running = [i for i in range(len(children)) if state.is_running(i)]
+                tokens = {i: self._token(children[i], step) for i in running}
+                self._tell(children if step == 0 else (), list(tokens.values()))
+                for index, token in tokens.items():
+                    state.add_output(index, token)
                 output = state.take()
                 if output is not None:
+                    output.metrics = merged(records)
                     yield output
                 if state.finished:
                     return
         finally:
             self.num_running -= 1
+            self.metrics.end(children, state.finish_reasons)
             if not state.finished:
                 self.aborted.append(request_id)
+
+    def _tell(self, admitted: Sequence[EngineCoreRequest], events: list[EngineCoreOutput]) -> None:
+        """A step of the engine: admitted an eighth second after they came, done an eighth later."""
+        came, self.now = self.now, self.now + TOKEN_SECONDS
+        admissions = [Admission(r.request_id, came, came + TOKEN_SECONDS / 2) for r in admitted]
+        step = StepOutputs(0, events=events, timestamp=self.now, admitted=admissions)
+        self.metrics.step(step)
 
     def _token(self, child: EngineCoreRequest, step: int) -> EngineCoreOutput:
         answer = self._answer_ids
@@ -109,7 +133,14 @@ class FakeClient:
             reason,
             logprobs=tuple(map(_scored, ids)),
             prompt_logprobs=tuple(map(_scored, child.prompt_token_ids[1:])) if wants_prompt else (),
+            embedding=self._embedding(child) if child.sampling_params.embed else None,
         )
+
+    def _embedding(self, child: EngineCoreRequest) -> bytes:
+        """Tells prompts apart: 1, then the last token, then zeros."""
+        numbers = [1.0, float(child.prompt_token_ids[-1])]
+        size = self.info.embedding_size
+        return struct.pack(f"<{size}f", *numbers, *[0.0] * (size - 2))
 
 
 def _scored(token_id: int) -> TokenLogprobs:

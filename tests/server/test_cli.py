@@ -12,10 +12,11 @@ import pytest
 
 import jaxllm
 from jaxllm.config.engine import EngineConfig
-from jaxllm.errors import ConfigError, OutOfMemoryError
+from jaxllm.errors import OutOfMemoryError
 from server import cli
 from server.flags import Parser, add_flags, from_flags
-from server.serve import bind, check_exposure, is_loopback, ready_line, url_of
+from server.serve import ready_line
+from server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,12 +56,22 @@ def test_flags_are_the_fields() -> None:
     )
 
 
+def test_flags_of_tuples_repeat() -> None:
+    parser = Parser(prog="x")
+    add_flags(parser, "server", ServerSettings)
+    argv = ["--api-key", "a", "b", "--api-key=c", "--served-model-name", "m", "--port", "1"]
+    settings = from_flags(ServerSettings, parser.parse_args(argv))
+    assert settings == ServerSettings(api_keys=("a", "b", "c"), served_model_names=("m",), port=1)
+    assert from_flags(ServerSettings, parser.parse_args([])) == ServerSettings()
+
+
 def test_every_field_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     text = capsys.readouterr().out
-    for field in fields(EngineConfig):
-        assert field.name == "model" or f"--{field.name.replace('_', '-')}" in text
+    for field in fields(EngineConfig) + fields(ServerSettings):
+        flag = field.metadata.get("flag") or field.name.replace("_", "-")
+        assert field.name == "model" or "help" not in field.metadata or f"--{flag}" in text
     for choice in ("bfloat16", "dummy"):
         assert choice in text
 
@@ -74,6 +85,12 @@ def test_every_field_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (("serve", "--dtype", "int3"), ("--dtype", "bfloat16")),
         (("serve", "--port", "http"), ("--port",)),
         (("serve", "--port", "70000"), ("--port", "65535")),
+        (("serve", "--max-n", "129"), ("--max-n", "128")),
+        (("serve", "--max-connections", "0"), ("--max-connections", "at least 1")),
+        (("serve", "--request-timeout", "nan"), ("--request-timeout",)),
+        (("serve", "--api-key", ""), ("API key is empty",)),
+        (("serve", "--api-key-file", "/none"), ("/none", "No such file")),
+        (("serve", "--cors-origin", "*", "--api-key", "k"), ("--cors-origin *",)),
         (("serve", "--block-size", "3"), ("--block-size", "power of two")),
         (("serve", "--max-model-len", "9" * 20), ("--max-model-len", "too large")),
         (("serve", "--seed", str(-(2**63) - 1)), ("--seed", "too large")),
@@ -164,29 +181,6 @@ def test_help_is_quick_and_imports_little() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 2.0  # far less, on a machine with nothing else to do
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.9.9.9"])
-def test_loopback_needs_no_key(host: str) -> None:
-    assert is_loopback(host)
-    check_exposure(host, (), False)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "no.such.host.invalid"])
-def test_other_hosts_do(host: str) -> None:
-    with pytest.raises(ConfigError, match="without an API key"):
-        check_exposure(host, (), False)
-    check_exposure(host, ("key",), False)
-    check_exposure(host, (), True)
-
-
-def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
-    with bind("127.0.0.1", 0) as first:
-        first.listen()
-        port = first.getsockname()[1]
-        assert url_of(first) == f"http://127.0.0.1:{port}"
-        with pytest.raises(ConfigError, match="in use"):
-            bind("127.0.0.1", port)
 
 
 def test_ready_line_can_be_pasted() -> None:

@@ -1,14 +1,22 @@
 """Attention by the Pallas kernels, on Hopper GPUs."""
 
+import functools
+import logging
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxllm.attention.backend import AttentionSpec, AttentionTarget
+from jaxllm.attention.backend import (
+    AttentionSpec,
+    AttentionTarget,
+    HeadTransform,
+    SlotMapping,
+)
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
+from jaxllm.errors import ConfigError
 from pallas_kernels.attention.decode_config import DecodeConfig, refuses_decode_sm90
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
@@ -17,11 +25,18 @@ from pallas_kernels.attention.prefill_sm90 import (
     paged_prefill_sm90,
     refuses_prefill_sm90,
 )
-from pallas_kernels.attention.prefill_tiles import PrefillTiles, make_prefill_tiles
+from pallas_kernels.attention.prefill_tiles import (
+    PrefillConfig,
+    PrefillTiles,
+    make_prefill_tiles,
+)
+from pallas_kernels.kv_write.api import rope_and_write
+from pallas_kernels.kv_write.kv_write_sm90 import KVWriteConfig, refuses_kv_write_sm90
+from pallas_kernels.tuning.table import tuned
+
+logger = logging.getLogger(__name__)
 
 HOPPER = "9.0"
-# From this version on Mosaic finds no register layout for the decode kernel.
-TOO_NEW = (0, 12)
 
 
 class _Prepared(NamedTuple):
@@ -33,13 +48,21 @@ class _Prepared(NamedTuple):
 
 class PallasBackend:
     name = "pallas"
-    decode_config = DecodeConfig()
+
+    def __init__(self, device_kind: str = ""):
+        self._device_kind = device_kind
+        self.decode_config = tuned("decode", device_kind, DecodeConfig())
+        self._write_config = tuned("kv_write", device_kind, KVWriteConfig())
+
+    def on(self, target: AttentionTarget) -> "PallasBackend":
+        try:
+            return PallasBackend(target.device_kind)
+        except ValueError as error:  # the device's file of tuned configs
+            raise ConfigError(str(error)) from error
 
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
-        if jax.__version_info__ >= TOO_NEW:
-            return f"its kernels do not lower on JAX {jax.__version__}; install JAX 0.11"
         facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
         return refuses_decode_sm90(*facts, "sm_90", self.decode_config) or refuses_prefill_sm90(
             *facts, "sm_90"
@@ -60,6 +83,7 @@ class PallasBackend:
                 lens,
                 max_pages=max_pages,
                 page_size=page_size,
+                num_kv_heads=spec.num_kv_heads,
                 window=spec.window,
                 config=self.decode_config,
             )
@@ -72,9 +96,44 @@ class PallasBackend:
             metadata.seq_lens,
             metadata.num_decode_rows,
             metadata.positions.shape[0],
-            default_prefill_config(specs[0].num_heads, specs[0].num_kv_heads),
+            self._prefill_config(specs[0]),
         )
         return _Prepared(plans, tiles)
+
+    def write(
+        self,
+        qkv: Float[Array, "T C"],
+        kv: Float[Array, "P 2 K B D"],
+        slots: SlotMapping,
+        heads: HeadTransform,
+        spec: AttentionSpec,
+    ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+        """By the kernel, or by XLA if the kernel refuses."""
+        reason = refuses_kv_write_sm90(
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            kv.dtype,
+            "sm_90",
+            rotated=2 * heads.cos.shape[1],
+            interleaved=heads.interleaved,
+        )
+        if reason is not None:
+            _say_once(reason)
+        return rope_and_write(
+            qkv,
+            heads.cos,
+            heads.sin,
+            slots.pages,
+            slots.offsets,
+            kv,
+            heads.q_norm,
+            heads.k_norm,
+            platform="sm_90",
+            eps=heads.eps,
+            interleaved=heads.interleaved,
+            config=self._write_config,
+        )
 
     def attend(
         self,
@@ -91,10 +150,28 @@ class PallasBackend:
         decoded = paged_decode_sm90(q[:rows], kv, tables, plan, op=op)
         if shared.tiles is None:
             return decoded
-        out = paged_prefill_sm90(q, kv, tables, shared.tiles, scale=spec.scale, window=spec.window)
+        out = paged_prefill_sm90(
+            q,
+            kv,
+            tables,
+            shared.tiles,
+            scale=spec.scale,
+            window=spec.window,
+            config=self._prefill_config(spec),
+        )
         # Decode rows are the first slots, so token i is slot i there.
         merged = jnp.where(_column(rows) < metadata.num_decode_rows, decoded, out[:rows])
         return jax.lax.dynamic_update_slice(out, merged, (0, 0, 0))
+
+    def _prefill_config(self, spec: AttentionSpec) -> PrefillConfig:
+        default = default_prefill_config(spec.num_heads, spec.num_kv_heads)
+        return tuned("prefill", self._device_kind, default)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    """Every layer of every program asks."""
+    logger.warning("Plain XLA writes keys and values: %s", reason)
 
 
 def _column(rows: int) -> Int[Array, "R 1 1"]:

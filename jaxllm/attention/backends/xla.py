@@ -6,10 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxllm.attention.backend import AttentionSpec, AttentionTarget
+from jaxllm.attention.backend import (
+    AttentionSpec,
+    AttentionTarget,
+    HeadTransform,
+    SlotMapping,
+)
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.xla import TileMap, make_tile_map, paged_decode, paged_prefill
+from pallas_kernels.kv_write.xla import rope_and_write_xla
 
 # Tiles attended at once: a CPU works on one after the other, an accelerator wants many.
 _CPU_TILES, _ACCELERATOR_TILES = 1, 64
@@ -21,6 +27,9 @@ class _Prepared(NamedTuple):
 
 class XLABackend:
     name = "xla"
+
+    def on(self, target: AttentionTarget) -> "XLABackend":
+        return self
 
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         return None
@@ -38,6 +47,27 @@ class XLABackend:
             make_tile_map(
                 metadata.query_start_loc, metadata.num_decode_rows, metadata.positions.shape[0]
             )
+        )
+
+    def write(
+        self,
+        qkv: Float[Array, "T C"],
+        kv: Float[Array, "P 2 K B D"],
+        slots: SlotMapping,
+        heads: HeadTransform,
+        spec: AttentionSpec,
+    ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+        return rope_and_write_xla(
+            qkv,
+            heads.cos,
+            heads.sin,
+            slots.pages,
+            slots.offsets,
+            kv,
+            heads.q_norm,
+            heads.k_norm,
+            eps=heads.eps,
+            interleaved=heads.interleaved,
         )
 
     def attend(

@@ -1,0 +1,183 @@
+"""The consumer warpgroup of the decode kernel: scores, softmax, weighted values.
+
+Tiles are [tokens, heads] for scores and [dim, heads] for sums. Softmax is online and in base 2.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.attention.decode_sm90_items import DecodeShape, Item, Walk, whole_tile
+from pallas_kernels.attention.decode_sm90_sums import (
+    MASKED,
+    WGMMA,
+    Ref,
+    Sum,
+    across,
+    empty_sum,
+    filled,
+    join,
+    power_of_two,
+    store_answer,
+    store_partial,
+)
+
+_Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+_TRANSPOSED = plgpu.Layout.WGMMA_TRANSPOSED
+
+
+class Outputs(NamedTuple):
+    answers: Ref  # [R, K, N, D]
+    values: Ref = None  # [S, K, D, N] partial sums; None where no row can have several items
+    stats: Ref = None  # [S, K, 2, N]
+
+
+def consume(walk: Walk, counts: Ref, out: Outputs, smem: dict[str, Ref]) -> None:
+    shape, op = walk.shape, walk.op
+    chunk_splits = op.config.splits_per_chunk
+    nothing = functools.partial(empty_sum, shape.dim, shape.padded)
+    splits_per_partial = counts[1]
+
+    def leave(item: Item, slot: Array, wanted: Array, partial: Sum) -> None:
+        if out.values is None:
+            return
+
+        @pl.when(wanted & (item.slot >= 0))
+        def _() -> None:
+            where = (item.slot + slot, item.head)
+            store_partial(out.values.at[*where], out.stats.at[*where], partial)
+
+    def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, description = carry
+        item = Item(*description)
+        following = walk.describe(turn + 1)
+        query = lax.rem(turn, jnp.int32(2))
+        plgpu.barrier_wait(smem["q_full"].at[query])
+
+        def one_split(split: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
+            step, chunk = carry
+            step, part = _sum_split(walk, item, smem, query, split, step)
+            leave(item, split - item.first_split, splits_per_partial == 1, part)
+            return step, join(chunk, part)
+
+        first_chunk = lax.div(item.first_split, jnp.int32(chunk_splits))
+        end_chunk = lax.div(item.end_split + (chunk_splits - 1), jnp.int32(chunk_splits))
+
+        def one_chunk(chunk: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
+            step, row = carry
+            first = lax.max(chunk * chunk_splits, item.first_split)
+            end = lax.min((chunk + 1) * chunk_splits, item.end_split)
+            step, part = lax.fori_loop(first, end, one_split, (step, nothing()))
+            leave(item, chunk - first_chunk, splits_per_partial > 1, part)
+            return step, join(row, part)
+
+        step, row = lax.fori_loop(first_chunk, end_chunk, one_chunk, (step, nothing()))
+        plgpu.barrier_arrive(smem["q_free"].at[query])
+
+        @pl.when(item.slot < 0)
+        def _() -> None:
+            heads = whole_tile(shape.padded)
+            store_answer(row, smem["out"], out.answers.at[item.row, item.head, heads])
+
+        return step, following
+
+    start = (jnp.int32(0), walk.describe(jnp.int32(0)))
+    lax.fori_loop(0, walk.count, one_item, start)
+    plgpu.wait_smem_to_gmem(0)
+
+
+def _sum_split(
+    walk: Walk, item: Item, smem: dict[str, Ref], query: Array, split: Array, step: Array
+) -> tuple[Array, Sum]:
+    shape, heads = walk.shape, walk.shape.padded
+    first, end = item.blocks(walk.op, shape.block, split, split + 1)
+    one_block = functools.partial(_one_block, walk, item, smem, query)
+    state = (
+        step,
+        filled((shape.dim, heads), 0.0),
+        filled((shape.block, heads), 0.0),
+        filled((heads,), MASKED),
+    )
+    step, values, total, maximum = lax.fori_loop(first, end, one_block, state)
+    return step, Sum(values, total.sum(axis=0), maximum)
+
+
+def _one_block(
+    walk: Walk, item: Item, smem: dict[str, Ref], query: Array, block: Array, carry: Any
+) -> Any:
+    shape, op, heads = walk.shape, walk.op, walk.shape.padded
+    step, accumulated, total, maximum = carry
+    stage = lax.rem(step, jnp.int32(op.config.stages))
+    position = block * shape.block  # of the block's first token
+
+    plgpu.barrier_wait(smem["k_full"].at[stage])
+
+    def keys_by_queries(result: Ref) -> Array:
+        plgpu.wgmma(result, smem["k"].at[stage], smem["q"].at[query].transpose((1, 0)))
+        return result[...]
+
+    scores = pl.run_scoped(keys_by_queries, _Accumulator((shape.block, heads), jnp.float32))
+    plgpu.barrier_arrive(smem["k_free"].at[stage])
+    scores = _logits(walk, item, position, scores)
+
+    # A block always has a visible token, so the maximum is a real logit and exp2 of a masked one 0.
+    # It is kept whole: then every decay is exact (decode_sm90_sums.py).
+    raised = jnp.maximum(maximum, _whole(scores.max(axis=0)))
+    decay = power_of_two(maximum - raised)
+    weights = jnp.exp2(scores - across(raised, scores))
+    total = total * across(decay, total) + weights
+    weights = plgpu.layout_cast(weights.astype(shape.dtype), _TRANSPOSED)
+    smem["p"].transpose((1, 0))[...] = weights
+
+    plgpu.barrier_wait(smem["v_full"].at[stage])
+
+    # Pages are reused without being cleared, and 0 * NaN is NaN.
+    @pl.when(position + shape.block > item.length)
+    def _() -> None:
+        _clear_tail(shape, smem["v"].at[stage], item.length - position)
+
+    plgpu.commit_smem()
+
+    def values_by_weights(result: Ref) -> Array:
+        values = smem["v"].at[stage].transpose((1, 0))
+        plgpu.wgmma(result, values, smem["p"].transpose((1, 0)))
+        return result[...]
+
+    added = pl.run_scoped(values_by_weights, _Accumulator((shape.dim, heads), jnp.float32))
+    plgpu.barrier_arrive(smem["v_free"].at[stage])
+    accumulated = accumulated * across(decay, accumulated) + added
+    return step + 1, accumulated, total, raised
+
+
+def _whole(logits: Array) -> Array:
+    return logits.astype(jnp.int32).astype(jnp.float32)
+
+
+def _logits(walk: Walk, item: Item, position: Array, scores: Array) -> Array:
+    """To base 2, where exp2 is one instruction; what the query does not see is masked."""
+    op, log2e = walk.op, math.log2(math.e)
+    if op.softcap is None:
+        scores = scores * (op.scale * log2e)
+    else:
+        scores = jnp.tanh(scores * (op.scale / op.softcap)) * (op.softcap * log2e)
+    token = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=WGMMA) + position
+    visible = token < item.length
+    if op.window is not None:
+        visible = visible & (token >= item.begin(op))
+    return jnp.where(visible, scores, MASKED)
+
+
+def _clear_tail(shape: DecodeShape, values: Ref, tokens: Array) -> None:
+    """Zeroes all but the first ``tokens`` rows of a block, a tile at a time to spare registers."""
+    for row in range(0, shape.block, 64):
+        index = plgpu.broadcasted_iota(jnp.int32, (64, 64), 0, layout=WGMMA) + row
+        for column in range(0, shape.dim, 64):
+            tile = values.at[pl.ds(row, 64), pl.ds(column, 64)]
+            old = plgpu.load(tile, layout=WGMMA)
+            tile[...] = jnp.where(index < tokens, old, jnp.zeros((), shape.dtype))

@@ -1,0 +1,105 @@
+"""What producer and consumer of the decode kernel share: static sizes, and their work."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.attention.decode_config import DecodeConfig, padded_group
+from pallas_kernels.attention.decode_sm90_sums import Ref
+
+
+@dataclass(frozen=True)
+class DecodeOp:
+    """Everything static that is not a shape."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+    config: DecodeConfig
+    interpret: bool = False
+    detect_races: bool = False
+
+    def interpret_params(self) -> Any:
+        if not self.interpret:
+            return False
+        return plgpu.InterpretGPUParams(detect_races=self.detect_races)
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """Sizes of one call; ``group`` query heads share a KV head."""
+
+    rows: int
+    kv_heads: int
+    group: int
+    dim: int
+    dtype: Any  # of queries, pages and output: 16 bits
+    page: int
+    block: int  # tokens per stage
+
+    @property
+    def pages_per_block(self) -> int:
+        return self.block // self.page
+
+    @property
+    def padded(self) -> int:
+        return padded_group(self.group)
+
+
+def whole_tile(heads: int) -> Any:
+    """All heads of a tile, though the array may end before: copies between GMEM and SMEM fill
+    with zeros or drop what lies past the end. A start that is not a constant escapes JAX's check.
+    """
+    return pl.ds(lax.axis_index("cta") * 0, heads)
+
+
+class Item(NamedTuple):
+    """Consecutive splits of one row, for one KV head."""
+
+    row: Array
+    first_split: Array
+    end_split: Array
+    slot: Array  # of the first partial sum; -1: this is the whole row
+    length: Array  # of the row
+    head: Array
+
+    def begin(self, op: DecodeOp) -> Array:
+        """The first position the query sees."""
+        if op.window is None:
+            return jnp.int32(0)
+        return lax.max(self.length - op.window, jnp.int32(0))
+
+    def blocks(self, op: DecodeOp, block: int, first: Array, end: Array) -> tuple[Array, Array]:
+        """First and last + 1 block of some of the splits, counted from position 0."""
+        size = op.config.split_tokens
+        last_token = lax.min(end * size, self.length)
+        first_block = lax.max(first * (size // block), lax.div(self.begin(op), jnp.int32(block)))
+        return first_block, lax.div(last_token + (block - 1), jnp.int32(block))
+
+
+class Walk:
+    """This CTA's items. The list falls in length: dealing it back and forth evens out the sums."""
+
+    def __init__(self, shape: DecodeShape, op: DecodeOp, items: Ref, counts: Ref):
+        self.shape, self.op, self._items = shape, op, items
+        self._cta, self._ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
+        total = counts[0] * shape.kv_heads
+        rounds, rest = lax.div(total, self._ctas), lax.rem(total, self._ctas)
+        one_more = self._place(rounds) < rest
+        self.count = rounds + jnp.where(one_more, jnp.int32(1), jnp.int32(0))
+
+    def _place(self, turn: Array) -> Array:
+        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, self._cta, self._ctas - 1 - self._cta)
+
+    def describe(self, turn: Array) -> tuple[Array, ...]:
+        """Reads this CTA's item of a turn, or one that is in the table but not in use: ahead of
+        time, and without waiting for how many there are."""
+        unit = turn * self._ctas + self._place(turn)
+        unit = lax.min(unit, jnp.int32(self._items.shape[0] * self.shape.kv_heads - 1))
+        item, head = (f(unit, jnp.int32(self.shape.kv_heads)) for f in (lax.div, lax.rem))
+        return (*(self._items[item, field] for field in range(5)), head)

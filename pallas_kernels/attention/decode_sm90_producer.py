@@ -1,0 +1,78 @@
+"""The producer warpgroup of the decode kernel: fetches queries, keys and values by TMA."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.attention.decode_sm90_items import Item, Walk, whole_tile
+from pallas_kernels.attention.decode_sm90_sums import Ref
+
+
+def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> None:
+    """Runs ahead of the consumer by as many blocks as the ring has stages, across items. Page
+    numbers and items are read one step before they are needed."""
+    shape, op, stages = walk.shape, walk.op, walk.op.config.stages
+
+    def pages_of(item: Item, block: Array) -> tuple[Array, ...]:
+        # Pages that the query does not see at all may belong to others: the nearest that it sees
+        # is fetched again, and masked.
+        first = lax.div(item.begin(op), jnp.int32(shape.page))
+        last = lax.div(item.length - 1, jnp.int32(shape.page))
+        start = block * shape.pages_per_block
+        return tuple(
+            tables[item.row, lax.clamp(first, start + i, lax.max(first, last))]
+            for i in range(shape.pages_per_block)
+        )
+
+    def copy(kind: int, name: str, head: Array, pages: tuple[Array, ...], step: Array) -> None:
+        stage = lax.rem(step, jnp.int32(stages))
+
+        @pl.when(step >= stages)
+        def _() -> None:
+            plgpu.barrier_wait(smem[f"{name}_free"].at[stage])
+
+        for i, page in enumerate(pages):
+            target = smem[name].at[stage, pl.ds(i * shape.page, shape.page)]
+            barrier = smem[f"{name}_full"].at[stage]
+            plgpu.copy_gmem_to_smem(kv.at[page, kind, head], target, barrier)
+
+    def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        step, description = carry
+        item = Item(*description)
+        following = walk.describe(turn + 1)
+        slot = lax.rem(turn, jnp.int32(2))
+
+        @pl.when(turn >= 2)
+        def _() -> None:
+            plgpu.barrier_wait(smem["q_free"].at[slot])
+
+        heads = q.at[item.row, item.head, whole_tile(shape.padded)]
+        plgpu.copy_gmem_to_smem(heads, smem["q"].at[slot], smem["q_full"].at[slot])
+
+        def one_block(block: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            step, pages = carry
+            ahead = pages_of(item, block + 1)
+            copy(0, "k", item.head, pages, step)
+            copy(1, "v", item.head, pages, step)
+            return step + 1, ahead
+
+        first, end = item.blocks(op, shape.block, item.first_split, item.end_split)
+        step, _ = lax.fori_loop(first, end, one_block, (step, pages_of(item, first)))
+        return step, following
+
+    start = (jnp.int32(0), walk.describe(jnp.int32(0)))
+    steps, _ = lax.fori_loop(0, walk.count, one_item, start)
+
+    # Every arrival must have been waited for before the barriers go away.
+    @pl.loop(0, lax.min(steps, jnp.int32(stages)))
+    def _(stage: Array) -> None:
+        plgpu.barrier_wait(smem["k_free"].at[stage])
+        plgpu.barrier_wait(smem["v_free"].at[stage])
+
+    @pl.loop(0, lax.min(walk.count, jnp.int32(2)))
+    def _(slot: Array) -> None:
+        plgpu.barrier_wait(smem["q_free"].at[slot])

@@ -1,0 +1,1 @@
+"""The operations timed beside the ceilings of the device they run on."""

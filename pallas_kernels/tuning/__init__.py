@@ -1,0 +1,1 @@
+"""Tuned configs of the kernels: data, one file per kind of device."""

@@ -1,0 +1,159 @@
+"""Messages, and how the model's own template writes them as one prompt."""
+
+import asyncio
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from jaxllm.errors import InvalidRequestError
+from jaxllm.tokenizer.tokenizer import Tokenizer
+from server.openai.fields import MAX_MESSAGES, Content, RequestObject, Tools, conflict, missing
+from server.serving import Serving
+
+LONG_CHARS = 20_000  # beyond it, rendering or encoding would hold up the event loop
+
+# Names that templates are given by us, not by a request.
+_OWN_NAMES = frozenset(
+    {
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "raise_exception",
+        "strftime_now",
+    }
+)
+
+
+class ChatMessage(RequestObject):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Content | None = None
+    tool_calls: Tools | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise missing("content")
+        return self
+
+    def as_template_message(self) -> dict[str, Any]:
+        """As templates know it: ``system`` for OpenAI's newer word ``developer``, always a content,
+        a call's arguments as an object.
+        """
+        message = self.model_dump(exclude_unset=True)
+        role = "system" if self.role == "developer" else self.role
+        message |= {"role": role, "content": self.content or ""}
+        if self.tool_calls:
+            message["tool_calls"] = [_with_object(call) for call in self.tool_calls]
+        return message
+
+
+Messages = Annotated[
+    list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+]
+
+
+class TemplateOptions(RequestObject):
+    """What a request may say about the prompt that is made of its messages."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+    reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
+    tools: Tools | None = None
+    tool_choice: Any = None
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _only_own_names(cls, value: Any) -> Any:
+        for name, item in value.items() if isinstance(value, dict) else ():
+            if name in _OWN_NAMES or str(name).endswith("_token"):
+                raise PydanticCustomError(
+                    "unsupported_value",
+                    "a request cannot set the template's variable '{name}'",
+                    {"name": str(name)[:64]},
+                )
+            if item is not None and not isinstance(item, str | int | float):
+                raise PydanticCustomError(
+                    "unsupported_value", "values must be strings, numbers, booleans or null"
+                )
+        return value
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _only_auto(cls, value: Any) -> Any:
+        if value not in (None, "none", "auto"):
+            raise PydanticCustomError(
+                "unsupported_value", "only 'none' and 'auto' are supported by this server"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise conflict("continue_final_message", "it needs add_generation_prompt to be false")
+        return self
+
+    def template_variables(self) -> dict[str, Any]:
+        """For the template itself; it may know none of them."""
+        given = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is not None:
+            given.setdefault("reasoning_effort", self.reasoning_effort)
+        return given
+
+
+async def render(
+    messages: list[dict[str, Any]],
+    options: TemplateOptions,
+    serving: Serving,
+    *,
+    param: str = "messages",
+) -> str:
+    """The prompt; a long one is written in a thread. Variables that the template does not read are
+    told to the operator once.
+
+    Raises:
+        InvalidRequestError: there is no template, or it refuses these messages, which came in the
+            field ``param``.
+    """
+    tokenizer = serving.client.tokenizer
+    variables = options.template_variables()
+    unread = variables.keys() - _variables_of(tokenizer)
+    serving.note_ignored(f"chat_template_kwargs.{name}" for name in unread)
+    continues, generates = bool(options.continue_final_message), options.add_generation_prompt
+    arguments = {name: value for name, value in variables.items() if name not in unread} | {
+        "add_generation_prompt": not continues if generates is None else generates,
+        "continue_final_message": continues,
+        "tools": None if options.tool_choice == "none" else options.tools or None,
+    }
+    try:
+        if sum(len(str(message["content"])) for message in messages) > LONG_CHARS:
+            return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **arguments)
+        return tokenizer.apply_chat_template(messages, **arguments)
+    except InvalidRequestError as error:
+        if error.param == "messages":
+            error.param = param
+        raise
+
+
+def _variables_of(tokenizer: Tokenizer) -> frozenset[str]:
+    template = tokenizer.chat_template
+    return frozenset[str]() if template is None else template.variables
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI writes a call's arguments as JSON text, templates as what it says."""
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(arguments, str):
+        return call
+    try:
+        arguments = json.loads(arguments) if arguments else {}
+    except (ValueError, RecursionError):
+        return call
+    return call | {"function": {**function, "arguments": arguments}}

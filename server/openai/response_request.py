@@ -1,0 +1,169 @@
+"""What /v1/responses takes: its fields, and its input as messages for the model's template."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from jaxllm.sampling_params import SamplingParams
+from server.openai import refused
+from server.openai.conversation import ChatMessage, TemplateOptions
+from server.openai.fields import (
+    INT32,
+    MANY,
+    MAX_MESSAGES,
+    ONE,
+    Content,
+    LogprobCount,
+    RequestObject,
+    missing,
+    text_or_list,
+)
+from server.openai.schemas import SamplingRequest, StreamOptions
+
+LOGPROBS = "message.output_text.logprobs"
+_TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
+_NEEDED = {
+    "message": ("role", "content"),
+    "function_call": ("call_id", "name", "arguments"),
+    "function_call_output": ("call_id", "output"),
+    "reasoning": (),
+}
+
+
+class InputItem(RequestObject):
+    """A message, or what was said about a call of a function. Reasoning is not shown again."""
+
+    type: str | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: Content | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: Content | None = None
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.kind not in _NEEDED:
+            raise PydanticCustomError(
+                "unsupported_value",
+                "items of type '{kind}' are not supported; supported are {known}",
+                {"kind": self.kind[:64], "known": ", ".join(_NEEDED)},
+            )
+        for name in _NEEDED[self.kind]:
+            if getattr(self, name) is None:
+                raise missing(name)
+        for part in self.content if isinstance(self.content, list) else ():
+            _check_part(part)
+        for part in self.output if isinstance(self.output, list) else ():
+            _check_part(part)
+        return self
+
+    @property
+    def kind(self) -> str:
+        return self.type or "message"
+
+
+class ReasoningOptions(RequestObject):
+    effort: Annotated[str, Field(max_length=32)] | None = None
+
+
+class TextOptions(RequestObject):
+    format: dict[str, Any] | None = None
+    verbosity: Literal["medium"] | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _only_text(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None and value.get("type") != "text":
+            raise PydanticCustomError(
+                "unsupported_value", "only the type 'text' is supported by this server"
+            )
+        return value
+
+
+InputItems = Annotated[
+    list[InputItem], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+]
+
+
+class ResponsesRequest(SamplingRequest):
+    REFUSED: ClassVar[dict[str, str]] = refused.RESPONSE
+
+    input: Annotated[
+        Annotated[str, ONE] | Annotated[InputItems, MANY],
+        text_or_list("a string or an array of items"),
+    ]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
+        None
+    )
+    top_logprobs: LogprobCount | None = None
+    reasoning: ReasoningOptions | None = None
+    text: TextOptions | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    max_tool_calls: int | None = None
+    truncation: Literal["disabled"] | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values that do not go together."""
+        return self._sampling_params(
+            max_tokens=self.max_output_tokens,
+            logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
+        )
+
+    def template_options(self) -> TemplateOptions:
+        effort = None if self.reasoning is None else self.reasoning.effort
+        return TemplateOptions(reasoning_effort=effort)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """As ``ChatMessage.as_template_message`` gives them, instructions first."""
+        messages: list[dict[str, Any]] = []
+        if self.instructions:
+            messages.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            messages.append({"role": "user", "content": self.input})
+            return messages
+        for item in self.input:
+            _add(messages, item)
+        return messages
+
+
+def _add(messages: list[dict[str, Any]], item: InputItem) -> None:
+    """Calls belong to the assistant's message before them."""
+    if item.kind == "function_call":
+        function = {"name": item.name, "arguments": item.arguments}
+        call = {"id": item.call_id, "type": "function", "function": function}
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        message = ChatMessage(role="assistant", tool_calls=[call]).as_template_message()
+        messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])
+    elif item.kind == "function_call_output":
+        content = _text_of(item.output)
+        messages.append({"role": "tool", "content": content, "tool_call_id": item.call_id})
+    elif item.kind == "message":
+        role = "system" if item.role == "developer" else item.role
+        messages.append({"role": role, "content": _text_of(item.content)})
+
+
+def _check_part(part: dict[str, Any]) -> None:
+    kind = part.get("type")
+    text = part.get("refusal" if kind == "refusal" else "text")
+    if kind not in _TEXT_PARTS or not isinstance(text, str):
+        raise PydanticCustomError(
+            "unsupported_content_type",
+            "a part of type '{kind}' is not text, and this model takes only text",
+            {"kind": str(kind)[:64]},
+        )
+
+
+def _text_of(content: str | list[dict[str, Any]] | None) -> str:
+    if not isinstance(content, list):
+        return content or ""
+    return "\n".join(part["refusal" if part["type"] == "refusal" else "text"] for part in content)
