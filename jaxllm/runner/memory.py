@@ -53,7 +53,7 @@ class Device:
 class ProgramMemory:
     """Bytes that a program takes beside its arguments. Updated arguments are no outputs."""
 
-    kind: str  # forward, sample, score
+    kind: str  # forward, sample, score, embed
     shape: str
     temporary_bytes: int
     output_bytes: int

@@ -73,6 +73,21 @@ class ModelRunner:
         buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
         self._buffers = jax.tree.map(_zeros, buffers)
 
+    def warm_up(self) -> None:
+        """Run every program once, on padding alone. Its first run loads a program onto the device
+        and records its command buffers: a quarter of a second that no client should wait for.
+        """
+        for bucket, layout in self._layouts.items():
+            packed = jax.device_put(pack_idle(self._rows, layout))
+            logits, slots, hidden = self._forward(bucket, packed)
+            if bucket.kind is BatchKind.MIXED:
+                self._programs.score(bucket)(self._params, hidden, packed)
+                if self._plan.embeddings:
+                    self._programs.embed(bucket)(hidden, packed)
+            for mode in self._programs.modes(bucket.num_rows):
+                self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
+        jax.block_until_ready(self._buffers)
+
     def dispatch(self, plan: SchedulerOutput) -> StepHandle:
         """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step
         before, which brings the tokens the mask depends on, starts the other."""
@@ -154,13 +169,18 @@ class ModelRunner:
         return logits, slots, hidden
 
     def _sample(self, handle: StepHandle, mask: jax.Array) -> None:
-        program = self._programs.sample(handle.logits.shape[0], handle.mode)
-        buffers, self._buffers = self._buffers, None
-        self._buffers, out = program(buffers, handle.logits, handle.slots, mask)
+        handle.out = self._draw(handle.logits, handle.slots, handle.mode, mask)
         handle.logits = None
-        handle.out = out
-        for array in (out.token_ids, out.finite):
+        for array in (handle.out.token_ids, handle.out.finite):
             array.copy_to_host_async()
+
+    def _draw(
+        self, logits: jax.Array, slots: StepSlots, mode: SamplerMode, mask: jax.Array
+    ) -> SamplerOutput:
+        program = self._programs.sample(logits.shape[0], mode)
+        buffers, self._buffers = self._buffers, None
+        self._buffers, out = program(buffers, logits, slots, mask)
+        return out
 
     def _finish_waiting(self) -> None:
         """Fill the mask of the step that waits for it, and start its sample half."""

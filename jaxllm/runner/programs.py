@@ -80,6 +80,11 @@ class Programs:
         counts = {bucket.num_rows for bucket in self.plan.buckets}
         return full_rows(counts, self.sampling_platform)
 
+    def modes(self, num_rows: int) -> tuple[SamplerMode, ...]:
+        """Those that there is a sampler for."""
+        full = num_rows in self.full_rows
+        return tuple(mode for mode in SamplerMode if full or mode is not SamplerMode.FULL)
+
     def score(self, bucket: BatchBucket) -> Any:
         """Mixed buckets only."""
         return self._find(("score", bucket))
@@ -139,8 +144,7 @@ class Programs:
         jobs = [
             self._sample_job(bucket, mode)
             for bucket in by_rows.values()
-            for mode in SamplerMode
-            if mode is not SamplerMode.FULL or bucket.num_rows in self.full_rows
+            for mode in self.modes(bucket.num_rows)
         ]
         jobs += [self._score_job(bucket) for bucket in mixed]
         return jobs + [self._embed_job(b) for b in mixed if self.plan.embeddings]

@@ -186,6 +186,7 @@ def _start_runner(params: Params, programs: Programs, memory: MemoryPlan) -> Mod
         runner = ModelRunner(programs.plan, params, programs)
         if memory.device.platform != "cpu":
             jnp.zeros((memory.working.total,), jnp.uint8).block_until_ready()
+            runner.warm_up()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -114,7 +114,7 @@ def test_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["sha"] == workload_decode(row["batch_size"], 16, 11).sha()
         # All but the table of the embedding (float32, 8 wide), and a row of it per token.
         assert row["weight_bytes_read"] == WEIGHT_BYTES - VOCAB * 32 + row["batch_size"] * 32
-        # One layer, one head of 8: keys and values of the prompt and of 6.5 tokens, between 2 and 11.
+        # One layer, one head of 8: keys, values of the prompt and 6.5 tokens (between 2 and 11).
         assert row["kv_bytes_read"] == row["batch_size"] * (16 + 6.5) * 2 * 8 * 4
         floor = (row["weight_bytes_read"] + row["kv_bytes_read"]) / READ_RATE * 1000
         assert row["floor_ms"] == pytest.approx(floor)

@@ -10,6 +10,8 @@ import pytest
 
 from jaxllm.attention.backends.xla import BACKEND
 from jaxllm.config.plan import BatchBucket, BatchKind
+from jaxllm.core.scheduler import Scheduler
+from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import RecompilationError
 from jaxllm.runner.model_runner import ModelRunner
 from jaxllm.runner.programs import Programs, full_rows
@@ -29,6 +31,20 @@ def test_decoding_equals_prefilling_the_same_tokens(engine: TinyEngine) -> None:
         for count in range(1, 20, 4):
             one = engine.run([request("one", prompt + whole[:count], 1)])["one"].token_ids
             assert one == whole[count : count + 1], (length, count)
+
+
+def test_warming_up_runs_every_program_and_leaves_no_trace(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [request("a", [5, 6, 7], 6), request("b", [8] * 20, 6, temperature=1.0, seed=3)]
+    expected = engine.run(requests)
+    runner, used = engine.runner(), set[object]()
+    find = engine.programs._find
+    monkeypatch.setattr(engine.programs, "_find", lambda key: used.add(key) or find(key))
+    runner.warm_up()
+    assert used == set(engine.programs._compiled)
+    core = EngineCore(Scheduler(engine.plan), runner)
+    assert engine.run(requests, core) == expected
 
 
 def test_no_program_copies_the_cache(engine: TinyEngine) -> None:
