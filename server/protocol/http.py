@@ -76,12 +76,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._expect_head()
 
     def _make_room(self) -> bool:
-        """Hang up on whoever has kept us waiting longest for a request, if anybody has."""
+        """Hang up on whoever has kept us waiting longest for a whole request, if anybody has."""
         others = [cast(GuardedProtocol, c) for c in self.connections if c is not self]
-        idle = [other for other in others if other._phase in (Phase.HEAD, Phase.IDLE)]
-        if not idle:
+        waiting = (Phase.HEAD, Phase.BODY, Phase.IDLE)
+        waited_for = [other for other in others if other._phase in waiting]
+        if not waited_for:
             return False
-        oldest = min(idle, key=lambda other: other._since)
+        oldest = min(waited_for, key=lambda other: other._since)
         oldest._enter(Phase.REFUSED)
         oldest.transport.abort()
         self._refusals.note("connection_replaced")
@@ -111,10 +112,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._feed(data)
         if self._phase is Phase.HEAD and len(self._raw) > self._limits.max_head_bytes:
             self._refuse(head_too_large(self._limits))
-        elif (
-            self._phase is Phase.BODY and self._num_wire_bytes > self._limits.max_wire_bytes
-        ):  # all framing
-            self._refuse(body_too_large(self._limits))
+        elif self._phase is Phase.BODY and self._num_wire_bytes > self._limits.max_wire_bytes:
+            self._refuse(body_too_large(self._limits))  # nothing but framing
 
     def _feed(self, data: bytes) -> None:
         try:

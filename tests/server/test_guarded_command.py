@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -40,7 +41,7 @@ def test_flags_reach_the_port(tiny_tokenizer_dir: Path, tmp_path: Path) -> None:
             too_many = json.dumps({"model": "fake", "prompt": "x", "n": 3})
             answer = http.post("/v1/completions", content=too_many, headers=headers)
             assert answer.json()["error"]["code"] == "integer_above_max_value"
-            asked = completion(50, stream=False) | {"headers": headers}
+            asked: dict[str, Any] = completion(50, stream=False) | {"headers": headers}
             assert http.post("/v1/completions", **asked).status_code == 504
         assert say(port, request("/", "Content-Length: 1001", method="POST")).status == 413
         assert say(port, b"noise\r\n\r\n").error["code"] == "malformed_http"

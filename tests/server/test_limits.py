@@ -104,7 +104,7 @@ def test_a_full_queue_is_429_until_a_stream_has_ended(engine: FakeClient) -> Non
             assert second.status_code == 429
             assert second.json()["error"]["code"] == "server_overloaded"
             assert second.json()["error"]["type"] == "rate_limit_error"
-            assert second.headers["retry-after"] == "1"
+            assert second.headers["retry-after"] in ("1", "2")
             assert (await first).status_code == 200
             assert (await http.post("/v1/completions", json=body)).status_code == 200
 

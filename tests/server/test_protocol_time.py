@@ -1,5 +1,6 @@
 """Clients that are slow, silent, greedy or many."""
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -187,12 +188,21 @@ def test_the_end_of_an_answer_must_be_read_too(port: int, refusals: RefusalLog) 
 # Many
 
 
-def test_the_oldest_of_the_idle_makes_room() -> None:
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"GET / HTTP/1.1\r\n", request("/", "Content-Length: 9", method="POST"), request("/")],
+)
+def test_the_oldest_of_those_we_wait_for_makes_room(start: bytes) -> None:
     limits, refusals = ConnectionLimits(max_connections=20), RefusalLog()
     with ExitStack() as stack, running(EchoApp(), limits, refusals) as port:
-        half_open = [stack.enter_context(connect(port)) for _ in range(20)]
-        for connection in half_open:
-            connection.sendall(b"GET / HTTP/1.1\r\n")
+        half_open: list[socket.socket] = []
+        for _ in range(20):
+            half_open.append(stack.enter_context(connect(port)))
+            half_open[-1].sendall(start)
+            if start == request("/"):  # idle, between two requests
+                assert read_answer(half_open[-1]).status == 200
+            if len(half_open) == 1:
+                time.sleep(0.05)  # clocks may be coarse
         assert say(port, request("/")).status == 200
         assert hung_up(half_open[0])
         half_open[-1].settimeout(0.1)
