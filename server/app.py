@@ -1,5 +1,7 @@
 """The application: its routes, its middleware, how errors are answered."""
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -31,6 +33,7 @@ from server.ops.metrics import ServerMetrics, metrics
 from server.serving import Serving
 from server.settings import ServerSettings
 from server.tracing import Tracer
+from server.ui.page import page_routes
 
 ROUTES = (
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
@@ -63,16 +66,18 @@ def create_app(
         watchers.append(AccessLog(settings.access_log))
     if tracer is not None:
         watchers.append(tracer)
+    page = page_routes() if settings.ui else ()
+    routes = ROUTES + page
     app = Starlette(
-        routes=list(ROUTES),
+        routes=list(routes),
         middleware=[
             Middleware(RequestIdMiddleware),
-            Middleware(RecordMiddleware, routes=ROUTES, watchers=watchers),
+            Middleware(RecordMiddleware, routes=routes, watchers=watchers),
             Middleware(FaultMiddleware),
             Middleware(HostMiddleware, allowed=settings.allowed_hosts),
             *_cors(settings),
             Middleware(
-                AuthMiddleware, api_keys=settings.api_keys, open_paths=_open_paths(settings)
+                AuthMiddleware, api_keys=settings.api_keys, open_paths=_open_paths(settings, page)
             ),
             Middleware(DrainMiddleware, drain=serving.drain),
             Middleware(DeadlineMiddleware, request_timeout_s=settings.request_timeout),
@@ -87,9 +92,10 @@ def create_app(
     return app
 
 
-def _open_paths(settings: ServerSettings) -> frozenset[str]:
+def _open_paths(settings: ServerSettings, page: Sequence[Route]) -> frozenset[str]:
     """What is answered without a key."""
-    return OPEN_PATHS | {"/metrics"} if settings.metrics_no_auth else OPEN_PATHS
+    paths = OPEN_PATHS | {route.path for route in page}
+    return paths | {"/metrics"} if settings.metrics_no_auth else paths
 
 
 def _cors(settings: ServerSettings) -> list[Middleware]:

@@ -12,6 +12,7 @@ from typing import Any
 import jaxllm
 from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import ConfigError, JaxLLMError
+from server.client.options import BatchOptions, ChatOptions
 from server.flags import Parser, add_flags, from_flags
 from server.settings import ServerSettings
 
@@ -47,6 +48,8 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"jaxllm {jaxllm.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="serve a model over an OpenAI-compatible API"))
+    _add_chat(commands.add_parser("chat", help="talk to a model, or a server, in the terminal"))
+    _add_batch(commands.add_parser("run-batch", help="answer the requests of a file"))
     _add_plan(commands.add_parser("plan", help="what a model takes of a device's memory"))
     bench = commands.add_parser("bench", help="measure the speed of a model or a server")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
@@ -68,6 +71,20 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "server", ServerSettings)
     _add_model(parser)
     parser.set_defaults(run=_serve)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, "chat", ChatOptions)
+    _add_model(parser)
+    parser.set_defaults(run=_chat)
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, help="requests, one JSON object a line (OpenAI's)")
+    parser.add_argument("output", type=Path, help="results; those it has already are kept")
+    add_flags(parser, "batch", BatchOptions)
+    _add_model(parser)
+    parser.set_defaults(run=_run_batch)
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +200,33 @@ def _serve(args: argparse.Namespace) -> int:
     from server.serve import serve
 
     return serve(config, settings)
+
+
+def _local_config(args: argparse.Namespace) -> EngineConfig:
+    """Of the model in this process; with --url there is none, and nothing to say about it."""
+    if args.url is None:
+        return _engine_config(args)
+    default = EngineConfig()
+    given = from_flags(EngineConfig, args, model=default.model)
+    if given != default:
+        raise ConfigError("Flags of the engine are for a local model: leave them out with --url.")
+    return default
+
+
+def _chat(args: argparse.Namespace) -> int:
+    config = _local_config(args)
+    from server.client.chat import run_chat
+
+    return run_chat(from_flags(ChatOptions, args), config, args.model)
+
+
+def _run_batch(args: argparse.Namespace) -> int:
+    config = _local_config(args)
+    if args.url is not None and args.model is not None:
+        raise ConfigError("The requests name their model: leave MODEL out with --url.")
+    from server.client.batch import run_batch
+
+    return run_batch(args.input, args.output, from_flags(BatchOptions, args), config)
 
 
 def _plan(args: argparse.Namespace) -> int:

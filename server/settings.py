@@ -51,6 +51,7 @@ class ServerSettings:
     request_timeout: float = _flag(3600.0, "seconds a request may take; beyond them: 504")
     drain_timeout: float = _flag(30.0, "seconds that running requests get after SIGTERM or Ctrl-C")
     strict_params: bool = _flag(False, "refuse unknown request fields with 400")
+    ui: bool = _flag(False, "serve a page for chatting at /")
     log_level: str = _flag("info", "of the server's own messages", choices=LOG_LEVELS)
     access_log: str = _flag("json", "one line per request", choices=ACCESS_LOGS)
     otlp_traces_endpoint: str | None = _flag(

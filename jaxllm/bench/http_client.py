@@ -29,17 +29,21 @@ class BaseURL:
     path: str  # before every route; empty or "/some/where"
 
     @classmethod
-    def parse(cls, url: str) -> "BaseURL":
-        """Raises ConfigError. A trailing /v1 is dropped: routes bring their own."""
+    def parse(cls, url: str, *, flag: str = "--base-url") -> "BaseURL":
+        """``flag``: what gave it. A trailing /v1 is dropped: routes bring their own.
+
+        Raises:
+            ConfigError: it is not the address of a server.
+        """
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise ConfigError(f"--base-url {url}: {error}.") from error
+            raise ConfigError(f"{flag} {url}: {error}.") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--base-url {url} is no URL such as http://127.0.0.1:8000.")
+            raise ConfigError(f"{flag} {url} is no URL such as http://127.0.0.1:8000.")
         if parts.query or parts.fragment or parts.username is not None:
-            raise ConfigError(f"--base-url {url} may hold nothing but scheme, host, port and path.")
+            raise ConfigError(f"{flag} {url} may hold nothing but scheme, host, port and path.")
         tls = parts.scheme == "https"
         default = 443 if tls else 80
         path = parts.path.rstrip("/").removesuffix("/v1")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models.params import ModelDef
+from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
 from jaxllm.runner.step import (
@@ -45,7 +47,13 @@ MOST_ROWS_OF_XLA_GEMM = 8
 @dataclass(frozen=True)
 class _Job:
     key: "_Key"
-    lower: Callable[[], Any]
+    function: Callable[..., Any]
+    args: tuple[Any, ...]  # abstract
+    donated: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return " ".join(map(str, self.key))
 
 
 # What a program is compiled for: forward, sample, score or embed, and its bucket, or its rows and
@@ -58,12 +66,20 @@ _FULL_ROWS = 64
 class Programs:
     """Executables: ``forward(bucket)``, ``sample(num_rows, mode)``, ``score(bucket)``."""
 
-    def __init__(self, plan: EnginePlan, model: ModelDef, backend: AttentionBackend):
+    def __init__(
+        self,
+        plan: EnginePlan,
+        model: ModelDef,
+        backend: AttentionBackend,
+        lowerings: Path | None = None,
+    ):
+        """``lowerings``: a directory for what would have to be traced and lowered again."""
         self.plan = plan
         self.model = model
         self.backend = backend
         self.rows = RowLayout(plan.max_blocks_per_row)
         self.sampling_platform = kernel_platform()
+        self._lowerings = lowerings if is_ours(backend) else None
         self._compiled: dict[_Key, Any] = {}
         self.compile_seconds = 0.0
 
@@ -151,9 +167,14 @@ class Programs:
 
     def _compile(self, jobs: list[_Job], threads: int, *, progress: bool) -> None:
         started = time.monotonic()
+        cache = LoweringCache(self._lowerings, self.plan, self.backend.name, self.model.names)
+
+        def lower(job: _Job) -> jax.stages.Lowered:
+            return cache.lower(job.name, job.function, job.args, job.donated)
+
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
         with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(job.lower().compile, _compiler_options(job.key)) for job in jobs]
+            futures = [pool.submit(lower(job).compile, _compiler_options(job.key)) for job in jobs]
             bar = tqdm(
                 zip(jobs, futures, strict=True),
                 total=len(jobs),
@@ -176,20 +197,17 @@ class Programs:
 
     def _forward_job(self, bucket: BatchBucket) -> _Job:
         function = partial(forward, program=self.step_program(bucket))
-        jitted = jax.jit(function, donate_argnums=(1, 2))
-        return _Job(("forward", bucket), lambda: jitted.lower(*self._forward_args(bucket)))
+        return _Job(("forward", bucket), function, self._forward_args(bucket), donated=(1, 2))
 
     def _score_job(self, bucket: BatchBucket) -> _Job:
         program = self.step_program(bucket)
         args = (self.model.specs, self._hidden(bucket), abstract_packed(program))
-        jitted = jax.jit(partial(score, program=program))
-        return _Job(("score", bucket), lambda: jitted.lower(*args))
+        return _Job(("score", bucket), partial(score, program=program), args)
 
     def _embed_job(self, bucket: BatchBucket) -> _Job:
         program = self.step_program(bucket)
         args = (self._hidden(bucket), abstract_packed(program))
-        jitted = jax.jit(partial(embed, program=program))
-        return _Job(("embed", bucket), lambda: jitted.lower(*args))
+        return _Job(("embed", bucket), partial(embed, program=program), args)
 
     def _hidden(self, bucket: BatchBucket) -> jax.ShapeDtypeStruct:
         shape = (bucket.num_tokens, self.plan.model.hidden_size)
@@ -207,8 +225,7 @@ class Programs:
         mask = jax.ShapeDtypeStruct((count, mask_words(vocab)), jnp.int32)
         platform = self.sampling_platform
         function = partial(sample, layout=self.rows, mode=mode, platform=platform)
-        jitted = jax.jit(function, donate_argnums=(0,))
-        return _Job(("sample", count, mode), lambda: jitted.lower(rows, logits, slots, mask))
+        return _Job(("sample", count, mode), function, (rows, logits, slots, mask), donated=(0,))
 
 
 def full_rows(counts: Iterable[int], platform: str) -> tuple[int, ...]:

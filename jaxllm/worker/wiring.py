@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -108,10 +109,13 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
     """Compiled programs are kept on disk, whatever their size: the next start only loads them."""
     prepare_accelerator(config.gpu_memory_utilization, preallocate=preallocate)
-    directory = config.compilation_cache_dir or str(cache_dir() / "programs")
-    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_compilation_cache_dir", str(_program_dir(config)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _program_dir(config: EngineConfig) -> Path:
+    return Path(config.compilation_cache_dir or cache_dir() / "programs")
 
 
 def open_model(config: EngineConfig) -> OpenedModel:
@@ -139,7 +143,7 @@ def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) ->
     target = _attention_target(config, opened.dtype)
     backend, reason = select_backend(AttentionSpec.all_of(opened.model.config), target)
     draft = draft_plan(config, opened.model, opened.dtype, device.platform, (backend.name, reason))
-    return Programs(draft, opened.model, backend)
+    return Programs(draft, opened.model, backend, _program_dir(config) / "lowered")
 
 
 def size_programs[T](

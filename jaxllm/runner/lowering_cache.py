@@ -1,0 +1,112 @@
+"""Lowered programs kept on disk, so that a warm start neither traces nor lowers.
+
+Compiled programs are kept by JAX's compilation cache, but to look one up it must be lowered first,
+which is Python: about a second for a program with kernels inside. ``jax.export`` writes the lowered
+form (StableHLO in a flatbuffer, no pickle). The key is everything that shaped it, our source
+included; what cannot be read is lowered anew.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxllm.runner.row_layout import RowBuffers
+from jaxllm.runner.step import StepSlots
+from jaxllm.sampling.metadata import Logprobs, SamplerOutput
+
+logger = logging.getLogger(__name__)
+
+_OUR_PACKAGES = ("jaxllm", "pallas_kernels")
+_KERNEL_CALLS = ("mosaic_gpu_v2",)  # custom calls whose form is tied to the version in the key
+_SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl")
+
+for _node in (RowBuffers, StepSlots, SamplerOutput, Logprobs):
+    jax.export.register_pytree_node_serialization(
+        _node,
+        serialized_name=f"jaxllm.{_node.__name__}",
+        serialize_auxdata=lambda aux: b"",  # no static fields
+        deserialize_auxdata=lambda data: (),
+    )
+
+
+class LoweringCache:
+    """``directory`` None: nothing is kept. ``shaped_by``: what the programs depend on beside their
+    own name, our source, the versions and the device; anything whose ``repr`` says it all."""
+
+    def __init__(self, directory: Path | None, *shaped_by: object):
+        self._directory = directory
+        self._shaped_by = repr(shaped_by)
+
+    def lower(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        donated: tuple[int, ...],
+    ) -> jax.stages.Lowered:
+        """``jax.jit(function, donate_argnums=donated).lower(*args)``, from the disk if it is
+        there."""
+        if self._directory is None:
+            return jax.jit(function, donate_argnums=donated).lower(*args)
+        readable = re.sub(r"[^a-z0-9]+", "-", name)
+        path = self._directory / f"{readable}-{self._key(name, args)}.jaxexport"
+        exported = _read(path)
+        if exported is None:
+            checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in _KERNEL_CALLS]
+            exported = jax.export.export(jax.jit(function), disabled_checks=checks)(*args)
+            _write(path, bytes(exported.serialize()))
+            # Compiled from what was read back, so that the next start finds the very same program.
+            exported = _read(path) or exported
+        return jax.jit(exported.call, donate_argnums=donated).lower(*args)
+
+    def _key(self, name: str, args: tuple[Any, ...]) -> str:
+        device: Any = jax.devices()[0]
+        settings = [getattr(jax.config, setting) for setting in _SETTINGS]
+        versions = (jax.__version__, version("jaxlib"), device.platform, device.device_kind)
+        parts = (name, self._shaped_by, repr(args), repr(settings), *versions, _source_digest())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def is_ours(*objects: object) -> bool:
+    """Whether all come from our own packages, whose source the key covers."""
+    return all(type(item).__module__.partition(".")[0] in _OUR_PACKAGES for item in objects)
+
+
+@cache
+def _source_digest() -> str:
+    """Of every file that a program may come from: code and tuned tile sizes."""
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for package in _OUR_PACKAGES:
+        for path in sorted((root / package).rglob("*")):
+            if path.suffix in (".py", ".json"):
+                digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> jax.export.Exported | None:
+    try:
+        return jax.export.deserialize(bytearray(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a torn or foreign file costs time, never the start
+        logger.warning("Lowering anew what %s cannot give: %s", path, error)
+        return None
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("Cannot keep a lowered program in %s: %s", path.parent, error)

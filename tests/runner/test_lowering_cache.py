@@ -1,0 +1,92 @@
+"""Lowered programs on disk: found again only by the same program, and never trusted blindly."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.attention.backends.xla import BACKEND
+from jaxllm.runner.lowering_cache import LoweringCache, is_ours
+from jaxllm.runner.programs import Programs
+from tests.fakes.tiny_engine import TinyEngine, request
+
+ARGS = (jax.ShapeDtypeStruct((4,), jnp.float32),)
+
+
+class Counted:
+    """A function that knows how often it was traced."""
+
+    def __init__(self) -> None:
+        self.traces = 0
+
+    def __call__(self, x: jax.Array, *, factor: float = 2.0) -> jax.Array:
+        self.traces += 1
+        return x * factor
+
+
+def test_a_second_start_does_not_trace(tmp_path: Path) -> None:
+    for traces in (1, 0):
+        function = Counted()
+        lowered = LoweringCache(tmp_path, "plan").lower("twice", function, ARGS, (0,))
+        assert function.traces == traces
+        out = lowered.compile()(jnp.arange(4, dtype=jnp.float32))
+        assert np.asarray(out).tolist() == [0.0, 2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "shaped_by", "length"),
+    [("other", "plan", 4), ("twice", "other plan", 4), ("twice", "plan", 5)],
+)
+def test_another_program_is_lowered_anew(
+    tmp_path: Path, name: str, shaped_by: str, length: int
+) -> None:
+    LoweringCache(tmp_path, "plan").lower("twice", Counted(), ARGS, ())
+    function = Counted()
+    args = (jax.ShapeDtypeStruct((length,), jnp.float32),)
+    LoweringCache(tmp_path, shaped_by).lower(name, function, args, ())
+    assert function.traces == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"nonsense", None])
+def test_a_damaged_file_costs_time_only(
+    tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    LoweringCache(tmp_path).lower("twice", Counted(), ARGS, ())
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:200] if damage is None else damage)
+    function = Counted()
+    LoweringCache(tmp_path).lower("twice", function, ARGS, ())
+    assert function.traces == 1 and "anew" in caplog.text
+    LoweringCache(tmp_path).lower("twice", function, ARGS, ())
+    assert function.traces == 1  # it was written whole again
+
+
+def test_a_directory_that_cannot_be_written_is_only_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    LoweringCache(tmp_path / "file").lower("twice", Counted(), ARGS, ())
+    assert "Cannot keep" in caplog.text
+
+
+def test_only_what_our_source_covers_is_kept() -> None:
+    assert is_ours(BACKEND) and not is_ours(BACKEND, partial(print))
+
+
+def test_an_engine_of_kept_programs_answers_the_same(engine: TinyEngine, tmp_path: Path) -> None:
+    requests = [
+        request("a", [5, 6, 7], 6, logprobs=2, presence_penalty=1.0),
+        request("b", [8] * 20, 6, temperature=1.0, seed=3),
+        request("c", [9, 1], 3, prompt_logprobs=1),
+    ]
+    expected = engine.run(requests)
+    for _ in range(2):
+        again = TinyEngine.__new__(TinyEngine)
+        again.plan, again.model, again.params = engine.plan, engine.model, engine.params
+        again.programs = Programs(engine.plan, engine.model, BACKEND, tmp_path)
+        again.programs.compile(threads=2, progress=False)
+        assert again.run(requests) == expected
+    assert len(list(tmp_path.iterdir())) == len(engine.programs)
