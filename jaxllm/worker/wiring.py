@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,25 +149,22 @@ def size_programs[T](
     config: EngineConfig, programs: Programs, device: Device, load: Callable[[], T]
 ) -> tuple[MemoryPlan, T]:
     """Give the programs a plan that knows how many KV blocks fit; and what ``load`` returns. Where
-    programs have to be compiled to know, they are compiled while it runs.
+    programs have to be compiled to know, that comes first: scratch memory of the compiler among
+    the weights would leave holes that the cache cannot use.
 
     Raises:
         OutOfMemoryError: before anything is loaded if that is certain, otherwise after.
     """
     draft, model = programs.plan, programs.model
     if needs_measuring(config, draft, model, device):
-        with ThreadPoolExecutor(1) as pool:
-            measured = pool.submit(programs.measure, threads=cpu_count())
-            loaded = load()
-            working = measured.result()
+        working = programs.measure(threads=cpu_count())
         if not working.worst.temporary_bytes:  # no program runs without: the compiler is silent
             working = estimated_memory(draft)
-        memory = memory_plan(draft, model, device, working)
-        plan = fit_plan(config, draft, memory)
     else:
-        memory = memory_plan(draft, model, device, estimated_memory(draft))
-        plan = fit_plan(config, draft, memory)
-        loaded = load()
+        working = estimated_memory(draft)
+    memory = memory_plan(draft, model, device, working)
+    plan = fit_plan(config, draft, memory)
+    loaded = load()
     if plan.max_model_len < draft.max_model_len:
         asked, fits = draft.max_model_len, plan.max_model_len
         logger.warning("max_model_len is %d, not %d: the KV cache holds no more", fits, asked)
