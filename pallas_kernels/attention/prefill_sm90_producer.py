@@ -14,18 +14,17 @@ from pallas_kernels.attention.prefill_sm90_items import (
     Item,
     PrefillOp,
     Shared,
-    my_items,
+    Walk,
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
 
 
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
-    mine, read = my_items(gmem, op)
-    stages = op.config.stages
+    walk, stages = Walk(gmem, op), op.config.stages
 
     def one_item(turn: Array, done: Array) -> Array:
-        item = read(turn)
+        item = Item.of(walk.describe(turn), op)
 
         def one_block(block: Array, _: None) -> None:
             step = done + block - item.begin
@@ -34,11 +33,12 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
         lax.fori_loop(item.begin, item.end, one_block, None)
         return done + item.end - item.begin
 
-    done = lax.fori_loop(0, mine, one_item, jnp.int32(0))
+    done = lax.fori_loop(0, walk.count, one_item, jnp.int32(0))
 
     @pl.when(done > 0)
     def _() -> None:
-        plgpu.barrier_wait(smem.q_free)
+        for consumer in range(2):
+            plgpu.barrier_wait(smem.q_free.at[consumer])
 
     @pl.loop(lax.max(done - stages, jnp.int32(0)), done)
     def _(step: Array) -> None:
@@ -95,14 +95,16 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
 
 
 def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, step: Array) -> None:
-    @pl.when(step > 0)
-    def _() -> None:
-        plgpu.barrier_wait(smem.q_free)
+    for consumer in range(2):  # the first is done with its old queries half a step earlier
 
-    for consumer in range(2):
-        row, head = rows_and_head(item, consumer, op.config)
+        @pl.when(step > 0)
+        def _(consumer: int = consumer) -> None:
+            plgpu.barrier_wait(smem.q_free.at[consumer])
+
+        row, head = rows_and_head(item.unit, consumer, op.config)
         tokens = pl.ds(item.token + row, ROWS)
-        plgpu.copy_gmem_to_smem(gmem.q.at[tokens, head], smem.q.at[consumer], smem.q_full)
+        barrier = smem.q_full.at[consumer]
+        plgpu.copy_gmem_to_smem(gmem.q.at[tokens, head], smem.q.at[consumer], barrier)
 
 
 def _zero_past(values: Any, written: Array) -> None:
