@@ -15,10 +15,6 @@ if not HAS_GPU:
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-if (os.cpu_count() or 1) < 4:
-    # Threads of XLA on a CPU. In the interpreter of kernels a warpgroup that waits at a barrier
-    # holds one: with two, both consumers would hold them and their producer would never run.
-    os.environ.setdefault("NPROC", "4")
 
 BOS, EOS = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

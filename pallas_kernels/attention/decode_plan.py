@@ -20,15 +20,15 @@ _ITEM_COST = 0.5  # of one item beside its splits, in splits
 
 
 class DecodePlan(NamedTuple):
-    """With room for S partial sums there are up to N = R + S items."""
+    """With room for S partial sums there are up to N = R + S items and X = S / 2 split rows."""
 
     items: Int[Array, "N 5"]  # row, first split, end split, first slot (-1: the whole row), length
-    counts: Int[Array, "3"]  # items; splits in a partial sum, 1 or those of a chunk; in an item
-    arrivals: Int[Array, "R K"]  # zero before and after a kernel, which counts its CTAs there
+    counts: Int[Array, "3"]  # items; splits in a partial sum, 1 or those of a chunk; split rows
+    split_rows: Int[Array, "X 4"]  # row, first slot, first and end partial sum from position 0 on
 
     @property
     def num_slots(self) -> int:
-        return self.items.shape[0] - self.arrivals.shape[0]
+        return 2 * self.split_rows.shape[0]
 
 
 class _Spans(NamedTuple):
@@ -102,12 +102,13 @@ def plan_decode(
     slot = row_slots[row] + (begin >> unit) - (spans.first[row] >> unit)
     slot = jnp.where(pieces[row] > 1, slot, -1)
 
-    # Always zero, which the compiler must not know: it may share the memory of a constant.
-    arrivals = jnp.broadcast_to((pieces < 1)[:, None], (rows, num_kv_heads)).astype(jnp.int32)
+    split_ends = jnp.cumsum(pieces > 1)
+    split = _owner(split_ends, jnp.arange(num_slots // 2, dtype=jnp.int32))
+    partials = (spans.first[split] >> unit, (spans.last[split] >> unit) + 1)
     return DecodePlan(
         _table(row, begin, end, slot, seq_lens[row]),
-        _table(full_ends[-1] + rows, 1 << unit, 1 << shift),
-        arrivals,
+        _table(full_ends[-1] + rows, 1 << unit, split_ends[-1]),
+        _table(split, row_slots[split], *partials),
     )
 
 

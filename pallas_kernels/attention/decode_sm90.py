@@ -11,8 +11,8 @@ results have no padding worth mentioning. The columns never mix, so it does not 
 those of heads that do not exist. Split-KV: Dao et al. 2023, Flash-Decoding. Online softmax:
 Milakov & Gimelshein 2018, arXiv:1805.02867.
 
-A row is summed in fixed stretches that are joined in order, by one CTA or by the last of several
-to finish (decode_sm90_join.py), so its bits do not depend on the batch.
+A row is summed in fixed stretches that are joined in order, by one CTA or by several and the
+combine kernel, so its bits do not depend on the batch.
 """
 
 import functools
@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.decode_combine_sm90 import combine_partials
 from pallas_kernels.attention.decode_config import GROUP_TILE
 from pallas_kernels.attention.decode_plan import DecodePlan
 from pallas_kernels.attention.decode_sm90_consumer import Outputs, consume
@@ -36,27 +37,17 @@ from pallas_kernels.attention.decode_sm90_sums import TILE, Ref
 
 @functools.partial(jax.jit, static_argnames="op")
 def paged_decode_sm90(
-    q: Float[Array, "T H D"],
+    q: Float[Array, "R H D"],
     kv: Float[Array, "P 2 K B D"],
     block_tables: Int[Array, "R M"],
     plan: DecodePlan,
     *,
     op: DecodeOp,
-) -> Float[Array, "T H D"]:
-    """``plan`` is ``plan_decode`` of the same window, config and KV heads, else ValueError. Jitted
-    so that the layers of a model lower and compile it once.
-
-    The queries of the R rows come first; of the other T - R tokens, which a mixed step has, the
-    output is left unwritten for prefill to fill.
-    """
+) -> Float[Array, "R H D"]:
+    """``plan`` is ``plan_decode`` of the same window and config. Jitted so that the layers of a
+    model lower and compile it once."""
     rows, heads, dim = q.shape
     kv_heads, page = kv.shape[2], kv.shape[3]
-    planned = (block_tables.shape[0], kv_heads)
-    if plan.arrivals.shape != planned:
-        raise ValueError(
-            f"the plan counts {plan.arrivals.shape} rows and KV heads, the kernel has "
-            f"{planned}: make it with plan_decode of the same batch and cache"
-        )
     group = heads // kv_heads
     shape = DecodeShape(rows, kv_heads, group, dim, q.dtype, page, op.config.block_tokens(page))
     grouped = q.reshape(rows, kv_heads, group, dim)
@@ -64,7 +55,10 @@ def paged_decode_sm90(
         missing = shape.padded - group
         grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
     call = _call(shape, op, grouped.shape[2], plan.num_slots)
-    out, *_ = call(grouped, kv, block_tables, *plan)
+    out, *partials = call(grouped, kv, block_tables, plan.items, plan.counts)
+    if partials:
+        values, stats = partials
+        out = combine_partials(out, values, stats, plan, op=op)
     return out[:, :, :group].reshape(q.shape)
 
 
@@ -77,7 +71,7 @@ def _call(shape: DecodeShape, op: DecodeOp, stored: int, slots: int) -> Callable
     ]
 
     def body(*refs: Ref, **smem: Ref) -> None:
-        queries, kv, tables, items, counts, arrivals, *out = refs
+        queries, kv, tables, items, counts, *out = refs
         walk = Walk(shape, op, items, counts)
         warpgroup = lax.axis_index("warpgroup")
 
@@ -87,7 +81,7 @@ def _call(shape: DecodeShape, op: DecodeOp, stored: int, slots: int) -> Callable
 
         @pl.when(warpgroup == 0)
         def _() -> None:
-            consume(walk, counts, arrivals, Outputs(*out), smem)
+            consume(walk, counts, Outputs(*out), smem)
 
     return plgpu.kernel(
         body,

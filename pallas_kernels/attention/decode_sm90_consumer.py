@@ -13,9 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.attention.decode_config import GROUP_TILE
 from pallas_kernels.attention.decode_sm90_items import DecodeShape, Item, Walk, whole_tile
-from pallas_kernels.attention.decode_sm90_join import JOINED_DIM, Shares, count_in, join_shares
 from pallas_kernels.attention.decode_sm90_sums import (
     MASKED,
     WGMMA,
@@ -40,11 +38,11 @@ class Outputs(NamedTuple):
     stats: Ref = None  # [S, K, 2, N]
 
 
-def consume(walk: Walk, counts: Ref, arrivals: Ref, out: Outputs, smem: dict[str, Ref]) -> None:
+def consume(walk: Walk, counts: Ref, out: Outputs, smem: dict[str, Ref]) -> None:
     shape, op = walk.shape, walk.op
     chunk_splits = op.config.splits_per_chunk
     nothing = functools.partial(empty_sum, shape.dim, shape.padded)
-    splits_per_partial, splits_per_item = counts[1], counts[2]
+    splits_per_partial = counts[1]
 
     def leave(item: Item, slot: Array, wanted: Array, partial: Sum) -> None:
         if out.values is None:
@@ -85,57 +83,13 @@ def consume(walk: Walk, counts: Ref, arrivals: Ref, out: Outputs, smem: dict[str
         @pl.when(item.slot < 0)
         def _() -> None:
             heads = whole_tile(shape.padded)
-            store_answer([row], smem["out"], out.answers.at[item.row, item.head, heads])
-
-        if out.values is not None:
-
-            @pl.when(item.slot >= 0)
-            def _() -> None:
-                _share(walk, item, splits_per_partial, splits_per_item, arrivals, out, smem)
+            store_answer(row, smem["out"], out.answers.at[item.row, item.head, heads])
 
         return step, following
 
     start = (jnp.int32(0), walk.describe(jnp.int32(0)))
     lax.fori_loop(0, walk.count, one_item, start)
     plgpu.wait_smem_to_gmem(0)
-
-
-def _share(
-    walk: Walk,
-    item: Item,
-    splits_per_partial: Array,
-    splits_per_item: Array,
-    arrivals: Ref,
-    out: Outputs,
-    smem: dict[str, Ref],
-) -> None:
-    """Leaves a row that others walk too; if they all did, to the answer."""
-    shape, op = walk.shape, walk.op
-    first, last = item.splits_of_row(op)
-    others = lax.div(last, splits_per_item) - lax.div(first, splits_per_item)
-    is_last = count_in(arrivals.at[item.row, item.head], others, interpret=op.interpret)
-
-    @pl.when(is_last)
-    def _() -> None:
-        share, before, end = (
-            lax.div(split, splits_per_partial) for split in (item.first_split, first, last)
-        )
-        shares = Shares(item.slot - (share - before), before, end + 1, splits_per_partial == 1)
-
-        @pl.loop(0, shape.padded // GROUP_TILE)
-        def _(tile: Array) -> None:
-            heads = pl.ds(tile * GROUP_TILE, GROUP_TILE)
-            slices = [
-                join_shares(
-                    shares,
-                    out.values.at[:, item.head, pl.ds(start, JOINED_DIM), heads],
-                    out.stats.at[:, item.head, :, heads],
-                    op.config.splits_per_chunk,
-                )
-                for start in range(0, shape.dim, JOINED_DIM)
-            ]
-            staging = smem["out"].at[pl.ds(0, GROUP_TILE)]
-            store_answer(slices, staging, out.answers.at[item.row, item.head, heads])
 
 
 def _sum_split(

@@ -64,7 +64,7 @@ class Item(NamedTuple):
     row: Array
     first_split: Array
     end_split: Array
-    slot: Array  # of its first partial sum; -1: this is the whole row
+    slot: Array  # of the first partial sum; -1: this is the whole row
     length: Array  # of the row
     head: Array
 
@@ -73,11 +73,6 @@ class Item(NamedTuple):
         if op.window is None:
             return jnp.int32(0)
         return lax.max(self.length - op.window, jnp.int32(0))
-
-    def splits_of_row(self, op: DecodeOp) -> tuple[Array, Array]:
-        """First and last split that the query sees."""
-        size = jnp.int32(op.config.split_tokens)
-        return lax.div(self.begin(op), size), lax.div(lax.max(self.length - 1, jnp.int32(0)), size)
 
     def blocks(self, op: DecodeOp, block: int, first: Array, end: Array) -> tuple[Array, Array]:
         """First and last + 1 block of some of the splits, counted from position 0."""

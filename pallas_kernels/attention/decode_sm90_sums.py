@@ -1,7 +1,7 @@
 """Softmax-weighted sums over a stretch of tokens, and how the decode kernels join them.
 
 A row is summed in splits, splits are joined into chunks in order, chunks into the row in order.
-One CTA may walk them all, or several CTAs leave partial sums that the last of them joins: both
+One CTA may walk them all, or several CTAs leave partial sums that the combine kernel joins: both
 call the functions of this file, and must get the same bits.
 
 They do because maxima are whole numbers. A sum is scaled by a power of two, which is exact short
@@ -10,12 +10,10 @@ difference whether a compiler contracts products and addition into fused multipl
 the empty sum changes nothing.
 """
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
@@ -94,15 +92,12 @@ def load_partial(values: Ref, stats: Ref) -> Sum:
     )
 
 
-def store_answer(slices: Sequence[Sum], staging: Ref, out: Ref) -> None:
-    """``slices`` of the head dim, in order. ``out`` may have fewer heads than ``staging``: those
-    past its end are not written."""
+def store_answer(row: Sum, staging: Ref, out: Ref) -> None:
+    """``out`` may have fewer heads than ``staging``: those past its end are not written."""
+    inverse = 1.0 / jnp.maximum(row.total, 1e-30)
+    answer = row.values * across(inverse, row.values)
     plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the copy before has read the staging buffer
-    dim = staging.shape[1] // len(slices)
-    for index, row in enumerate(slices):
-        inverse = 1.0 / jnp.maximum(row.total, 1e-30)
-        answer = row.values * across(inverse, row.values)
-        narrow = plgpu.layout_cast(answer.astype(staging.dtype), _TRANSPOSED)
-        staging.at[:, pl.ds(index * dim, dim)].transpose((1, 0))[...] = narrow
+    narrow = plgpu.layout_cast(answer.astype(staging.dtype), _TRANSPOSED)
+    staging.transpose((1, 0))[...] = narrow
     plgpu.commit_smem()
     plgpu.copy_smem_to_gmem(staging, out)

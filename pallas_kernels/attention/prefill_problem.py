@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import nn
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.prefill_specs import PrefillSpec
@@ -50,31 +51,26 @@ def make_prefill_problem(
     )
 
 
-def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> np.ndarray:
-    """Dense float32 attention of the prefill rows, [T, H, D]; decode tokens and padding are zero.
-
-    In numpy, because JAX would compile it anew for every row.
-    """
-    queries, cache = (np.asarray(x, np.float32) for x in (problem.q, problem.kv))
-    starts, tables = np.asarray(problem.query_start_loc), np.asarray(problem.block_tables)
-    out = np.zeros(queries.shape, np.float32)
+def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Float[Array, "T H D"]:
+    """Dense float32 attention of the prefill rows; decode tokens and padding are zero."""
+    out = jnp.zeros(problem.q.shape, jnp.float32)
     for row, (cached, new) in enumerate(spec.rows):
         if row < spec.decode_rows:
             continue
-        start, length = int(starts[row]), cached + new
-        pages = np.moveaxis(cache[tables[row, : -(-length // spec.page)]], 0, 2)  # [2, K, n, B, D]
+        start, length = int(problem.query_start_loc[row]), cached + new
+        table = problem.block_tables[row, : -(-length // spec.page)]
+        pages = jnp.moveaxis(problem.kv[table], 0, 2).astype(jnp.float32)  # [2, K, pages, B, D]
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, :length]
-        keys, values = np.repeat(dense, spec.heads // spec.kv_heads, axis=1)
-        own = queries[start : start + new].swapaxes(0, 1)
-        scores = own @ keys.swapaxes(1, 2) * np.float32(scale)
+        keys, values = jnp.repeat(dense, spec.heads // spec.kv_heads, axis=1)
+        queries = problem.q[start : start + new].astype(jnp.float32)
+        scores = jnp.einsum("thd,hnd->htn", queries, keys, precision="highest") * scale
         if spec.softcap is not None:
-            scores = spec.softcap * np.tanh(scores / spec.softcap)
-        ahead = np.arange(length)[None] - (cached + np.arange(new))[:, None]
+            scores = spec.softcap * jnp.tanh(scores / spec.softcap)
+        ahead = jnp.arange(length)[None] - (cached + jnp.arange(new))[:, None]
         visible = ahead <= 0
         if spec.window is not None:
             visible &= ahead > -spec.window
-        scores = np.where(visible, scores, -np.inf)
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        answer = weights @ values / weights.sum(axis=-1, keepdims=True)
-        out[start : start + new] = answer.swapaxes(0, 1)
+        weights = nn.softmax(jnp.where(visible[None], scores, -jnp.inf), axis=-1)
+        answer = jnp.einsum("htn,hnd->thd", weights, values, precision="highest")
+        out = out.at[start : start + new].set(answer)
     return out

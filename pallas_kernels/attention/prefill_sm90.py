@@ -55,7 +55,6 @@ def paged_prefill_sm90(
     kv: Float[Array, "P 2 K B D"],
     block_tables: Int[Array, "R M"],
     tiles: PrefillTiles,
-    out: Float[Array, "T H D"],
     *,
     scale: float,
     window: int | None = None,
@@ -63,22 +62,20 @@ def paged_prefill_sm90(
     config: PrefillConfig | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H D"]:
-    """``out`` with causal attention in the rows of all tokens that ``tiles`` covers, and zeros in
-    those of padding.
+    """Causal attention of all tokens that ``tiles`` covers; the other tokens' output is zero.
 
-    It is written in place where the caller has no other use for ``out``, so the answers of decode
-    rows may be in it already, at no cost. ``tiles`` must come from ``make_prefill_tiles`` with the
-    same ``config`` and T. With ``window`` a query sees itself and the ``window - 1`` tokens before
-    it. ``scale`` must be positive. Raises ValueError for tile sizes that do not fit the shape.
+    ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
+    a query sees itself and the ``window - 1`` tokens before it. ``scale`` must be positive.
+    Raises ValueError for tile sizes that do not fit the shape.
     """
     config = config or default_prefill_config(q.shape[1], kv.shape[2])
     _check(q, kv, config, scale)
     tokens = q.shape[0]
     missing = padded_tokens(tokens, config) - tokens
     if missing:
-        q, out = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (q, out))
+        q = jnp.pad(q, ((0, missing), (0, 0), (0, 0)))
     op = PrefillOp(float(scale), window, softcap, config)
-    out = _launch(q, kv, block_tables, *tiles, out, op=op, interpret=interpret)
+    out = _launch(q, kv, block_tables, *tiles, op=op, interpret=interpret)
     return out[:tokens] if missing else out
 
 
@@ -101,8 +98,7 @@ def _launch(
     kv: Float[Array, "P 2 K B D"],
     block_tables: Int[Array, "R M"],
     table: Int[Array, "N F"],
-    counts: Int[Array, "2"],
-    out: Float[Array, "T H D"],
+    count: Int[Array, " 1"],
     *,
     op: PrefillOp,
     interpret: Any,
@@ -110,7 +106,7 @@ def _launch(
     """One jitted function for all layers, so that the kernel is lowered and compiled once."""
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
-        out_type=(),
+        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
         scratch_types=_scratch(q.shape[2], q.dtype, kv.shape[3], op.config, bool(interpret)),
         grid=(op.config.num_ctas,),
         grid_names=("cta",),
@@ -119,9 +115,7 @@ def _launch(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
     )
-    written = jax.new_ref(out)
-    kernel(q, kv, block_tables, table, counts, written)
-    return jax.freeze(written)
+    return kernel(q, kv, block_tables, table, count)
 
 
 def _scratch(
@@ -142,8 +136,8 @@ def _scratch(
         "v": tile(stages, config.block_kv, dim),
         "o": tile(2, ROWS, dim),
         "o_rows": plgpu.SMEM((2, ROWS, dim), dtype),
-        "q_full": plgpu.Barrier(num_barriers=2),
-        "q_free": plgpu.Barrier(num_barriers=2),
+        "q_full": plgpu.Barrier(num_arrivals=2),
+        "q_free": plgpu.Barrier(num_arrivals=2),
         "k_full": plgpu.Barrier(num_arrivals=pages, num_barriers=stages),
         "k_free": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
         "v_full": plgpu.Barrier(num_arrivals=pages, num_barriers=stages),

@@ -3,6 +3,7 @@
 Items, a tile and a head (or pair of heads) each, are dealt to a persistent grid of thread blocks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Shared(NamedTuple):
     v: Any
     o: Any  # [2, ROWS, D], laid out for whole tiles
     o_rows: Any  # [2, ROWS, D], row after row, for tiles whose rows are not all their own
-    q_full: Any  # [2], one per consumer
+    q_full: Any
     q_free: Any
     k_full: Any  # [stages]
     k_free: Any
@@ -50,12 +51,12 @@ class Gmem(NamedTuple):
     kv: Any
     block_tables: Any
     table: Any
-    counts: Any
+    count: Any
     out: Any
 
 
 class Item(NamedTuple):
-    """Scalars of one tile and head, or pair of heads, which every warpgroup reads for itself."""
+    """Scalars of one tile and head, which every warpgroup reads for itself."""
 
     slot: Array
     token: Array  # first token of the window
@@ -64,64 +65,47 @@ class Item(NamedTuple):
     high: Array
     seq_len: Array
     unit: Array  # head, or pair of heads
-    reach: Array  # keys that its last row may see
-    begin: Array  # first and last + 1 block of keys; there is at least one
+    begin: Array  # first and last + 1 block of keys
     end: Array
-
-    @classmethod
-    def of(cls, words: tuple[Array, ...], op: PrefillOp) -> "Item":
-        """From what ``Walk.describe`` read."""
-        slot, group, position, low, high, seq_len, unit = words
-        begin = jnp.int32(0)
-        if op.window is not None:
-            oldest = position + low - (op.window - 1)
-            begin = lax.div(lax.max(oldest, jnp.int32(0)), jnp.int32(op.config.block_kv))
-        reach = lax.min(position + high, seq_len)
-        end = ceil_div(reach, op.config.block_kv)
-        return cls(slot, group * ALIGN, position, low, high, seq_len, unit, reach, begin, end)
 
 
 def ceil_div(x: Array, y: int) -> Array:
     return lax.div(x + jnp.int32(y - 1), jnp.int32(y))
 
 
-class Walk:
-    """The items of this thread block: first ``count`` with keys, then ``blanks`` without.
+def my_items(gmem: Gmem, op: PrefillOp) -> tuple[Array, Callable[[Array], Item]]:
+    """How many items this thread block has, and how to read the i-th.
 
     Items are sorted by cost; dealing them out back and forth evens out the sums.
     """
+    units = gmem.q.shape[1] // op.config.heads_per_tile
+    cta, ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
+    total = gmem.count[0] * units
+    rounds, rest = lax.div(total, ctas), lax.rem(total, ctas)
 
-    def __init__(self, gmem: Gmem, op: PrefillOp):
-        self._table, self._units = gmem.table, gmem.q.shape[1] // op.config.heads_per_tile
-        self._cta, self._ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
-        self._attended, used = (gmem.counts[i] * self._units for i in range(2))
-        rounds, rest = (f(self._attended, self._ctas) for f in (lax.div, lax.rem))
-        one_more = self._place(rounds) < rest
-        self.count = rounds + jnp.where(one_more, jnp.int32(1), jnp.int32(0))
-        self.blanks = ceil_div(
-            lax.max(used - self._attended - self._cta, jnp.int32(0)), op.config.num_ctas
-        )
+    def place(turn: Array) -> Array:
+        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, cta, ctas - 1 - cta)
 
-    def _place(self, turn: Array) -> Array:
-        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, self._cta, self._ctas - 1 - self._cta)
+    def read(turn: Array) -> Item:
+        return _read_item(gmem, op, turn * ctas + place(turn), units)
 
-    def describe(self, turn: Array) -> tuple[Array, ...]:
-        """Reads an item with keys. Nothing is computed from what was read, so that a caller can
-        work until it arrives."""
-        return self._read(turn * self._ctas + self._place(turn))
-
-    def describe_blank(self, turn: Array) -> tuple[Array, ...]:
-        """Reads an item without keys, or, past the last, any."""
-        return self._read(self._attended + turn * self._ctas + self._cta)
-
-    def _read(self, index: Array) -> tuple[Array, ...]:
-        index = lax.min(index, jnp.int32(self._table.shape[0] * self._units - 1))
-        tile, unit = (f(index, jnp.int32(self._units)) for f in (lax.div, lax.rem))
-        return (*(self._table[tile, field] for field in range(6)), unit)
+    return rounds + jnp.where(place(rounds) < rest, jnp.int32(1), jnp.int32(0)), read
 
 
-def rows_and_head(unit: Array, consumer: Array | int, config: PrefillConfig) -> tuple[Any, Any]:
+def _read_item(gmem: Gmem, op: PrefillOp, index: Array, units: int) -> Item:
+    tile, unit = lax.div(index, jnp.int32(units)), lax.rem(index, jnp.int32(units))
+    slot, group, position, low, high, seq_len = (gmem.table[tile, i] for i in range(6))
+    begin = jnp.int32(0)
+    if op.window is not None:
+        oldest = position + low - (op.window - 1)
+        begin = lax.div(lax.max(oldest, jnp.int32(0)), jnp.int32(op.config.block_kv))
+    end = ceil_div(lax.min(position + high, seq_len), op.config.block_kv)
+    end = lax.max(end, begin)
+    return Item(slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
+
+
+def rows_and_head(item: Item, consumer: Array | int, config: PrefillConfig) -> tuple[Any, Any]:
     """First window row and query head of a consumer."""
     if config.heads_per_tile == 2:
-        return jnp.int32(0), unit * 2 + consumer
-    return jnp.int32(consumer * ROWS), unit
+        return jnp.int32(0), item.unit * 2 + consumer
+    return jnp.int32(consumer * ROWS), item.unit

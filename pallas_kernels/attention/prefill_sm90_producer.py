@@ -14,17 +14,18 @@ from pallas_kernels.attention.prefill_sm90_items import (
     Item,
     PrefillOp,
     Shared,
-    Walk,
+    my_items,
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
 
 
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
-    walk, stages = Walk(gmem, op), op.config.stages
+    mine, read = my_items(gmem, op)
+    stages = op.config.stages
 
     def one_item(turn: Array, done: Array) -> Array:
-        item = Item.of(walk.describe(turn), op)
+        item = read(turn)
 
         def one_block(block: Array, _: None) -> None:
             step = done + block - item.begin
@@ -33,12 +34,11 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
         lax.fori_loop(item.begin, item.end, one_block, None)
         return done + item.end - item.begin
 
-    done = lax.fori_loop(0, walk.count, one_item, jnp.int32(0))
+    done = lax.fori_loop(0, mine, one_item, jnp.int32(0))
 
     @pl.when(done > 0)
     def _() -> None:
-        for consumer in range(2):
-            plgpu.barrier_wait(smem.q_free.at[consumer])
+        plgpu.barrier_wait(smem.q_free)
 
     @pl.loop(lax.max(done - stages, jnp.int32(0)), done)
     def _(step: Array) -> None:
@@ -95,16 +95,14 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
 
 
 def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, step: Array) -> None:
-    for consumer in range(2):  # the first is done with its old queries half a step earlier
+    @pl.when(step > 0)
+    def _() -> None:
+        plgpu.barrier_wait(smem.q_free)
 
-        @pl.when(step > 0)
-        def _(consumer: int = consumer) -> None:
-            plgpu.barrier_wait(smem.q_free.at[consumer])
-
-        row, head = rows_and_head(item.unit, consumer, op.config)
+    for consumer in range(2):
+        row, head = rows_and_head(item, consumer, op.config)
         tokens = pl.ds(item.token + row, ROWS)
-        barrier = smem.q_full.at[consumer]
-        plgpu.copy_gmem_to_smem(gmem.q.at[tokens, head], smem.q.at[consumer], barrier)
+        plgpu.copy_gmem_to_smem(gmem.q.at[tokens, head], smem.q.at[consumer], smem.q_full)
 
 
 def _zero_past(values: Any, written: Array) -> None:

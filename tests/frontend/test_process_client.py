@@ -307,6 +307,8 @@ def test_a_start_that_fails_for_want_of_files_is_tried_again(
     asyncio.run(main())
 
 
+# uvloop forks where asyncio spawns; the child only executes another program.
+@pytest.mark.filterwarnings("ignore:os.fork", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_runs_on_uvloop_too(fake_worker: str, settings: Settings) -> None:
     async def main() -> None:
         recorder = Recorder(fake_worker, settings())

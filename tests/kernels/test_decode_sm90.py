@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.attention.api import paged_decode
 from pallas_kernels.attention.decode_config import DecodeConfig, refuses_decode_sm90
@@ -19,7 +18,6 @@ from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import make_decode_problem, right_answer
 from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
-from pallas_kernels.attention.decode_sm90_join import count_in
 from pallas_kernels.attention.decode_sm90_sums import MASKED, Sum, join
 from pallas_kernels.attention.decode_specs import MIXED, SMALL, SPEED, DecodeSpec
 
@@ -39,12 +37,6 @@ def plan_of(spec: DecodeSpec, config: DecodeConfig) -> DecodePlan:
         config=config,
     )
     return jax.jit(make)(jnp.asarray(spec.lens, jnp.int32))
-
-
-def shared_rows(plan: DecodePlan) -> set[int]:
-    """Rows of several items."""
-    items = np.asarray(plan.items)[: int(plan.counts[0])]
-    return {row for row, _, _, slot, _ in items.tolist() if slot >= 0}
 
 
 def attend(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> np.ndarray:
@@ -83,23 +75,10 @@ def test_bits_of_a_row_do_not_depend_on_who_sums_what(window: int | None, parted
     """One CTA sums the row, or several leave chunks of two splits, or several leave splits."""
     spec = DecodeSpec("", 12, 1, 64, 64, (700, 130), window=window)
     whole, parts = (dataclasses.replace(TINY, num_ctas=n) for n in (1, {2: 3, 1: 9}[parted]))
-    assert not shared_rows(plan_of(spec, whole))
+    assert plan_of(spec, whole).counts[2] == 0
     assert plan_of(spec, parts).counts[1] == parted
-    assert shared_rows(plan_of(spec, parts))
+    assert plan_of(spec, parts).counts[2] > 0
     np.testing.assert_array_equal(attend(spec, whole), attend(spec, parts))
-
-
-def test_a_kernel_can_count_again_after_another() -> None:
-    """Whoever counts last of 3 says so and leaves the count at zero, for the next round."""
-
-    def body(count: jax.Array, out: jax.Array) -> None:
-        for turn in range(7):
-            is_last = count_in(count.at[1], jnp.int32(2), interpret=True)
-            out[turn] = jnp.where(is_last, count[1], jnp.int32(-1))
-
-    shape = jax.ShapeDtypeStruct((7,), jnp.int32)
-    kernel = plgpu.kernel(body, out_type=shape, interpret=plgpu.InterpretGPUParams())
-    assert kernel(jnp.zeros(3, jnp.int32)).tolist() == [-1, -1, 0, -1, -1, 0, -1]
 
 
 def test_bits_of_a_row_do_not_depend_on_the_batch() -> None:
@@ -180,7 +159,7 @@ def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str) -> None:
         return q
 
     text = two_layers.trace(*shapes, plan).lower(lowering_platforms=("cuda",)).as_text()
-    assert text.count("mosaic_gpu_v2") == 1, "one launch, lowered once for all layers"
+    assert text.count("mosaic_gpu_v2") == (2 if plan.num_slots else 1), "once for all layers"
     group = spec.heads // spec.kv_heads
     assert ("stablehlo.pad" in text) == (group > 8 and group % 8 > 0), "queries are not copied"
 
@@ -198,13 +177,13 @@ def test_plan_covers_every_split_once_and_bounds_what_is_left(
     config = dataclasses.replace(TINY, num_ctas=ctas)
     lens = (0, 700, 1, 128, 129, 0, 513, 256, 1400)
     plan = plan_of(DecodeSpec("", 4, 2, 64, 64, lens, window=window), config)
-    count, unit, size = plan.counts.tolist()
-    items = np.asarray(plan.items)[:count]
+    count, unit, num_split_rows = plan.counts.tolist()
+    items, split_rows = np.asarray(plan.items)[:count], np.asarray(plan.split_rows)
     assert count <= len(plan.items)
     assert unit in (1, 2)
+    assert num_split_rows <= len(split_rows)
     assert plan.num_slots <= 8 * ctas / 2
-    assert plan.arrivals.shape == (len(lens), 2)
-    assert not plan.arrivals.any()
+    entries = {row: entry for row, *entry in split_rows[:num_split_rows].tolist()}
     slots: list[int] = []
     for row, length in enumerate(lens):
         mine = items[items[:, 0] == row]
@@ -212,15 +191,17 @@ def test_plan_covers_every_split_once_and_bounds_what_is_left(
         walked = [split for _, begin, end, *_ in mine for split in range(begin, end)]
         assert sorted(seen_splits(length, window, 128)) == walked
         assert (mine[:, 4] == length).all()
-        assert len(mine) == walked[-1] // size - walked[0] // size + 1
-        if len(mine) == 1:
+        assert (len(mine) > 1) == (row in entries)
+        if row not in entries:
             assert mine[0, 3] == -1
             continue
-        base, first, end = len(slots), walked[0] // unit, walked[-1] // unit + 1
+        base, first, end = entries[row]
+        assert [first, end - 1] == [walked[0] // unit, walked[-1] // unit]
         for _, begin, _, slot, _ in mine:
             assert slot == base + begin // unit - first
             assert begin == walked[0] or begin % unit == 0
         slots += range(base, base + end - first)
+    assert slots == list(range(len(slots)))
     assert len(slots) <= plan.num_slots
 
 
@@ -232,20 +213,20 @@ def test_plan_deals_the_longest_items_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "items", "shared"),
+    ("name", "items", "split_rows"),
     [
         ("B1 x 1024", 4, 1),  # little work: a split each
-        ("B64 x 1024", 64, 0),  # enough rows: nothing to join
+        ("B64 x 1024", 64, 0),  # enough rows: nothing to combine
         ("B256 x 1024", 256, 0),
         ("B32 x 4096", 32, 0),
         ("B8 x 8192", 32, 8),  # chunks fill the card once
         ("B1 x 65536", 32, 1),
     ],
 )
-def test_plan_follows_the_work(name: str, items: int, shared: int) -> None:
+def test_plan_follows_the_work(name: str, items: int, split_rows: int) -> None:
     spec = next(spec for spec in SPEED if spec.name == name)
     plan = plan_of(spec, DecodeConfig())
-    assert [int(plan.counts[0]), len(shared_rows(plan))] == [items, shared]
+    assert [int(plan.counts[0]), int(plan.counts[2])] == [items, split_rows]
 
 
 def test_memory_of_partial_sums_does_not_grow_with_rows_and_their_length() -> None:
@@ -253,14 +234,6 @@ def test_memory_of_partial_sums_does_not_grow_with_rows_and_their_length() -> No
     assert plan.num_slots == 264
     assert int(plan.counts[0]) <= len(plan.items) == 256 + 264
     assert plan_of(DecodeSpec("", 32, 8, 128, 64, (256,)), DecodeConfig()).num_slots == 0
-
-
-def test_a_plan_of_other_heads_is_an_error() -> None:
-    spec = SMALL[1]
-    q, kv, tables, _ = make_decode_problem(spec)
-    plan = plan_of(dataclasses.replace(spec, kv_heads=1), TINY)
-    with pytest.raises(ValueError, match=r"plan counts \(3, 1\) rows and KV heads"):
-        paged_decode_sm90(q, kv, tables, plan, op=DecodeOp(0.1, None, None, TINY))
 
 
 def test_refusals_name_the_reason() -> None:

@@ -44,7 +44,7 @@ class Command:
         pid = self.process.pid
         return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
-    def end(self, code: int = 0, *, seconds: float = 15) -> str:
+    def end(self, code: int = 0, *, seconds: float = 60) -> str:
         """Wait for the end, check it, return what was logged."""
         out, _ = self.process.communicate(timeout=seconds)
         self.log.seek(0)

@@ -4,8 +4,9 @@ import functools
 import logging
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.backend import (
     AttentionSpec,
@@ -142,24 +143,25 @@ class PallasBackend:
         shared: _Prepared,
         spec: AttentionSpec,
     ) -> Float[Array, "T H D"]:
+        rows = metadata.seq_lens.shape[0]
         tables = metadata.block_tables
         op = DecodeOp(spec.scale, spec.window, None, self.decode_config)
         plan = shared.plans[spec.window or -1]
-        # Decode rows are the first slots, so token i is slot i there. Their answers come with room
-        # for those of all tokens, which prefill fills in place.
-        decoded = paged_decode_sm90(q, kv, tables, plan, op=op)
+        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, op=op)
         if shared.tiles is None:
             return decoded
-        return paged_prefill_sm90(
+        out = paged_prefill_sm90(
             q,
             kv,
             tables,
             shared.tiles,
-            decoded,
             scale=spec.scale,
             window=spec.window,
             config=self._prefill_config(spec),
         )
+        # Decode rows are the first slots, so token i is slot i there.
+        merged = jnp.where(_column(rows) < metadata.num_decode_rows, decoded, out[:rows])
+        return jax.lax.dynamic_update_slice(out, merged, (0, 0, 0))
 
     def _prefill_config(self, spec: AttentionSpec) -> PrefillConfig:
         default = default_prefill_config(spec.num_heads, spec.num_kv_heads)
@@ -170,6 +172,10 @@ class PallasBackend:
 def _say_once(reason: str) -> None:
     """Every layer of every program asks."""
     logger.warning("Plain XLA writes keys and values: %s", reason)
+
+
+def _column(rows: int) -> Int[Array, "R 1 1"]:
+    return jnp.arange(rows, dtype=jnp.int32)[:, None, None]
 
 
 BACKEND = PallasBackend()

@@ -1,1 +1,0 @@
-"""Products of few rows with a weight that is read once."""
