@@ -14,7 +14,11 @@ ALL_PYTHON = SOURCES + sorted(
 )
 
 # Programs; dummy weights; layers, so that they are traced once. Each kernel is one jitted function.
-MAY_JIT = ("jaxllm/runner/programs.py", "jaxllm/weights/loader.py", "jaxllm/models/decoder.py")
+MAY_JIT = (
+    "jaxllm/runner/lowering_cache.py",
+    "jaxllm/weights/loader.py",
+    "jaxllm/models/decoder.py",
+)
 MAY_JIT += ("pallas_kernels/",)
 JIT_NAMES = {"jax.jit", "jax.pmap", "nnx.jit", "flax.nnx.jit", "jax.api.jit", "pjit"}
 UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}

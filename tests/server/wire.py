@@ -17,6 +17,14 @@ from server.protocol.limits import ConnectionLimits
 from server.protocol.refusals import RefusalLog
 
 
+def listening() -> socket.socket:
+    """On any free port. The protocol is named, or asyncio would leave Nagle's algorithm on."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
+    return listener
+
+
 @contextmanager
 def running(
     app: Any,
@@ -31,7 +39,7 @@ def running(
         app, log_config=None, ws="none", http=protocol, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with listening() as listener:
         if send_buffer is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

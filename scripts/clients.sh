@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Real clients and schemathesis, each from its registry into an environment of its own in
+# .venv-clients, for tests/clients and tests/server/test_fuzz.py. Does nothing when they are there.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+home=.venv-clients
+stamp=$home/complete
+wanted=$(cksum <scripts/clients.sh)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
+rm -f "$stamp"
+
+# uv, because pip takes minutes to choose versions for some of them.
+if [ ! -x $home/uv/bin/uv ]; then
+    .venv/bin/python -m venv $home/uv
+    $home/uv/bin/python -m pip install --quiet --quiet --disable-pip-version-check uv >&2
+fi
+uv=$home/uv/bin/uv
+
+install() {
+    local name=$1
+    shift
+    echo "real clients: installing $name" >&2
+    $uv venv --quiet --clear --python .venv/bin/python "$home/$name"
+    $uv pip install --quiet --python "$home/$name/bin/python" "$@" >&2
+}
+
+install openai openai==3.52.0
+install langchain langchain-openai==1.7.3
+install llama_index llama-index-llms-openai-like==0.8.1
+install litellm litellm==1.106.2
+install lm_eval 'lm-eval[api]==0.4.13' transformers==5.23.0
+install schemathesis schemathesis==4.32.5
+
+if command -v npm >/dev/null 2>&1; then
+    echo "real clients: installing openai for Node" >&2
+    npm install --silent --no-audit --no-fund --prefix $home/node openai@6.49.0 >&2
+else
+    echo "real clients: no npm on this machine, so none for Node" >&2
+fi
+echo "$wanted" >"$stamp"

@@ -1,0 +1,61 @@
+"""Real clients, unmodified, at work with the default model: whole answers equal streamed ones."""
+
+from typing import Any
+
+import pytest
+
+from tests.clients.conftest import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+MODEL = "smollm2-135m"
+GIVEN: dict[str, Any] = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+}
+SIZE = 576  # of its vectors
+
+
+def use(run: Run, program: str, environment: str, url: str) -> dict[str, Any]:
+    return run(program, environment, url=f"{url}/v1", **GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("program", "environment"), [("openai_use.py", "openai"), ("openai_use.mjs", "node")]
+)
+def test_openai(run: Run, default_url: str, program: str, environment: str) -> None:
+    told = use(run, program, environment, default_url)
+    assert told["models"] == [MODEL, MODEL]
+    assert "Paris" in told["chat"]
+    assert told["chat"] == told["chat_stream"] == told["chat_accumulated"]
+    assert 0 < told["chat_stream_usage"] <= 12
+    assert told["completion"].endswith(told["completion_stream"])
+    assert told["response"] == told["response_stream"]
+    assert told["response"].startswith(told["chat"])
+    assert told["embeddings"] == [SIZE, SIZE]
+    if environment == "openai":
+        assert told["completion"].startswith("Paris is the capital of")
+        assert told["chat_usage"] == told["chat_logprobs"] == told["chat_stream_usage"]
+        assert told["completion_logprobs"] > 12
+        assert told["async"] == [told["chat"]] * 4
+
+
+def test_langchain(run: Run, default_url: str) -> None:
+    told = use(run, "langchain_use.py", "langchain", default_url)
+    assert "Paris" in told["chat"] and told["chat"] == told["chat_stream"]
+    assert told["usage"] > 0
+    assert told["embeddings"] == [SIZE, SIZE]
+
+
+def test_llama_index(run: Run, default_url: str) -> None:
+    told = use(run, "llama_index_use.py", "llama_index", default_url)
+    assert "Paris" in told["chat"] and told["chat"] == told["chat_stream"]
+    assert told["completion"] and told["completion"] == told["completion_stream"]
+
+
+def test_litellm(run: Run, default_url: str) -> None:
+    told = use(run, "litellm_use.py", "litellm", default_url)
+    for provider in ("openai", "hosted_vllm"):
+        assert "Paris" in told[f"chat {provider}"]
+        assert told[f"chat {provider}"] == told[f"chat_stream {provider}"]
+        assert told[f"embeddings {provider}"] == [SIZE, SIZE]

@@ -1,0 +1,44 @@
+"""schemathesis, from an environment of its own, against our /openapi.json."""
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+
+from tests.server.command import ROOT
+
+PROGRAM = ROOT / ".venv-clients" / "schemathesis" / "bin" / "schemathesis"
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+    "allow_header_conformance",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    passed: bool
+    num_requests: int
+    output: str
+
+
+def run_schemathesis(url: str, *, max_examples: int, seed: int, limit_s: float) -> Report:
+    """Right and wrong requests of every operation, NUL bytes among them."""
+    command = [
+        PROGRAM, "run", f"{url}/openapi.json", "--mode", "all", "--phases", "coverage,fuzzing",
+        "--checks", ",".join(CHECKS), "--max-examples", str(max_examples), "--seed", str(seed),
+        "--continue-on-failure", "--no-shrink", "--suppress-health-check", "all",
+        "--warnings", "off", "--no-color",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as directory:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=directory, timeout=limit_s
+        )
+    counted = re.search(r"^ *(\d+) generated", done.stdout, re.MULTILINE)
+    number = int(counted[1]) if counted else 0
+    return Report(done.returncode == 0, number, done.stdout[-6000:] + done.stderr[-1000:])
