@@ -13,7 +13,7 @@ from server.protocol.refusals import LOG_INTERVAL_S, RefusalLog
 from tests.server.echo_app import EchoApp
 from tests.server.wire import Answer, connect, hung_up, read_answer, request, running, say
 
-LIMITS = ConnectionLimits(max_body_bytes=1000, head_timeout_s=2, body_timeout_s=2, linger_s=1)
+LIMITS = ConnectionLimits(max_body_bytes=1000, head_timeout_s=2, body_timeout_s=10, linger_s=1)
 CHUNKED = "Transfer-Encoding: chunked"
 
 
