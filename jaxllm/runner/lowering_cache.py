@@ -61,7 +61,11 @@ class LoweringCache:
         exported = _read(path)
         if exported is None:
             checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in _KERNEL_CALLS]
-            exported = jax.export.export(jax.jit(function), disabled_checks=checks)(*args)
+            try:
+                exported = jax.export.export(jax.jit(function), disabled_checks=checks)(*args)
+            except ValueError as error:  # a custom call that may not be kept
+                logger.warning("%s is lowered at every start: %s", name, error)
+                return jax.jit(function, donate_argnums=donated).lower(*args)
             _write(path, bytes(exported.serialize()))
             # Compiled from what was read back, so that the next start finds the very same program.
             exported = _read(path) or exported
@@ -70,14 +74,15 @@ class LoweringCache:
     def _key(self, name: str, args: tuple[Any, ...]) -> str:
         device: Any = jax.devices()[0]
         settings = [getattr(jax.config, setting) for setting in _SETTINGS]
-        versions = (jax.__version__, version("jaxlib"), device.platform, device.device_kind)
+        versions = [version(package) for package in ("jax", "jaxlib", "flax")]
+        versions += [device.platform, device.device_kind]
         parts = (name, self._shaped_by, repr(args), repr(settings), *versions, _source_digest())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def is_ours(*objects: object) -> bool:
+def is_ours(*classes: type) -> bool:
     """Whether all come from our own packages, whose source the key covers."""
-    return all(type(item).__module__.partition(".")[0] in _OUR_PACKAGES for item in objects)
+    return all(cls.__module__.partition(".")[0] in _OUR_PACKAGES for cls in classes)
 
 
 @cache

@@ -22,6 +22,7 @@ from jaxllm.attention.backend import AttentionBackend
 from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
+from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
@@ -79,7 +80,9 @@ class Programs:
         self.backend = backend
         self.rows = RowLayout(plan.max_blocks_per_row)
         self.sampling_platform = kernel_platform()
-        self._lowerings = lowerings if is_ours(backend) else None
+        # A model or backend from elsewhere may change without the cache's key knowing of it.
+        kept = is_ours(type(backend), get_model(plan.model.architecture))
+        self._lowerings = lowerings if kept else None
         self._compiled: dict[_Key, Any] = {}
         self.compile_seconds = 0.0
 

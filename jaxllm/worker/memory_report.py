@@ -58,7 +58,7 @@ def memory_report(config: EngineConfig, gpu_memory: int | None = None) -> dict[s
         draft = programs.plan
         memory = memory_plan(draft, opened.model, device, estimated_memory(draft))
         return _report(opened, kind, fit_plan(config, draft, memory), memory)
-    memory, _ = size_programs(config, programs, device, lambda: None)
+    memory = size_programs(config, programs, device)
     compile_programs(programs, memory)
     found = replace(memory, working=programs.working_memory())
     return _report(opened, kind, programs.plan, found)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,9 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     device = this_device()
     programs = draft_programs(config, opened, device)
     logger.info("Attention backend: %s", programs.plan.attention_reason)
+    memory = size_programs(config, programs, device)
     loading = time.monotonic()
-    memory, params = size_programs(config, programs, device, lambda: _load_params(config, opened))
+    params = _load_params(config, opened)
     load_seconds = time.monotonic() - loading
     compile_programs(programs, memory)
     plan = programs.plan
@@ -145,15 +145,12 @@ def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) ->
     return Programs(draft, opened.model, backend, _program_dir(config) / "lowered")
 
 
-def size_programs[T](
-    config: EngineConfig, programs: Programs, device: Device, load: Callable[[], T]
-) -> tuple[MemoryPlan, T]:
-    """Give the programs a plan that knows how many KV blocks fit; and what ``load`` returns. Where
-    programs have to be compiled to know, that comes first: scratch memory of the compiler among
-    the weights would leave holes that the cache cannot use.
+def size_programs(config: EngineConfig, programs: Programs, device: Device) -> MemoryPlan:
+    """Give the programs a plan that knows how many KV blocks fit. Call it before weights are
+    loaded: scratch memory of the compiler among them would leave holes that the cache cannot use.
 
     Raises:
-        OutOfMemoryError: before anything is loaded if that is certain, otherwise after.
+        OutOfMemoryError: there is no room.
     """
     draft, model = programs.plan, programs.model
     if needs_measuring(config, draft, model, device):
@@ -164,12 +161,11 @@ def size_programs[T](
         working = estimated_memory(draft)
     memory = memory_plan(draft, model, device, working)
     plan = fit_plan(config, draft, memory)
-    loaded = load()
     if plan.max_model_len < draft.max_model_len:
         asked, fits = draft.max_model_len, plan.max_model_len
         logger.warning("max_model_len is %d, not %d: the KV cache holds no more", fits, asked)
     programs.settle(plan)
-    return memory, loaded
+    return memory
 
 
 def compile_programs(programs: Programs, memory: MemoryPlan) -> None:

@@ -77,9 +77,8 @@ def build(config: EngineConfig) -> tuple[WatchedRunner, Programs, MemoryPlan]:
     opened, device = open_model(config), this_device()
     programs = draft_programs(config, opened, device)
     spec = dict(zip(opened.model.names, opened.model.specs, strict=True))
-    memory, params = size_programs(
-        config, programs, device, lambda: opened.model.flatten(dummy_params(spec, config.seed))
-    )
+    memory = size_programs(config, programs, device)
+    params = opened.model.flatten(dummy_params(spec, config.seed))
     compile_programs(programs, memory)
     return WatchedRunner(programs.plan, params, programs), programs, memory
 

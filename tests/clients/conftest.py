@@ -111,8 +111,7 @@ def run() -> Run:
     """Run a program of ``programs`` in its client's environment: JSON in, JSON out."""
 
     def run_program(program: str, environment: str, **given: Any) -> dict[str, Any]:
-        if not (HOME / "complete").exists():
-            pytest.skip("no real clients: scripts/clients.sh could not install them")
+        need_clients()
         source = PROGRAMS / program
         if environment == "node":
             if not (HOME / "node").exists():
@@ -133,6 +132,12 @@ def run() -> Run:
         return json.loads(done.stdout.splitlines()[-1])
 
     return run_program
+
+
+def need_clients() -> None:
+    """They are not installed with everything else, because that takes minutes."""
+    if not (HOME / "complete").exists():
+        pytest.skip("no real clients here: run scripts/clients.sh first")
 
 
 def quiet_environment() -> dict[str, str]:

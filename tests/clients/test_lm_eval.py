@@ -11,7 +11,7 @@ import pytest
 
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from jaxllm.weights.default_model import default_model_dir
-from tests.clients.conftest import HOME, quiet_environment
+from tests.clients.conftest import HOME, need_clients, quiet_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -43,8 +43,7 @@ def own_perplexity(url: str, tokenizer: Tokenizer, prefix: int) -> float:
 
 
 def test_perplexity(default_url: str, tmp_path: Path) -> None:
-    if not (HOME / "complete").exists():
-        pytest.skip("no real clients: scripts/clients.sh could not install them")
+    need_clients()
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     (tmp_path / "tiny.yaml").write_text(TASK.format(data=data))

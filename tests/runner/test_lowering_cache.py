@@ -1,6 +1,5 @@
 """Lowered programs on disk: found again only by the same program, and never trusted blindly."""
 
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxllm.attention.backends.xla import BACKEND
+from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.programs import Programs
 from tests.fakes.tiny_engine import TinyEngine, request
@@ -73,7 +73,20 @@ def test_a_directory_that_cannot_be_written_is_only_told(
 
 
 def test_only_what_our_source_covers_is_kept() -> None:
-    assert is_ours(BACKEND) and not is_ours(BACKEND, partial(print))
+    assert is_ours(type(BACKEND), LlamaForCausalLM)
+    assert not is_ours(type(BACKEND), Counted)
+
+
+def test_what_cannot_be_kept_is_lowered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise ValueError("a custom call of another name")
+
+    monkeypatch.setattr(jax.export, "export", refuse)
+    lowered = LoweringCache(tmp_path).lower("twice", Counted(), ARGS, ())
+    assert np.asarray(lowered.compile()(jnp.ones(4, jnp.float32))).tolist() == [2.0] * 4
+    assert "at every start" in caplog.text and not list(tmp_path.iterdir())
 
 
 def test_an_engine_of_kept_programs_answers_the_same(engine: TinyEngine, tmp_path: Path) -> None:

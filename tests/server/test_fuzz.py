@@ -47,7 +47,9 @@ def test_raw(server: AttackedServer) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PROGRAM.exists(), reason="scripts/clients.sh could not install it")
+@pytest.mark.skipif(
+    not PROGRAM.exists(), reason="no schemathesis here: run scripts/clients.sh first"
+)
 def test_requests_from_our_own_schema(server: AttackedServer) -> None:
     with server.as_before():
         report = run_schemathesis(server.url, max_examples=15, seed=SEED, limit_s=200)

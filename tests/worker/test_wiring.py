@@ -80,7 +80,7 @@ def test_a_compiler_that_does_not_tell_is_not_believed(
     silent = tuple(replace(program, temporary_bytes=0) for program in known.programs)
     monkeypatch.setattr(programs, "measure", lambda threads: WorkingMemory(silent, "measured"))
     with pytest.raises(OutOfMemoryError):  # which the estimate makes of this device
-        wiring.size_programs(config, programs, gpu, lambda: None)
+        wiring.size_programs(config, programs, gpu)
 
 
 def test_a_small_cache_shortens_the_length_nobody_asked_for(
@@ -89,7 +89,7 @@ def test_a_small_cache_shortens_the_length_nobody_asked_for(
     small = replace(config, num_gpu_blocks_override=3)
     device = Device("cpu", 10**9)
     programs = wiring.draft_programs(small, wiring.open_model(small), device)
-    wiring.size_programs(small, programs, device, lambda: None)
+    wiring.size_programs(small, programs, device)
     assert (programs.plan.num_blocks, programs.plan.max_model_len) == (3, 32)
     assert programs.rows.max_blocks == 8192 // 16  # as wide as before, whatever was measured
     assert "max_model_len is 32, not" in caplog.text
