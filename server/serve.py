@@ -57,12 +57,13 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
     with bind(settings.host, settings.port) as listener:
         try:
             asyncio.run(_serve(config, settings, listener))
-        except (KeyboardInterrupt, SystemExit) as end:
+        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError) as end:
             return end.code if isinstance(end, SystemExit) and isinstance(end.code, int) else 0
     return 0
 
 
 async def _serve(config: EngineConfig, settings: ServerSettings, listener: socket.socket) -> None:
+    _cancel_at_sigterm()
     endpoint = settings.otlp_traces_endpoint
     tracer = None if endpoint is None else open_tracer(endpoint)
     client = AsyncLLM(config)
@@ -182,3 +183,12 @@ def ready_line(url: str, model: str) -> str:
 def _exit_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """SIGTERM ends like Ctrl-C: through every ``finally``, with exit code 0."""
     raise SystemExit(0)
+
+
+def _cancel_at_sigterm() -> None:
+    """SIGTERM cancels this task, as asyncio has Ctrl-C do. An exception out of the handler would
+    tear up the start of a process halfway, and leave the process behind.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(task.cancel))

@@ -36,25 +36,27 @@ class WorkerProcess:
         """``python -m module``, in a session of its own: Ctrl-C and Ctrl-Z are for the parent."""
         ours, theirs = socket.socketpair()
         try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                module,
-                "--fd",
-                str(theirs.fileno()),
-                "--generation",
-                str(generation),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,  # stdout belongs to whoever started us
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        except BaseException:
-            ours.close()
-            raise
+            channel = await AsyncChannel.open(ours, generation)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    module,
+                    "--fd",
+                    str(theirs.fileno()),
+                    "--generation",
+                    str(generation),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=2,  # stdout belongs to whoever started us
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except BaseException:
+                channel.close()
+                raise
         finally:
             theirs.close()
-        return cls(process, await AsyncChannel.open(ours, generation))
+        return cls(process, channel)  # no await since the process exists: nobody else would end it
 
     @property
     def pid(self) -> int:

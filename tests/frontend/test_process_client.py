@@ -48,8 +48,9 @@ def request(max_tokens: int = 3) -> EngineCoreRequest:
     return EngineCoreRequest("r", (1, 2), SamplingParams(seed=0), max_tokens)
 
 
-def children() -> set[int]:
-    return {child.pid for child in psutil.Process().children()}
+def children() -> dict[int, list[str]]:
+    """Of this process, with their commands: a leak of an earlier test is told by its."""
+    return {child.pid: child.cmdline() for child in psutil.Process().children()}
 
 
 @pytest.mark.parametrize(
