@@ -24,6 +24,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
+    cache_salt: str = ""  # cached prefixes are shared among requests of one salt
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):
@@ -131,6 +132,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     num_preemptions: int
     num_steps: int
     num_corrupted: int = 0  # requests ended because no token could be drawn from their logits
+    num_prefix_queries: int = 0  # tokens of admitted requests
+    num_prefix_hits: int = 0  # those of them that did not have to be computed
     num_tokens: int = 0  # fed to programs
     num_token_slots: int = 0  # that these programs computed; the difference was padding
     compilations: Compilations = Compilations()

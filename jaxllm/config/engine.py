@@ -39,6 +39,9 @@ class EngineConfig:
     enable_embeddings: bool = flag(
         False, "serve /v1/embeddings too: the last token's final hidden state, normalised"
     )
+    enable_prefix_caching: bool = flag(
+        True, "keep computed blocks while there is room, and share them among requests"
+    )
     async_scheduling: bool = flag(True, "schedule one step ahead of the device")
     step_timeout: float = flag(
         60.0, "an engine process without progress for so many seconds is replaced; starting is free"

@@ -36,6 +36,7 @@ class EnginePlan:
     attention_backend: str
     attention_reason: str  # why this backend; logged at start
     embeddings: bool = False  # whether requests may ask for them
+    prefix_caching: bool = True
 
     @property
     def max_blocks_per_row(self) -> int:

@@ -78,7 +78,13 @@ def _end(
     finish_reason, stop_reason = end
     scheduler.finish(request, finish_reason)
     return EngineCoreOutput(
-        request.request_id, new_token_ids, finish_reason, stop_reason, logprobs, prompt
+        request.request_id,
+        new_token_ids,
+        finish_reason,
+        stop_reason,
+        logprobs,
+        prompt,
+        num_cached_tokens=request.num_cached_tokens or 0,
     )
 
 

@@ -40,14 +40,43 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_blocks(scheduler: Scheduler) -> None:
-    owned = Counter(chain.from_iterable(scheduler.kv_cache.tables().values()))
-    free = Counter(scheduler.pool.free_blocks())
-    _require(max(owned.values(), default=1) == 1, "A block is in two tables.")
+    pool, kv_cache = scheduler.pool, scheduler.kv_cache
+    owned = Counter(chain.from_iterable(kv_cache.tables().values()))
+    free = Counter(pool.free_blocks())
     _require(max(free.values(), default=1) == 1, "A block is free twice.")
     _require(not owned.keys() & free.keys(), "A block is both free and owned.")
     _require(NULL_BLOCK not in owned and NULL_BLOCK not in free, "Block 0 is in use.")
-    everything = set(range(1, scheduler.pool.num_blocks))
-    _require(owned.keys() | free.keys() == everything, "A block is lost.")
+    everything = range(1, pool.num_blocks)
+    _require(owned.keys() | free.keys() == set(everything), "A block is lost.")
+    owners = {block_id: pool.num_owners(block_id) for block_id in everything}
+    _require(all(owners[i] == owned[i] for i in everything), "Owners are counted wrongly.")
+    _check_sharing(scheduler)
+
+
+def _check_sharing(scheduler: Scheduler) -> None:
+    """Nobody writes into a block that others read: it lies before the first token to compute, or
+    its one owner was there first.
+    """
+    size, seen = scheduler.plan.block_size, dict[int, str]()
+    for request in scheduler.requests.values():
+        if request.row is None:
+            continue
+        table = scheduler.kv_cache.block_ids(request)
+        num_complete = int(scheduler.rows.num_computed[request.row]) // size
+        for index, block_id in enumerate(table):
+            if index >= num_complete:
+                _require(
+                    scheduler.pool.num_owners(block_id) == 1,
+                    f"Block {block_id} of {request.request_id!r} is shared before it is complete.",
+                )
+            elif block_id in seen:
+                same = scheduler.requests[seen[block_id]].tokens_between(0, (index + 1) * size)
+                mine = request.tokens_between(0, (index + 1) * size)
+                _require(np.array_equal(same, mine), f"Block {block_id} is of different tokens.")
+            seen[block_id] = request.request_id
+    indexed = set(scheduler.kv_cache.prefix.block_ids())
+    kept = set(scheduler.pool.kept_blocks())
+    _require(indexed == kept, "The pool keeps other blocks than the cache knows.")
 
 
 def _check_rows(scheduler: Scheduler) -> None:

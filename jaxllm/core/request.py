@@ -2,6 +2,8 @@
 
 from enum import Enum, auto
 
+import numpy as np
+
 from jaxllm.messages import EngineCoreRequest
 
 
@@ -32,8 +34,10 @@ class Request:
 
     __slots__ = (
         "arrival_index",
+        "chain",
         "core_request",
         "max_output_tokens",
+        "num_cached_tokens",
         "num_preemptions",
         "num_prompt_logprobs",
         "output_token_ids",
@@ -53,6 +57,8 @@ class Request:
         self.row: int | None = None
         self.num_preemptions = 0
         self.num_prompt_logprobs = 0  # prompt positions 1..this have been sent
+        self.num_cached_tokens: int | None = None  # of the prompt, when it was first admitted
+        self.chain: list[bytes] = []  # of its full blocks so far; see KVCacheManager
         self.max_output_tokens = min(
             core_request.max_tokens, max_model_len - self.num_prompt_tokens
         )
@@ -71,6 +77,12 @@ class Request:
     @property
     def token_ids(self) -> tuple[int, ...]:
         return (*self.core_request.prompt_token_ids, *self.output_token_ids)
+
+    def tokens_between(self, start: int, end: int) -> np.ndarray:
+        """int32 [end - start]; without a look at the others."""
+        prompt, split = self.core_request.prompt_token_ids, self.num_prompt_tokens
+        output = self.output_token_ids[max(0, start - split) : max(0, end - split)]
+        return np.array((*prompt[start:end], *output), np.int32)
 
     @property
     def final_len(self) -> int:

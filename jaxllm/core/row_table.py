@@ -50,13 +50,16 @@ class RowTable:
     def free_rows(self) -> tuple[int, ...]:
         return tuple(self._free)
 
-    def join(self, request: Request) -> int:
-        """Give the request the lowest free row and start a tenancy with nothing computed."""
+    def join(self, request: Request, num_computed: int = 0) -> int:
+        """Give the request the lowest free row and start a tenancy with that many tokens computed
+        already.
+        """
         row = heappop(self._free)
         self.request[row] = request
         self.request_id[row] = request.request_id
         self.tenancy[row] = self._num_tenancies
         self.arrival[row] = request.arrival_index
+        self.num_computed[row] = num_computed
         self.prefill_len[row] = request.num_tokens
         self.final_len[row] = request.final_len
         self.needs_events[row] = request.needs_events

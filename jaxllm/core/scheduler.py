@@ -63,11 +63,19 @@ class Scheduler:
     every step makes progress.
     """
 
-    def __init__(self, plan: EnginePlan, policy: str = "fcfs"):
+    def __init__(self, plan: EnginePlan, policy: str = "fcfs", *, cache_key: bytes = b""):
+        """``cache_key``: a secret for the hashes of the prefix cache."""
         self.plan = plan
         self.token_budget = token_budget(plan)
         self.pool = BlockPool(plan.num_blocks)
-        self.kv_cache = KVCacheManager(self.pool, plan.block_size, plan.max_model_len)
+        self.kv_cache = KVCacheManager(
+            self.pool,
+            plan.block_size,
+            plan.max_model_len,
+            caching=plan.prefix_caching,
+            key=cache_key,
+            identity=f"{plan.model.architecture} {plan.dtype} {plan.attention_backend}",
+        )
         self.rows = RowTable(plan.max_num_seqs)
         self.waiting = POLICIES[policy]()
         self.requests: dict[str, Request] = {}  # every request that is not finished
@@ -122,13 +130,19 @@ class Scheduler:
         if request.row is None:
             self.waiting.remove(request.request_id)
         else:
-            self._leave_row(request)
+            self._leave_row(request, shared=reason != "error")
         del self.requests[request.request_id]
         request.status = FINISHED[reason]
 
-    def _leave_row(self, request: Request) -> None:
+    def _leave_row(self, request: Request, *, shared: bool = True) -> None:
+        """``shared``: others may go on with what it has computed."""
         if request.row is None:
             raise InvariantError(f"Request {request.request_id!r} leaves a row, but has none.")
+        if shared:
+            num_computed = int(self.rows.num_computed[request.row])
+            self.kv_cache.note_computed(request, num_computed, pauses=True)
+        else:
+            self.kv_cache.forget_contents(request)
         self.rows.leave(request.row)
         self.kv_cache.free(request)
         self._left_rows.append(request.row)
@@ -149,6 +163,7 @@ class Scheduler:
     def reset(self) -> None:
         """Follow ``Executor.reset()``: no row is known, no step in flight will ever answer."""
         self.preempt_all()
+        self.kv_cache.forget_all()
         self.in_flight.clear()
         self._left_rows.clear()
 
@@ -171,17 +186,17 @@ class Scheduler:
         chunks = self._continue_prefills(budget)
         budget -= sum(num_tokens for _, num_tokens in chunks)
         new_rows: list[NewRow] = []
+        copies: list[tuple[int, int]] = []
         # Admitting in a step that had to preempt would bring the victim straight back.
         while budget > 0 and preemptions == self.num_preemptions:
-            request = self._admit(new_rows, new_blocks)
+            request = self._admit(new_rows, new_blocks, copies)
             if request is None or request.row is None:
                 break
-            num_tokens = min(request.num_tokens, budget)
-            chunks.append((request.row, num_tokens))
-            budget -= num_tokens
+            chunks.append(self._chunk(request.row, budget))
+            budget -= chunks[-1][1]
         if not decoding.size and not chunks:
             return None
-        return self._build_step(decoding, chunks, new_rows, new_blocks)
+        return self._build_step(decoding, chunks, new_rows, new_blocks, copies)
 
     def _prefill_budget(self, num_decode: int) -> int:
         """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
@@ -193,7 +208,7 @@ class Scheduler:
         for request in islice(self.waiting, self.rows.num_free):
             if wanted >= most:
                 break
-            wanted += request.num_tokens
+            wanted += request.num_tokens - self.kv_cache.num_cached_tokens(request)
         return tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode) - num_decode
 
     def _grow_decoding_rows(self) -> list[BlockTableEntry]:
@@ -205,6 +220,9 @@ class Scheduler:
         new_blocks: list[BlockTableEntry] = []
         for row in self.rows.crossing_rows().tolist():
             request: Request | None = self.rows.request[row]
+            if request is not None:
+                num_computed = int(self.rows.num_computed[row])
+                self.kv_cache.note_computed(request, num_computed, pauses=False)
             while request is not None and request.row == row:
                 entries = self._allocate(request, int(self.rows.num_computed[row]) + 1)
                 if entries is not None:
@@ -229,28 +247,41 @@ class Scheduler:
         """
         chunks: list[tuple[int, int]] = []
         for row in self.rows.prefilling_rows().tolist():
-            num_tokens = min(int(self.rows.prefill_len[row] - self.rows.num_computed[row]), budget)
-            if num_tokens <= 0:
+            if budget <= 0:
                 break
-            chunks.append((row, num_tokens))
-            budget -= num_tokens
+            chunks.append(self._chunk(row, budget))
+            budget -= chunks[-1][1]
         return chunks
 
-    def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
+    def _chunk(self, row: int, budget: int) -> tuple[int, int]:
+        """As much of the row's prefill as the budget allows: (row, number of tokens)."""
+        start, prefill_len = int(self.rows.num_computed[row]), int(self.rows.prefill_len[row])
+        end = min(start + budget, prefill_len)
+        request: Request = self.rows.request[row]
+        self.kv_cache.note_computed(request, end, in_this_step=True, pauses=end == prefill_len)
+        return row, end - start
+
+    def _admit(
+        self,
+        new_rows: list[NewRow],
+        new_blocks: list[BlockTableEntry],
+        copies: list[tuple[int, int]],
+    ) -> Request | None:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""
         request = self._next_waiting()
         if request is None or not self.rows.num_free:
             return None
-        appended = self.kv_cache.allocate_slots(request, request.num_tokens)
-        if appended is None:
+        start = self.kv_cache.begin(request)
+        if start is None:
             return None
         self.waiting.remove(request.request_id)
-        row = self.rows.join(request)
+        row = self.rows.join(request, start.num_computed)
         request.row = row
         request.status = RequestStatus.RUNNING
-        self.rows.capacity[row] = len(appended) * self.plan.block_size
-        new_rows.append(NewRow(row, request.core_request, request.token_ids))
-        new_blocks += [(row, index, block_id) for index, block_id in appended]
+        self.rows.capacity[row] = len(start.entries) * self.plan.block_size
+        new_rows.append(NewRow(row, request.core_request, request.token_ids, start.num_computed))
+        new_blocks += [(row, index, block_id) for index, block_id in start.entries]
+        copies += [start.copy] if start.copy is not None else []
         return request
 
     def _next_waiting(self) -> Request | None:
@@ -265,6 +296,7 @@ class Scheduler:
         chunks: list[tuple[int, int]],
         new_rows: list[NewRow],
         new_blocks: list[BlockTableEntry],
+        copies: list[tuple[int, int]],
     ) -> SchedulerOutput:
         table = self.rows
         rows = decoding.astype(np.int32)
@@ -289,11 +321,13 @@ class Scheduler:
             num_decode_rows=decoding.size,
             new_rows=tuple(new_rows),
             new_blocks=tuple(new_blocks),
+            block_copies=tuple(copies),
             finished_rows=tuple(self._left_rows),
             request_ids=tuple(table.request_id[rows].tolist()),
         )
         self.num_steps += 1
         self._left_rows.clear()
+        self.kv_cache.step_made()
         self.in_flight.append(InFlightStep(step.step_id, table.tenancy[rows]))
         return step
 
@@ -318,4 +352,6 @@ class Scheduler:
             num_preemptions=self.num_preemptions,
             num_steps=self.num_steps,
             num_corrupted=self.num_corrupted,
+            num_prefix_queries=self.kv_cache.num_queried_tokens,
+            num_prefix_hits=self.kv_cache.num_hit_tokens,
         )

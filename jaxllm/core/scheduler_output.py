@@ -15,12 +15,13 @@ from jaxllm.messages import EngineCoreRequest
 @dataclass(frozen=True, slots=True)
 class NewRow:
     """A request enters the batch. ``token_ids`` is everything known: prompt, and output after a
-    preemption.
+    preemption. Keys and values of the first ``num_computed`` are in its blocks already.
     """
 
     row: int
     request: EngineCoreRequest
     token_ids: tuple[int, ...]
+    num_computed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,10 @@ class SchedulerOutput:
     )
     new_rows: tuple[NewRow, ...] = ()
     new_blocks: tuple[tuple[int, int, int], ...] = ()  # (row, index in its block table, block id)
-    finished_rows: tuple[
-        int, ...
-    ] = ()  # rows left since the last step; their state may be forgotten
+    # (from, to): contents to be copied, all at once, before the step writes anything
+    block_copies: tuple[tuple[int, int], ...] = ()
+    # rows left since the last step; their state may be forgotten
+    finished_rows: tuple[int, ...] = ()
     request_ids: tuple[str, ...] = field(default=())  # for logs and errors, aligned with rows
 
     @property

@@ -34,10 +34,13 @@ def check_step(step: SchedulerOutput, plan: EnginePlan) -> None:
         _check("rows of new blocks", entries[:, 0], 0, plan.max_num_seqs)
         _check("block table indices", entries[:, 1], 0, plan.max_blocks_per_row)
         _check("block ids", entries[:, 2], 1, plan.num_blocks)  # the null block is nobody's
+    if step.block_copies:
+        _check("copied blocks", np.array(step.block_copies), 1, plan.num_blocks)
     if step.finished_rows:
         _check("finished rows", np.array(step.finished_rows), 0, plan.max_num_seqs)
     for new in step.new_rows:
         _check("new rows", np.array((new.row,)), 0, plan.max_num_seqs)
+        _check("num_computed", np.array((new.num_computed,)), 0, len(new.token_ids))
         output = new.token_ids[len(new.request.prompt_token_ids) :]
         if output:
             _check("token ids", np.array(output), 0, plan.model.vocab_size)

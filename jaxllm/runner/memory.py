@@ -16,7 +16,9 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
+from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
+from jaxllm.runner.step import TOKENS_PER_RECOUNT
 from jaxllm.sampling.logprobs import PROMPT_CHUNK
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.token_mask import mask_words
@@ -60,7 +62,7 @@ class ProgramMemory:
 
     @property
     def name(self) -> str:
-        return f"{self.kind} {self.shape}"
+        return f"{self.kind} {self.shape}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,9 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     rows = max(bucket.num_rows for bucket in plan.buckets)
     inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
+    moved = (BLOCKS_PER_MOVE + 1) * bytes_per_block(model, plan.block_size, plan.dtype)
+    programs.append(ProgramMemory("copy", "", moved + WORKSPACE_BYTES, 0))
+    programs.append(ProgramMemory("recount", "", 64 * TOKENS_PER_RECOUNT + WORKSPACE_BYTES, 0))
     return WorkingMemory(tuple(programs), ESTIMATED)
 
 

@@ -17,11 +17,12 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.models.params import Params
+from jaxllm.runner.block_moves import BLOCKS_PER_MOVE, packed_moves
 from jaxllm.runner.packing import pack, pack_idle
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
-from jaxllm.runner.step import StepSlots
+from jaxllm.runner.step import TOKENS_PER_RECOUNT, StepSlots
 from jaxllm.runner.step_layout import StepLayout
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
 from jaxllm.sampling.token_mask import RowMask, mask_words
@@ -86,7 +87,9 @@ class ModelRunner:
                     self._programs.embed(bucket)(hidden, packed)
             for mode in self._programs.modes(bucket.num_rows):
                 self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
-        jax.block_until_ready(self._buffers)
+        self._copy_blocks(((0, self._plan.num_blocks),))
+        self._count(self._rows.scratch_row, False, np.zeros(1, np.int32))
+        jax.block_until_ready((self._kv, self._buffers))
 
     def dispatch(self, plan: SchedulerOutput) -> StepHandle:
         """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step
@@ -98,8 +101,11 @@ class ModelRunner:
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
+        self._copy_blocks(plan.block_copies)
         packed = jax.device_put(pack(plan, self._rows, layout))
         logits, slots, hidden = self._forward(bucket, packed)
+        for skipped in self._rows.take_skipped():
+            self._count(*skipped)
         scored: Logprobs | None = None
         if self._rows.scores_prompts(plan):
             scored = self._programs.score(bucket)(self._params, hidden, packed)
@@ -167,6 +173,24 @@ class ModelRunner:
         result = program(self._params, kv, buffers, packed)
         self._kv, self._buffers, logits, slots, hidden = result
         return logits, slots, hidden
+
+    def _copy_blocks(self, moves: tuple[tuple[int, int], ...]) -> None:
+        """Where one program does not take them all, the order is right still: what is copied was
+        computed by earlier steps, so no later source is an earlier target."""
+        for first in range(0, len(moves), BLOCKS_PER_MOVE):
+            part = moves[first : first + BLOCKS_PER_MOVE]
+            packed = jax.device_put(packed_moves(part, self._plan.num_blocks))
+            kv, self._kv = self._kv, None
+            self._kv = self._programs.copy(kv, packed)
+
+    def _count(self, row: int, is_output: bool, token_ids: np.ndarray) -> None:
+        for first in range(0, token_ids.size, TOKENS_PER_RECOUNT):
+            part = token_ids[first : first + TOKENS_PER_RECOUNT]
+            packed = np.full(2 + TOKENS_PER_RECOUNT, self._plan.model.vocab_size, np.int32)
+            packed[:2] = row, is_output
+            packed[2 : 2 + part.size] = part
+            buffers, self._buffers = self._buffers, None
+            self._buffers = self._programs.recount(buffers, jax.device_put(packed))
 
     def _sample(self, handle: StepHandle, mask: jax.Array) -> None:
         handle.out = self._draw(handle.logits, handle.slots, handle.mode, mask)

@@ -62,6 +62,7 @@ def draft_plan(
         attention_backend=attention[0],
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
+        prefix_caching=config.enable_prefix_caching,
     )
 
 

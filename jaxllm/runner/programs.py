@@ -24,14 +24,17 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef
+from jaxllm.runner.block_moves import abstract_moves, copy_blocks
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
 from jaxllm.runner.step import (
     StepProgram,
     abstract_packed,
+    abstract_recount,
     embed,
     forward,
+    recount,
     sample,
     score,
     step_slots,
@@ -58,8 +61,9 @@ class _Job:
 
 
 # What a program is compiled for: forward, sample, score or embed, and its bucket, or its rows and
-# mode.
-_Key = tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
+# mode; copy and recount are the same for all.
+_Key = tuple[str] | tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
+_SHAPED_BY_BLOCKS = ("forward", "copy")
 
 _FULL_ROWS = 64
 
@@ -112,6 +116,15 @@ class Programs:
         """Mixed buckets only, and only where the plan has embeddings."""
         return self._find(("embed", bucket))
 
+    @property
+    def copy(self) -> Any:
+        """Of blocks."""
+        return self._find(("copy",))
+
+    @property
+    def recount(self) -> Any:
+        return self._find(("recount",))
+
     def _find(self, key: _Key) -> Any:
         try:
             return self._compiled[key]
@@ -126,12 +139,12 @@ class Programs:
 
     def measure(self, *, threads: int = 4) -> WorkingMemory:
         """What the programs take, found before it is known how many KV blocks fit. The number of
-        blocks shapes forward programs only, and not their temporaries: so the largest of each kind
+        blocks shapes few programs, and not their temporaries: so the largest of each kind
         is compiled for the plan's number, whatever that is, and all the others for good.
         """
         largest = {bucket.kind: bucket for bucket in sorted(self.plan.buckets)}
         probes = [self._forward_job(bucket) for bucket in largest.values()]
-        self._compile([*probes, *self._fixed_jobs()], threads, progress=False)
+        self._compile([*probes, self._copy_job(), *self._fixed_jobs()], threads, progress=False)
         return self.working_memory()
 
     def settle(self, plan: EnginePlan) -> None:
@@ -139,13 +152,17 @@ class Programs:
         where it holds no row of that length.
         """
         if plan.num_blocks != self.plan.num_blocks:
-            kept = {key: found for key, found in self._compiled.items() if key[0] != "forward"}
-            self._compiled = kept
+            self._compiled = {
+                key: found
+                for key, found in self._compiled.items()
+                if key[0] not in _SHAPED_BY_BLOCKS
+            }
         self.plan = plan
 
     def compile(self, *, threads: int = 4, progress: bool = True) -> None:
         """Compile everything the plan's buckets need and that is not there yet, in parallel."""
-        jobs = [self._forward_job(bucket) for bucket in self.plan.buckets] + self._fixed_jobs()
+        jobs = [self._forward_job(bucket) for bucket in self.plan.buckets]
+        jobs += [self._copy_job(), *self._fixed_jobs()]
         missing = [job for job in jobs if job.key not in self._compiled]
         self._compile(missing, threads, progress=progress)
         logger.info("%d programs ready in %.1f s", len(self), self.compile_seconds)
@@ -166,6 +183,7 @@ class Programs:
             for mode in self.modes(bucket.num_rows)
         ]
         jobs += [self._score_job(bucket) for bucket in mixed]
+        jobs += [_Job(("recount",), recount, (self._row_buffers(), abstract_recount()), (0,))]
         return jobs + [self._embed_job(b) for b in mixed if self.plan.embeddings]
 
     def _compile(self, jobs: list[_Job], threads: int, *, progress: bool) -> None:
@@ -193,10 +211,18 @@ class Programs:
         return StepProgram(self.model, self.backend, self.rows, bucket, self.plan.block_size)
 
     def _forward_args(self, bucket: BatchBucket) -> tuple[Any, ...]:
+        packed = abstract_packed(self.step_program(bucket))
+        return self.model.specs, self._kv(), self._row_buffers(), packed
+
+    def _kv(self) -> Any:
         plan = self.plan
-        kv = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
-        rows = row_buffers_spec(self.rows, plan.max_num_seqs, plan.model.vocab_size)
-        return self.model.specs, kv, rows, abstract_packed(self.step_program(bucket))
+        return kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
+
+    def _row_buffers(self) -> Any:
+        return row_buffers_spec(self.rows, self.plan.max_num_seqs, self.plan.model.vocab_size)
+
+    def _copy_job(self) -> _Job:
+        return _Job(("copy",), copy_blocks, (self._kv(), abstract_moves()), donated=(0,))
 
     def _forward_job(self, bucket: BatchBucket) -> _Job:
         function = partial(forward, program=self.step_program(bucket))
@@ -219,7 +245,7 @@ class Programs:
     def _sample_job(self, bucket: BatchBucket, mode: SamplerMode) -> _Job:
         """Its inputs are the same for all buckets with that many rows."""
         count, vocab = bucket.num_rows, self.plan.model.vocab_size
-        rows = row_buffers_spec(self.rows, self.plan.max_num_seqs, vocab)
+        rows = self._row_buffers()
         logits = jax.ShapeDtypeStruct((count, vocab), jnp.float32)
         slots = jax.eval_shape(
             lambda packed: step_slots(self.step_program(bucket).layout.views(packed)),
@@ -265,6 +291,7 @@ def _compiler_options(key: _Key) -> dict[str, bool]:
     if jax.default_backend() != "gpu":
         return {}
     options = {"xla_gpu_enable_dynamic_slice_fusion": False}
-    if isinstance(key[1], BatchBucket) and key[1].num_tokens > MOST_ROWS_OF_XLA_GEMM:
+    buckets = [part for part in key if isinstance(part, BatchBucket)]
+    if any(bucket.num_tokens > MOST_ROWS_OF_XLA_GEMM for bucket in buckets):
         options |= {"xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_cublaslt": True}
     return options

@@ -58,6 +58,7 @@ class RowState:
         self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
         self.resets: list[int] = []  # rows whose token counts must be cleared
+        self._skipped: list[tuple[int, bool, np.ndarray]] = []  # see take_skipped
         self.patches = Patches()
 
     def apply(self, plan: SchedulerOutput) -> None:
@@ -67,6 +68,14 @@ class RowState:
         width, table = self.layout.width, self.layout.block_table
         for row, index, block in plan.new_blocks:
             self.patches.write(row * width + table + index, (block,))
+
+    def take_skipped(self) -> list[tuple[int, bool, np.ndarray]]:
+        """(row, whether they are output, token ids) that penalties must know of and no step feeds,
+        since their keys and values were found in the cache. To be counted once the row's counts
+        have been cleared.
+        """
+        skipped, self._skipped = self._skipped, []
+        return skipped
 
     def scores_prompts(self, plan: SchedulerOutput) -> bool:
         """Whether the step feeds positions whose prompt log-probabilities are wanted."""
@@ -101,6 +110,9 @@ class RowState:
             self.masks[row] = mask
         if _penalised(params):
             self.resets.append(row)
+            skipped = self.token_ids[row][: new.num_computed]
+            parts = np.split(skipped, [len(request.prompt_token_ids)])
+            self._skipped += [(row, bool(i), part) for i, part in enumerate(parts) if part.size]
         self._patch_params(row, request)
 
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:

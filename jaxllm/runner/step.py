@@ -179,5 +179,24 @@ def _count_tokens(
     return counts, seen
 
 
+TOKENS_PER_RECOUNT = 1024
+
+
+def recount(rows: RowBuffers, packed: Int[Array, " B"]) -> RowBuffers:
+    """Count tokens of a row that are never fed, since their keys and values are there already.
+    ``packed``: the row, whether they are output, and token ids (padding: past the vocabulary).
+    """
+    row, is_output, tokens = packed[0], packed[1] > 0, packed[2:]
+    counts, seen = rows.output_counts, rows.prompt_seen
+    nowhere = counts.shape[0]
+    seen = seen.at[jnp.where(is_output, nowhere, row), tokens].set(True, mode="drop")
+    counts = counts.at[jnp.where(is_output, row, nowhere), tokens].add(jnp.int16(1), mode="drop")
+    return RowBuffers(rows.state, rows.last_token, counts, seen)
+
+
+def abstract_recount() -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((2 + TOKENS_PER_RECOUNT,), jnp.int32)
+
+
 def abstract_packed(program: StepProgram) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((program.layout.size,), jnp.int32)

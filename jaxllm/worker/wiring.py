@@ -1,6 +1,7 @@
 """Builds an engine from its configuration: files, plan, parameters, programs, core. Imports JAX."""
 
 import logging
+import secrets
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,7 +94,7 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     compile_programs(programs, memory)
     plan = programs.plan
     core = EngineCore(
-        Scheduler(plan),
+        Scheduler(plan, cache_key=secrets.token_bytes(32)),
         _start_runner(params, programs, memory),
         async_scheduling=config.async_scheduling,
         compilations=compilations,

@@ -145,6 +145,16 @@ class ServerMetrics(Collector):
         for name, help, value in (
             ("vllm:num_preemptions", "Requests sent back to the queue.", stats.num_preemptions),
             (
+                "vllm:prefix_cache_queries",
+                "Tokens of admitted requests, looked up in the prefix cache.",
+                stats.num_prefix_queries,
+            ),
+            (
+                "vllm:prefix_cache_hits",
+                "Those found there, and not computed again.",
+                stats.num_prefix_hits,
+            ),
+            (
                 "vllm:corrupted_requests",
                 "Requests ended since no token could be drawn: NaN, or all forbidden.",
                 stats.num_corrupted,

@@ -17,15 +17,22 @@ def running_scheduler() -> Scheduler:
     return scheduler
 
 
+def blocks(scheduler: Scheduler, request_id: str) -> list[int]:
+    return scheduler.kv_cache._tables[request_id].blocks
+
+
 def test_a_running_scheduler_adds_up():
     check_integrity(running_scheduler())
 
 
 DAMAGES: dict[str, Callable[[Scheduler], object]] = {
-    "block in two tables": lambda s: s.kv_cache._tables["a"].append(s.kv_cache._tables["b"][0]),
-    "block lost": lambda s: s.kv_cache._tables["a"].pop(),
-    "block free and owned": lambda s: s.pool._free.append(s.kv_cache._tables["a"][0]),
-    "null block owned": lambda s: s.kv_cache._tables["a"].append(0),
+    "block in two tables": lambda s: blocks(s, "a").append(blocks(s, "b")[0]),
+    "block lost": lambda s: blocks(s, "a").pop(),
+    "block free and owned": lambda s: s.pool._blank.append(blocks(s, "a")[0]),
+    "null block owned": lambda s: blocks(s, "a").append(0),
+    "owner forgotten": lambda s: s.pool.share(blocks(s, "a")[0]),
+    "contents kept that nobody finds": lambda s: s.kv_cache.prefix.discard(blocks(s, "a")[0]),
+    "contents found that are not kept": lambda s: s.pool.forget(blocks(s, "a")[0]),
     "row lost": lambda s: setattr(s.requests["a"], "row", None),
     "row shared": lambda s: setattr(s.requests["a"], "row", 1),
     "row of another": lambda s: s.rows.request.__setitem__(0, s.requests["b"]),

@@ -27,12 +27,12 @@ def share_a_block(patch: Patch) -> None:
     def again(self: BlockPool, n: int) -> list[int] | None:
         ids = allocate(self, n)
         if ids:
-            self._free.appendleft(ids[-1])  # still free for the next one
+            self._blank.appendleft(ids[-1])  # still free for the next one
         return ids
 
     patch.setattr(BlockPool, "allocate", again)
     patch.setattr(
-        BlockPool, "free", lambda self, ids: self._free.extend(set(ids) - set(self._free))
+        BlockPool, "free", lambda self, ids: self._blank.extend(set(ids) - set(self._blank))
     )
 
 
@@ -47,7 +47,7 @@ def own_the_null_block(patch: Patch) -> None:
 
     def with_null(self: BlockPool, num_blocks: int) -> None:
         init(self, num_blocks)
-        self._free.appendleft(0)
+        self._blank.appendleft(0)
 
     patch.setattr(BlockPool, "__init__", with_null)
 

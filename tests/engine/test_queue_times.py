@@ -1,5 +1,7 @@
 """What the engine tells about time and work, by a clock that the test sets."""
 
+from typing import Any
+
 import pytest
 
 from jaxllm.core.scheduler import Scheduler
@@ -17,7 +19,7 @@ class SetClock:
         return self.time
 
 
-def engine_at(clock: SetClock, **plan: int) -> EngineCore:
+def engine_at(clock: SetClock, **plan: Any) -> EngineCore:
     made = make_plan(**plan)
     executor = FakeExecutor(made, not_finite={"nan": 1})
     return EngineCore(

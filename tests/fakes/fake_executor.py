@@ -85,14 +85,19 @@ class FakeExecutor:
             if index != len(self.rows[row].table):
                 raise AssertionError("a block table has a gap")
             self.rows[row].table.append(block_id)
+        if step.block_copies:
+            sources, targets = np.array(step.block_copies).T
+            self.kv[targets] = self.kv[sources]
         n = step.rows.size
         tokens, finite = np.full(n, -7, np.int32), np.ones(n, bool)
         sampled, prompt = empty_logprobs(n), empty_logprobs(step.num_tokens)
         offset = 0
+        ends = (step.starts + step.num_new_tokens).tolist()
         for i, number in enumerate(step.rows.tolist()):
-            row, start = self.rows[number], int(step.starts[i])
-            end = start + int(step.num_new_tokens[i])
-            self._write(row, start, end, from_device=i < step.num_decode_rows)
+            decodes = i < step.num_decode_rows
+            self._write(self.rows[number], int(step.starts[i]), ends[i], from_device=decodes)
+        for i, number in enumerate(step.rows.tolist()):
+            row, start, end = self.rows[number], int(step.starts[i]), ends[i]
             context = self._read(row, end)
             finite[i] = end < self.not_finite.get(row.request.request_id, end + 1)
             if row.request.sampling_params.prompt_logprobs is not None:

@@ -1,6 +1,7 @@
 """Small plans and requests for tests of the host side."""
 
 from typing import Any
+from zlib import crc32
 
 from jaxllm.config.model import ModelConfig, RopeConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
@@ -35,6 +36,7 @@ def make_plan(
     block_size: int = 4,
     num_blocks: int = 64,
     vocab_size: int = VOCAB_SIZE,
+    prefix_caching: bool = True,
 ) -> EnginePlan:
     rows = tuple(sorted({min(2**i, max_num_seqs) for i in range(1, 12)}))
     tokens = tuple(sorted({min(2**i, max_num_batched_tokens) for i in range(3, 15)}))
@@ -49,6 +51,7 @@ def make_plan(
         buckets=make_buckets(rows, tokens, max_num_seqs),
         attention_backend="fake",
         attention_reason="test",
+        prefix_caching=prefix_caching,
     )
 
 
@@ -62,7 +65,8 @@ def make_request(
 ) -> EngineCoreRequest:
     """A request; ``prompt`` may be a number of tokens."""
     if isinstance(prompt, int):
-        prompt = tuple((7 * i + len(request_id)) % VOCAB_SIZE for i in range(prompt))
+        first = crc32(request_id.encode())  # requests have nothing in common unless a test says so
+        prompt = tuple((7 * i + first) % VOCAB_SIZE for i in range(prompt))
     params.setdefault("seed", 0)
     return EngineCoreRequest(
         request_id=request_id,

@@ -60,7 +60,9 @@ class Simulation:
             max_num_batched_tokens=random.choice((8, 9, 16, 64)),
             block_size=block_size,
             num_blocks=max(2, longest + random.choice((-1, 1, 2, 4, longest, 8 * longest))),
+            prefix_caching=random.random() < 0.9,
         )
+        self.texts = [[random.randrange(VOCAB_SIZE) for _ in range(max_model_len)] for _ in "ab"]
         self.scheduler = Scheduler(self.plan)
         self.requests = [self._request(i) for i in range(num_requests)]
         self.faults = self._faults() if faulty else Faults()
@@ -91,11 +93,18 @@ class Simulation:
         )
         return EngineCoreRequest(
             request_id=f"r{number}",
-            prompt_token_ids=tuple(random.randrange(VOCAB_SIZE) for _ in range(prompt_len)),
+            prompt_token_ids=self._prompt(prompt_len),
+            cache_salt=random.choice(("", "", "", "other")),
             sampling_params=params,
             max_tokens=max_tokens,
             eos_token_ids=(EOS, EOS + 1),
         )
+
+    def _prompt(self, length: int) -> tuple[int, ...]:
+        """Most begin like others, as with a system prompt or the turns of a conversation."""
+        random = self.random
+        common = random.choice(self.texts)[: random.choice((0, length // 2, length - 1, length))]
+        return (*common, *(random.randrange(VOCAB_SIZE) for _ in range(length - len(common))))
 
     def _faults(self) -> Faults:
         random = self.random

@@ -132,4 +132,4 @@ def test_temporaries_do_not_depend_on_the_number_of_blocks(engine: TinyEngine) -
     assert len(other) == len(measured)
     other.settle(replace(likely, num_blocks=1000))  # programs of another number must not run
     kinds = {program.kind for program in other.working_memory().programs}
-    assert kinds == {"sample", "score"}
+    assert kinds == {"sample", "score", "recount"}

@@ -1,0 +1,100 @@
+"""Keys and values found in the cache give the answer that computing them gives."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.attention.kv_cache import kv_cache_spec
+from jaxllm.messages import EngineCoreRequest
+from jaxllm.runner.block_moves import abstract_moves, copy_blocks
+from jaxllm.sampling_params import SamplingParams
+from tests.fakes.tiny_engine import TINY, Answer, TinyEngine
+
+TEXT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY.vocab_size, 100))
+PARAMS = {
+    "greedy": SamplingParams(temperature=0.0, seed=0, max_tokens=12, ignore_eos=True),
+    "drawn": SamplingParams(seed=5, max_tokens=12, ignore_eos=True, logprobs=2),
+    "penalties": SamplingParams(
+        temperature=0.0,
+        seed=0,
+        max_tokens=12,
+        ignore_eos=True,
+        repetition_penalty=1.9,
+        frequency_penalty=0.7,
+    ),
+    "prompt_logprobs": SamplingParams(temperature=0.0, seed=0, max_tokens=4, prompt_logprobs=1),
+}
+
+
+def request(name: str, prompt: tuple[int, ...], params: SamplingParams) -> EngineCoreRequest:
+    return EngineCoreRequest(name, prompt, params, params.max_tokens or 0)
+
+
+def requests_of(params: SamplingParams) -> list[EngineCoreRequest]:
+    """The same text, its continuation, one that parts from it inside a block, and its beginning."""
+    return [
+        request("first", TEXT[:50], params),
+        request("same", TEXT[:50], params),
+        request("longer", TEXT[:90], params),
+        request("parts", (*TEXT[:42], 1, 2, 3), params),
+        request("shorter", TEXT[:33], params),
+    ]
+
+
+def equal(answer: Answer, expected: Answer) -> None:
+    assert answer.token_ids == expected.token_ids
+    assert answer.finish_reason == expected.finish_reason
+    for name in ("logprobs", "prompt_logprobs"):
+        found, wanted = ([x.logprob for x in getattr(a, name)] for a in (answer, expected))
+        assert found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", PARAMS)
+@pytest.mark.parametrize("join", [0, 1, 9])
+def test_answers_are_those_without_the_cache(engine: TinyEngine, kind: str, join: int) -> None:
+    requests = requests_of(PARAMS[kind])
+    expected = {r.request_id: engine.run([r])[r.request_id] for r in requests}
+    core = engine.core()
+    answers = engine.run(requests, core, join=join)
+    for name, answer in answers.items():
+        equal(answer, expected[name])
+    hits = core.scheduler.kv_cache.num_hit_tokens
+    assert (hits == 0) == (kind == "prompt_logprobs")
+
+
+def test_a_preempted_request_goes_on_where_it_was(engine: TinyEngine) -> None:
+    requests = [request(f"r{i}", TEXT[i : i + 40], PARAMS["penalties"]) for i in range(3)]
+    expected = {r.request_id: engine.run([r])[r.request_id] for r in requests}
+    core = engine.core()
+    for one in requests:
+        core.add_request(one)
+    answers = {r.request_id: Answer() for r in requests}
+    for step in range(200):
+        if not core.has_work():
+            break
+        if step == 8:
+            core.scheduler.preempt_all()
+        outputs = core.step()
+        if outputs is None:
+            continue
+        for name, token in zip(outputs.request_ids, outputs.token_ids, strict=True):
+            answers[name].token_ids.append(token)
+        for event in outputs.events:
+            answers[event.request_id].token_ids += event.new_token_ids
+    for name, answer in answers.items():
+        assert answer.token_ids == expected[name].token_ids
+    assert core.scheduler.num_preemptions > 0
+
+
+def test_copying_blocks_needs_no_second_cache() -> None:
+    kv = kv_cache_spec(TINY, 4097, 16, "float32")
+    memory = (
+        jax.jit(copy_blocks, donate_argnums=0)
+        .lower(kv, abstract_moves())
+        .compile()
+        .memory_analysis()
+    )
+    cache_bytes = sum(layer.size * 4 for layer in kv)
+    assert memory is not None
+    assert memory.alias_size_in_bytes == cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / 50
