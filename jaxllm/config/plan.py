@@ -37,6 +37,8 @@ class EnginePlan:
     attention_reason: str  # why this backend; logged at start
     embeddings: bool = False  # whether requests may ask for them
     prefix_caching: bool = True
+    host_blocks: int = 0  # KV blocks that the host's memory holds
+    offloading: bool = False  # it takes any block that must leave, not only preempted requests'
 
     @property
     def max_blocks_per_row(self) -> int:

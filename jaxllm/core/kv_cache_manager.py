@@ -8,13 +8,18 @@ When a block's contents are noted, the step that computes them may not have run 
 enough for sharing, since whoever reads them does so in the same step or a later one, and a step
 writes all keys and values of a layer before it attends over them. Copies are made before a step
 begins, so contents of the step being made cannot be copied yet.
+
+Blocks that have to leave the device may be saved to the host's memory, and loaded again when their
+tokens come back. Within a step all saves go first, then copies, then loads.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from jaxllm.core.block_pool import BlockPool
+from jaxllm.core.host_tier import HostTier
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.prefix_cache import BlockHasher, PrefixCache
 from jaxllm.core.request import Request
@@ -25,7 +30,15 @@ class Start(NamedTuple):
 
     entries: tuple[tuple[int, int], ...]  # (index in the table, block id)
     num_computed: int  # its first tokens whose keys and values are there already
-    copy: tuple[int, int] | None  # (from, to): a block to be copied before its first step
+
+
+@dataclass(slots=True)
+class BlockMoves:
+    """What is to be done with blocks before a step, in this order."""
+
+    saves: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (block, slot)
+    copies: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (from, to)
+    loads: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (slot, block)
 
 
 @dataclass(slots=True)
@@ -49,18 +62,27 @@ class KVCacheManager:
         caching: bool = True,
         key: bytes = b"",
         identity: str = "",
+        host_slots: int = 0,
+        save_all: bool = False,
     ):
-        """``key`` is for the hashes, ``identity`` what all requests' keys and values depend on."""
+        """``key`` is for the hashes, ``identity`` what all requests' keys and values depend on.
+        ``save_all``: not only blocks of preempted requests are worth a slot on the host.
+        """
         self.pool = pool
         self.block_size = block_size
         self.max_blocks_per_request = -(-max_model_len // block_size)
         self.caching = caching
         self.prefix = PrefixCache()
+        self.host = HostTier(host_slots)
+        self.num_saved_blocks = self.num_loaded_blocks = 0
         self.num_queried_tokens = self.num_hit_tokens = 0
         self._hasher = BlockHasher(key, block_size)
         self._identity = identity
         self._tables: dict[str, _Table] = {}
         self._fresh: set[int] = set()  # noted since the last step was made
+        self._moves = BlockMoves()
+        self._save_all = save_all
+        self._awaited: dict[str, frozenset[bytes]] = {}  # hashes of preempted requests' blocks
         self._least_copied = max(1, block_size // 4)  # tokens; fewer are computed as quickly
 
     def num_blocks_for(self, num_tokens: int) -> int:
@@ -73,8 +95,8 @@ class KVCacheManager:
     # Getting blocks --------------------------------------------------------------------------
 
     def num_cached_tokens(self, request: Request) -> int:
-        """Of the tokens that it would feed now, how many are in blocks that it would share."""
-        return len(self._shareable(request)) * self.block_size
+        """Of the tokens that it would feed now, how many are in blocks that are there."""
+        return len(self._find(request)) * self.block_size
 
     def begin(self, request: Request) -> Start | None:
         """Give a request blocks for all its known tokens, those in the cache first.
@@ -82,25 +104,33 @@ class KVCacheManager:
         At least its newest token is left to compute, for there is something to be sampled. None,
         with nothing changed, when the pool has too few blocks.
         """
-        shared = self._shareable(request)
+        found = self._find(request)
+        shared = [block_id for block_id in found if block_id is not None]
         num_fresh = self.num_blocks_for(request.num_tokens) - len(shared)
         num_taken = sum(self.pool.num_owners(block_id) == 0 for block_id in shared)
         if num_fresh > self.pool.num_free - num_taken:
             return None
         for block_id in shared:
             self.pool.share(block_id)
-        fresh = self.pool.allocate(num_fresh)
+        loaded = [index for index, block_id in enumerate(found) if block_id is None]
+        slots = [self.host.get(request.chain[index + 1]) for index in loaded]
+        num_computed = len(found) * self.block_size
+        source, num_common = self._similar(request, num_computed)
+        fresh = self._allocate(num_fresh)
         if not fresh:
             raise InvariantError(f"No block is left for request {request.request_id!r}.")
-        num_computed, copy = len(shared) * self.block_size, None
-        source, num_common = self._similar(request, num_computed)
-        if num_common >= self._least_copied:
+        unused = iter(fresh)
+        blocks = [next(unused) if block_id is None else block_id for block_id in found]
+        blocks += unused
+        if num_common >= self._least_copied:  # even if the source has just been given out
+            self._moves.copies.append((source, blocks[len(found)]))
             num_computed += num_common
-            copy = (source, fresh[0])  # even if it has just been given out: copies go first
-        self._discard(fresh)
-        self._tables[request.request_id] = _Table([*shared, *fresh], len(shared))
+        for slot, index in zip(slots, loaded, strict=True):
+            self._load(request, slot, index, blocks[index])
+        self._awaited.pop(request.request_id, None)
+        self._tables[request.request_id] = _Table(blocks, len(found))
         self._count(request, num_computed)
-        return Start(tuple(enumerate((*shared, *fresh))), num_computed, copy)
+        return Start(tuple(enumerate(blocks)), num_computed)
 
     def allocate_slots(
         self, request: Request, num_tokens: int
@@ -118,10 +148,9 @@ class KVCacheManager:
                 f"Request {request.request_id!r} wants room for {num_tokens} tokens, more than "
                 f"{self.max_blocks_per_request} blocks of {self.block_size}."
             )
-        ids = self.pool.allocate(max(0, wanted - first))
+        ids = self._allocate(max(0, wanted - first))
         if ids is None:
             return None
-        self._discard(ids)
         table.extend(ids)
         return tuple(enumerate(ids, first))
 
@@ -171,9 +200,23 @@ class KVCacheManager:
         if in_this_step:
             self._fresh.update(noted)
 
-    def step_made(self) -> None:
-        """What was noted until now will have been computed before the next step begins."""
+    def expect_again(self, request: Request) -> None:
+        """A preempted request: what it has computed is worth saving."""
+        if len(self._chain(request, 0)) > 1:
+            self._awaited[request.request_id] = frozenset(request.chain[1:])
+
+    def give_up(self, request: Request) -> None:
+        """It will not come back."""
+        self._awaited.pop(request.request_id, None)
+
+    def step_made(self) -> BlockMoves:
+        """What is to be moved before the step that has been made. What was noted until now will
+        have been computed before the next one begins.
+        """
+        moves, self._moves = self._moves, BlockMoves()
         self._fresh.clear()
+        self.host.step_made()
+        return moves
 
     def forget_contents(self, request: Request) -> None:
         """Nobody is to share what this request has computed."""
@@ -182,6 +225,8 @@ class KVCacheManager:
     def forget_all(self) -> None:
         """The contents of all blocks are lost."""
         self._discard(self.prefix.block_ids())
+        self.host.clear()
+        self._moves = BlockMoves()
 
     # For checks and inspection ---------------------------------------------------------------
 
@@ -198,12 +243,20 @@ class KVCacheManager:
     def _may_share(self, request: Request) -> bool:
         return self.caching and not request.owes_prompt_logprobs  # these take computing it all
 
-    def _shareable(self, request: Request) -> list[int]:
-        """Cached blocks of the request's first tokens, its newest one left out."""
+    def _find(self, request: Request) -> list[int | None]:
+        """Blocks of the request's first tokens, its newest one left out; None for a block that the
+        host's memory has.
+        """
         if not self._may_share(request):
             return []
         most = (request.num_tokens - 1) // self.block_size
-        return self.prefix.find(self._chain(request, most * self.block_size)[1 : most + 1])
+        found: list[int | None] = []
+        for block_hash in islice(self._chain(request, most * self.block_size), 1, most + 1):
+            block_id = self.prefix.find(block_hash)
+            if block_id is None and block_hash not in self.host:
+                break
+            found.append(block_id)
+        return found
 
     def _similar(self, request: Request, num_shared: int) -> tuple[int, int]:
         """As PrefixCache.find_similar, for the block after the shared ones."""
@@ -224,6 +277,34 @@ class KVCacheManager:
         if num_tokens - done >= self.block_size:
             self._hasher.extend(chain, request.tokens_between(done, num_tokens))
         return chain
+
+    def _allocate(self, num_blocks: int) -> list[int] | None:
+        """As BlockPool.allocate; saves what is worth it."""
+        ids = self.pool.allocate(num_blocks)
+        for block_id in ids or ():
+            block_hash = self.prefix.hash_of(block_id)
+            if block_hash is not None and self._is_worth_saving(block_hash):
+                slot = self.host.put(block_hash)
+                if slot is not None:
+                    self._moves.saves.append((block_id, slot))
+                    self.num_saved_blocks += 1
+        self._discard(ids or ())
+        return ids
+
+    def _is_worth_saving(self, block_hash: bytes) -> bool:
+        if not self.host.num_slots:
+            return False
+        return self._save_all or any(block_hash in hashes for hashes in self._awaited.values())
+
+    def _load(self, request: Request, slot: int, index: int, block_id: int) -> None:
+        """Fill a block of the request's table from the host's memory."""
+        self._moves.loads.append((slot, block_id))
+        self.num_loaded_blocks += 1
+        start = index * self.block_size
+        tokens = request.tokens_between(start, start + self.block_size)
+        self.prefix.add(block_id, request.chain[index], tokens, request.chain[index + 1])
+        self.pool.keep(block_id)
+        self._fresh.add(block_id)
 
     def _discard(self, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:

@@ -7,7 +7,6 @@ before it and can be copied.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -66,15 +65,14 @@ class PrefixCache:
     def block_ids(self) -> frozenset[int]:
         return frozenset(self._blocks)
 
-    def find(self, chain: Sequence[bytes]) -> list[int]:
-        """Blocks of the longest cached beginning of these full blocks."""
-        found: list[int] = []
-        for block_hash in chain:
-            block_id = self._full.get(block_hash)
-            if block_id is None:
-                break
-            found.append(block_id)
-        return found
+    def find(self, block_hash: bytes) -> int | None:
+        """The full block of that hash."""
+        return self._full.get(block_hash)
+
+    def hash_of(self, block_id: int) -> bytes | None:
+        """None: the block is unknown or not full."""
+        block = self._blocks.get(block_id)
+        return None if block is None else block.hash
 
     def find_similar(self, parent: bytes, token_ids: np.ndarray) -> tuple[int, int]:
         """(block, number of its first tokens that are the wanted ones), the most there are; the

@@ -75,6 +75,8 @@ class Scheduler:
             caching=plan.prefix_caching,
             key=cache_key,
             identity=f"{plan.model.architecture} {plan.dtype} {plan.attention_backend}",
+            host_slots=plan.host_blocks,
+            save_all=plan.offloading,
         )
         self.rows = RowTable(plan.max_num_seqs)
         self.waiting = POLICIES[policy]()
@@ -129,6 +131,7 @@ class Scheduler:
         """Let a request leave for good. Telling its client is the caller's part."""
         if request.row is None:
             self.waiting.remove(request.request_id)
+            self.kv_cache.give_up(request)
         else:
             self._leave_row(request, shared=reason != "error")
         del self.requests[request.request_id]
@@ -150,6 +153,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self._leave_row(request)
+        self.kv_cache.expect_again(request)
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
         self.num_preemptions += 1
@@ -186,17 +190,16 @@ class Scheduler:
         chunks = self._continue_prefills(budget)
         budget -= sum(num_tokens for _, num_tokens in chunks)
         new_rows: list[NewRow] = []
-        copies: list[tuple[int, int]] = []
         # Admitting in a step that had to preempt would bring the victim straight back.
         while budget > 0 and preemptions == self.num_preemptions:
-            request = self._admit(new_rows, new_blocks, copies)
+            request = self._admit(new_rows, new_blocks)
             if request is None or request.row is None:
                 break
             chunks.append(self._chunk(request.row, budget))
             budget -= chunks[-1][1]
         if not decoding.size and not chunks:
             return None
-        return self._build_step(decoding, chunks, new_rows, new_blocks, copies)
+        return self._build_step(decoding, chunks, new_rows, new_blocks)
 
     def _prefill_budget(self, num_decode: int) -> int:
         """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
@@ -261,12 +264,7 @@ class Scheduler:
         self.kv_cache.note_computed(request, end, in_this_step=True, pauses=end == prefill_len)
         return row, end - start
 
-    def _admit(
-        self,
-        new_rows: list[NewRow],
-        new_blocks: list[BlockTableEntry],
-        copies: list[tuple[int, int]],
-    ) -> Request | None:
+    def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""
         request = self._next_waiting()
         if request is None or not self.rows.num_free:
@@ -281,7 +279,6 @@ class Scheduler:
         self.rows.capacity[row] = len(start.entries) * self.plan.block_size
         new_rows.append(NewRow(row, request.core_request, request.token_ids, start.num_computed))
         new_blocks += [(row, index, block_id) for index, block_id in start.entries]
-        copies += [start.copy] if start.copy is not None else []
         return request
 
     def _next_waiting(self) -> Request | None:
@@ -296,7 +293,6 @@ class Scheduler:
         chunks: list[tuple[int, int]],
         new_rows: list[NewRow],
         new_blocks: list[BlockTableEntry],
-        copies: list[tuple[int, int]],
     ) -> SchedulerOutput:
         table = self.rows
         rows = decoding.astype(np.int32)
@@ -311,6 +307,7 @@ class Scheduler:
         # A row samples once all known tokens are fed, unless it may have none (max_tokens=0).
         samples = (ends >= table.prefill_len[rows]) & (table.final_len[rows] > ends)
         num_tokens = int(num_new_tokens.sum())
+        moves = self.kv_cache.step_made()
         step = SchedulerOutput(
             step_id=self.num_steps,
             bucket=pick_bucket(self.plan.buckets, num_tokens, rows.size, num_tokens == rows.size),
@@ -321,13 +318,14 @@ class Scheduler:
             num_decode_rows=decoding.size,
             new_rows=tuple(new_rows),
             new_blocks=tuple(new_blocks),
-            block_copies=tuple(copies),
+            block_saves=tuple(moves.saves),
+            block_copies=tuple(moves.copies),
+            block_loads=tuple(moves.loads),
             finished_rows=tuple(self._left_rows),
             request_ids=tuple(table.request_id[rows].tolist()),
         )
         self.num_steps += 1
         self._left_rows.clear()
-        self.kv_cache.step_made()
         self.in_flight.append(InFlightStep(step.step_id, table.tenancy[rows]))
         return step
 
@@ -354,4 +352,6 @@ class Scheduler:
             num_corrupted=self.num_corrupted,
             num_prefix_queries=self.kv_cache.num_queried_tokens,
             num_prefix_hits=self.kv_cache.num_hit_tokens,
+            num_blocks_saved=self.kv_cache.num_saved_blocks,
+            num_blocks_loaded=self.kv_cache.num_loaded_blocks,
         )

@@ -43,8 +43,10 @@ class SchedulerOutput:
     )
     new_rows: tuple[NewRow, ...] = ()
     new_blocks: tuple[tuple[int, int, int], ...] = ()  # (row, index in its block table, block id)
-    # (from, to): contents to be copied, all at once, before the step writes anything
-    block_copies: tuple[tuple[int, int], ...] = ()
+    # Contents to be moved before the step writes anything, in this order and each at once:
+    block_saves: tuple[tuple[int, int], ...] = ()  # (block, slot of the host's memory)
+    block_copies: tuple[tuple[int, int], ...] = ()  # (from, to)
+    block_loads: tuple[tuple[int, int], ...] = ()  # (slot, block)
     # rows left since the last step; their state may be forgotten
     finished_rows: tuple[int, ...] = ()
     request_ids: tuple[str, ...] = field(default=())  # for logs and errors, aligned with rows

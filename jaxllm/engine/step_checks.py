@@ -34,8 +34,7 @@ def check_step(step: SchedulerOutput, plan: EnginePlan) -> None:
         _check("rows of new blocks", entries[:, 0], 0, plan.max_num_seqs)
         _check("block table indices", entries[:, 1], 0, plan.max_blocks_per_row)
         _check("block ids", entries[:, 2], 1, plan.num_blocks)  # the null block is nobody's
-    if step.block_copies:
-        _check("copied blocks", np.array(step.block_copies), 1, plan.num_blocks)
+    _check_moves(step, plan)
     if step.finished_rows:
         _check("finished rows", np.array(step.finished_rows), 0, plan.max_num_seqs)
     for new in step.new_rows:
@@ -44,6 +43,20 @@ def check_step(step: SchedulerOutput, plan: EnginePlan) -> None:
         output = new.token_ids[len(new.request.prompt_token_ids) :]
         if output:
             _check("token ids", np.array(output), 0, plan.model.vocab_size)
+
+
+def _check_moves(step: SchedulerOutput, plan: EnginePlan) -> None:
+    saves, copies, loads = (
+        np.array(moves, np.int64).reshape(-1, 2)
+        for moves in (step.block_saves, step.block_copies, step.block_loads)
+    )
+    _check(
+        "moved blocks",
+        np.concatenate((saves[:, 0], copies.ravel(), loads[:, 1])),
+        1,
+        plan.num_blocks,
+    )
+    _check("host slots", np.concatenate((saves[:, 1], loads[:, 0])), 0, plan.host_blocks)
 
 
 def check_output(step: SchedulerOutput, output: ModelRunnerOutput, plan: EnginePlan) -> None:

@@ -55,6 +55,7 @@ class FakeExecutor:
         self.rows: dict[int, FakeRow] = {}
         shape = (self.plan.num_blocks, self.plan.block_size, 2)
         self.kv = np.full(shape, -1, np.int32)
+        self.host: dict[int, np.ndarray] = {}
         self.pending: deque[int] = deque()
         self.broken = False
         self.num_resets += 1
@@ -85,9 +86,13 @@ class FakeExecutor:
             if index != len(self.rows[row].table):
                 raise AssertionError("a block table has a gap")
             self.rows[row].table.append(block_id)
+        for block_id, slot in step.block_saves:
+            self.host[slot] = self.kv[block_id].copy()
         if step.block_copies:
             sources, targets = np.array(step.block_copies).T
             self.kv[targets] = self.kv[sources]
+        for slot, block_id in step.block_loads:
+            self.kv[block_id] = self.host[slot]
         n = step.rows.size
         tokens, finite = np.full(n, -7, np.int32), np.ones(n, bool)
         sampled, prompt = empty_logprobs(n), empty_logprobs(step.num_tokens)

@@ -37,6 +37,8 @@ def make_plan(
     num_blocks: int = 64,
     vocab_size: int = VOCAB_SIZE,
     prefix_caching: bool = True,
+    host_blocks: int = 0,
+    offloading: bool = False,
 ) -> EnginePlan:
     rows = tuple(sorted({min(2**i, max_num_seqs) for i in range(1, 12)}))
     tokens = tuple(sorted({min(2**i, max_num_batched_tokens) for i in range(3, 15)}))
@@ -52,6 +54,8 @@ def make_plan(
         attention_backend="fake",
         attention_reason="test",
         prefix_caching=prefix_caching,
+        host_blocks=host_blocks,
+        offloading=offloading,
     )
 
 

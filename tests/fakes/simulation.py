@@ -61,6 +61,8 @@ class Simulation:
             block_size=block_size,
             num_blocks=max(2, longest + random.choice((-1, 1, 2, 4, longest, 8 * longest))),
             prefix_caching=random.random() < 0.9,
+            host_blocks=random.choice((0, 2, longest, 4 * longest)),
+            offloading=random.random() < 0.5,
         )
         self.texts = [[random.randrange(VOCAB_SIZE) for _ in range(max_model_len)] for _ in "ab"]
         self.scheduler = Scheduler(self.plan)
