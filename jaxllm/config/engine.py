@@ -42,6 +42,14 @@ class EngineConfig:
     enable_prefix_caching: bool = flag(
         True, "keep computed blocks while there is room, and share them among requests"
     )
+    swap_space: float | None = flag(
+        None,
+        "GiB of the host's memory for the KV blocks of preempted requests; default: 4 on an "
+        "accelerator where loading them is faster than computing them again, else 0",
+    )
+    kv_offloading_size: float = flag(
+        0.0, "GiB of the host's memory, beside --swap-space, for any KV block that must make way"
+    )
     async_scheduling: bool = flag(True, "schedule one step ahead of the device")
     step_timeout: float = flag(
         60.0, "an engine process without progress for so many seconds is replaced; starting is free"
@@ -68,6 +76,12 @@ class EngineConfig:
             raise ConfigError(
                 f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}."
             )
+        for name in ("swap_space", "kv_offloading_size"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 2**20:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} must be GiB, at least 0, got {value}."
+                )
         if not 0.0 < self.step_timeout < float("inf"):  # NaN is refused too
             raise ConfigError(f"--step-timeout must be more than 0, got {self.step_timeout}.")
         if self.block_size & (self.block_size - 1):

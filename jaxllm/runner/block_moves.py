@@ -1,12 +1,18 @@
-"""Programs that move whole KV-cache blocks, a fixed number at a time."""
+"""Programs that move whole KV-cache blocks, a fixed number at a time, and the host's pool."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import batched
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.kv_cache import KVCache
 
-BLOCKS_PER_MOVE = 16
+BLOCKS_PER_MOVE = 8
+Moves = Sequence[tuple[int, int]]
 
 
 def copy_blocks(kv: KVCache, moves: Int[Array, "2 N"]) -> KVCache:
@@ -17,13 +23,61 @@ def copy_blocks(kv: KVCache, moves: Int[Array, "2 N"]) -> KVCache:
     return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv)
 
 
-def packed_moves(moves: tuple[tuple[int, int], ...], num_blocks: int) -> np.ndarray:
-    """int32 [2, BLOCKS_PER_MOVE] of at most that many (from, to)."""
-    packed = np.full((2, BLOCKS_PER_MOVE), num_blocks, np.int32)
-    packed[0] = 0
-    packed[:, : len(moves)] = np.array(moves, np.int32).T
-    return packed
+def save_blocks(kv: KVCache, ids: Int[Array, " N"]) -> tuple[Float[Array, "L 2 K B D"], ...]:
+    """Each block of all layers as an array of its own. An id past the cache is padding."""
+    layers = jnp.stack([layer.at[ids].get(mode="clip") for layer in kv], axis=1)
+    return tuple(layers[i] for i in range(ids.shape[0]))
 
 
-def abstract_moves() -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((2, BLOCKS_PER_MOVE), np.int32)
+def load_blocks(
+    kv: KVCache, ids: Int[Array, " N"], blocks: tuple[Float[Array, "L 2 K B D"], ...]
+) -> KVCache:
+    """Put blocks back. An id past the cache is padding. In place when ``kv`` is donated."""
+    contents = jnp.stack(blocks)
+    return tuple(
+        layer.at[ids].set(contents[:, index], mode="drop") for index, layer in enumerate(kv)
+    )
+
+
+def in_parts(moves: Moves, padding: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Of up to BLOCKS_PER_MOVE moves each: where from, and where to (int32, padded)."""
+    for part in batched(moves, BLOCKS_PER_MOVE):
+        targets = np.full(BLOCKS_PER_MOVE, padding, np.int32)
+        targets[: len(part)] = [target for _, target in part]
+        yield [source for source, _ in part], targets
+
+
+class HostPool:
+    """Contents of blocks in the host's memory, by slot. Arrives asynchronously: what was saved
+    stays on the device until ``settle``.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[int, np.ndarray] = {}
+        self._arriving: dict[int, jax.Array] = {}
+
+    def put(self, slots: Iterable[int], blocks: Iterable[jax.Array]) -> None:
+        """Start to fetch the blocks; a slot given twice keeps the last."""
+        for slot, block in zip(slots, blocks, strict=False):
+            block.copy_to_host_async()
+            self._arriving[slot] = block
+
+    def settle(self) -> None:
+        """Wait for what was saved, and let the device forget it."""
+        while self._arriving:
+            slot, block = self._arriving.popitem()
+            self._contents[slot] = np.asarray(block)
+
+    def get(self, slots: Iterable[int]) -> list[np.ndarray]:
+        self.settle()
+        return [self._contents[slot] for slot in slots]
+
+
+def abstract_ids(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*shape, BLOCKS_PER_MOVE), np.int32)
+
+
+def abstract_blocks(kv: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """``kv``: the cache's layers or their specs."""
+    block = jax.ShapeDtypeStruct((len(kv), *kv[0].shape[1:]), kv[0].dtype)
+    return (block,) * BLOCKS_PER_MOVE

@@ -158,6 +158,9 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
     moved = (BLOCKS_PER_MOVE + 1) * bytes_per_block(model, plan.block_size, plan.dtype)
     programs.append(ProgramMemory("copy", "", moved + WORKSPACE_BYTES, 0))
+    if plan.host_blocks:
+        programs.append(ProgramMemory("save", "", moved + WORKSPACE_BYTES, moved))
+        programs.append(ProgramMemory("load", "", 2 * moved + WORKSPACE_BYTES, moved))
     programs.append(ProgramMemory("recount", "", 64 * TOKENS_PER_RECOUNT + WORKSPACE_BYTES, 0))
     return WorkingMemory(tuple(programs), ESTIMATED)
 

@@ -17,7 +17,7 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.models.params import Params
-from jaxllm.runner.block_moves import BLOCKS_PER_MOVE, packed_moves
+from jaxllm.runner.block_moves import HostPool, Moves, in_parts
 from jaxllm.runner.packing import pack, pack_idle
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
@@ -68,6 +68,7 @@ class ModelRunner:
         self._kv: KVCache | None = None  # freed before the new one is allocated
         self._buffers: RowBuffers | None = None
         self._waiting = None
+        self._host = HostPool()
         self._rows = RowState(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
         specs = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
         self._kv = tuple(_zeros(spec) for spec in specs)
@@ -87,7 +88,10 @@ class ModelRunner:
                     self._programs.embed(bucket)(hidden, packed)
             for mode in self._programs.modes(bucket.num_rows):
                 self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
-        self._copy_blocks(((0, self._plan.num_blocks),))
+        nowhere = self._plan.num_blocks
+        on_host = ((nowhere, 0),) if self._plan.host_blocks else ()
+        self._move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host])
+        self._host = HostPool()
         self._count(self._rows.scratch_row, False, np.zeros(1, np.int32))
         jax.block_until_ready((self._kv, self._buffers))
 
@@ -101,7 +105,7 @@ class ModelRunner:
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
-        self._copy_blocks(plan.block_copies)
+        self._move_blocks(plan.block_saves, plan.block_copies, plan.block_loads)
         packed = jax.device_put(pack(plan, self._rows, layout))
         logits, slots, hidden = self._forward(bucket, packed)
         for skipped in self._rows.take_skipped():
@@ -154,6 +158,7 @@ class ModelRunner:
         for slot, mask in handle.masks:
             mask.extend((int(token_ids[slot]),))
         self._finish_waiting()
+        self._host.settle()
         num_tokens = handle.plan.num_tokens
         scored = handle.prompt_logprobs
         return ModelRunnerOutput(
@@ -174,14 +179,22 @@ class ModelRunner:
         self._kv, self._buffers, logits, slots, hidden = result
         return logits, slots, hidden
 
-    def _copy_blocks(self, moves: tuple[tuple[int, int], ...]) -> None:
-        """Where one program does not take them all, the order is right still: what is copied was
+    def _move_blocks(self, saves: Moves, copies: Moves, loads: Moves) -> None:
+        """Where one program does not take all copies, the order is right still: what is copied was
         computed by earlier steps, so no later source is an earlier target."""
-        for first in range(0, len(moves), BLOCKS_PER_MOVE):
-            part = moves[first : first + BLOCKS_PER_MOVE]
-            packed = jax.device_put(packed_moves(part, self._plan.num_blocks))
+        nowhere = self._plan.num_blocks
+        for slots, ids in in_parts([(slot, block) for block, slot in saves], nowhere):
+            self._host.put(slots, self._programs.move("save")(self._kv, jax.device_put(ids)))
+        for sources, targets in in_parts(copies, nowhere):
+            ids = np.zeros((2, targets.size), np.int32)
+            ids[0, : len(sources)], ids[1] = sources, targets
             kv, self._kv = self._kv, None
-            self._kv = self._programs.copy(kv, packed)
+            self._kv = self._programs.move("copy")(kv, jax.device_put(ids))
+        for slots, ids in in_parts(loads, nowhere):
+            contents = self._host.get(slots)
+            blocks = jax.device_put((*contents, *contents[:1] * (ids.size - len(contents))))
+            kv, self._kv = self._kv, None
+            self._kv = self._programs.move("load")(kv, jax.device_put(ids), blocks)
 
     def _count(self, row: int, is_output: bool, token_ids: np.ndarray) -> None:
         for first in range(0, token_ids.size, TOKENS_PER_RECOUNT):

@@ -6,6 +6,7 @@ decides everything else, and ``fit_plan`` completes it.
 
 from dataclasses import replace
 
+from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.errors import ConfigError, OutOfMemoryError
@@ -29,6 +30,10 @@ _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 # What programs are compiled for before the number is known: of the size of real caches, so that
 # XLA treats the cache as it will. Nothing of that size is allocated.
 _LIKELY_BLOCKS = 4096
+# Whether loading a block is faster than computing it, and what is then set aside.
+_SWAP_GIB = 4.0
+_LINK_BYTES_PER_S = 20e9  # PCIe 4 or 5 with 16 lanes, from memory that is not pinned
+_FLOPS = 300e12
 
 
 def draft_plan(
@@ -63,6 +68,8 @@ def draft_plan(
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
         prefix_caching=config.enable_prefix_caching,
+        host_blocks=_host_blocks(config, model, platform, dtype),
+        offloading=config.kv_offloading_size > 0,
     )
 
 
@@ -130,6 +137,21 @@ def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...
     """Tokens of the mixed buckets; each holds a token of every row."""
     below = [size for size in _MIXED_LADDER[platform] if num_rows <= size < max_tokens]
     return (*below, max(max_tokens, num_rows))
+
+
+def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: str) -> int:
+    """Slots for KV blocks in the host's memory. Left to itself, an engine on an accelerator has
+    some where loading a block takes less time than computing it.
+    """
+    if not config.enable_prefix_caching:
+        return 0
+    block = bytes_per_block(model.config, config.block_size, dtype)
+    swap_space = config.swap_space
+    if swap_space is None:
+        flops = 2 * config.block_size * sum(spec.size for spec in model.specs)
+        pays = platform != "cpu" and block / _LINK_BYTES_PER_S < flops / _FLOPS
+        swap_space = _SWAP_GIB if pays else 0.0
+    return int((swap_space + config.kv_offloading_size) * GIB) // block
 
 
 def _check_eos_ids(model: ModelDef) -> None:

@@ -24,7 +24,13 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef
-from jaxllm.runner.block_moves import abstract_moves, copy_blocks
+from jaxllm.runner.block_moves import (
+    abstract_blocks,
+    abstract_ids,
+    copy_blocks,
+    load_blocks,
+    save_blocks,
+)
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
@@ -61,9 +67,9 @@ class _Job:
 
 
 # What a program is compiled for: forward, sample, score or embed, and its bucket, or its rows and
-# mode; copy and recount are the same for all.
+# mode; the others are the same for all.
 _Key = tuple[str] | tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
-_SHAPED_BY_BLOCKS = ("forward", "copy")
+_SHAPED_BY_BLOCKS = ("forward", "copy", "save", "load")
 
 _FULL_ROWS = 64
 
@@ -116,10 +122,9 @@ class Programs:
         """Mixed buckets only, and only where the plan has embeddings."""
         return self._find(("embed", bucket))
 
-    @property
-    def copy(self) -> Any:
-        """Of blocks."""
-        return self._find(("copy",))
+    def move(self, kind: str) -> Any:
+        """Of blocks: "copy", and where the plan has blocks on the host "save" and "load"."""
+        return self._find((kind,))
 
     @property
     def recount(self) -> Any:
@@ -144,7 +149,7 @@ class Programs:
         """
         largest = {bucket.kind: bucket for bucket in sorted(self.plan.buckets)}
         probes = [self._forward_job(bucket) for bucket in largest.values()]
-        self._compile([*probes, self._copy_job(), *self._fixed_jobs()], threads, progress=False)
+        self._compile([*probes, *self._move_jobs(), *self._fixed_jobs()], threads, progress=False)
         return self.working_memory()
 
     def settle(self, plan: EnginePlan) -> None:
@@ -162,7 +167,7 @@ class Programs:
     def compile(self, *, threads: int = 4, progress: bool = True) -> None:
         """Compile everything the plan's buckets need and that is not there yet, in parallel."""
         jobs = [self._forward_job(bucket) for bucket in self.plan.buckets]
-        jobs += [self._copy_job(), *self._fixed_jobs()]
+        jobs += [*self._move_jobs(), *self._fixed_jobs()]
         missing = [job for job in jobs if job.key not in self._compiled]
         self._compile(missing, threads, progress=progress)
         logger.info("%d programs ready in %.1f s", len(self), self.compile_seconds)
@@ -221,8 +226,13 @@ class Programs:
     def _row_buffers(self) -> Any:
         return row_buffers_spec(self.rows, self.plan.max_num_seqs, self.plan.model.vocab_size)
 
-    def _copy_job(self) -> _Job:
-        return _Job(("copy",), copy_blocks, (self._kv(), abstract_moves()), donated=(0,))
+    def _move_jobs(self) -> list[_Job]:
+        kv, ids = self._kv(), abstract_ids()
+        jobs = [_Job(("copy",), copy_blocks, (kv, abstract_ids(2)), donated=(0,))]
+        if self.plan.host_blocks:
+            jobs.append(_Job(("save",), save_blocks, (kv, ids)))
+            jobs.append(_Job(("load",), load_blocks, (kv, ids, abstract_blocks(kv)), donated=(0,)))
+        return jobs
 
     def _forward_job(self, bucket: BatchBucket) -> _Job:
         function = partial(forward, program=self.step_program(bucket))
@@ -277,6 +287,8 @@ def kernel_platform() -> str:
 def _memory_of(key: _Key, program: Any) -> ProgramMemory:
     stats = program.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    if key[0] == "load":  # what comes from the host has nowhere else to be counted
+        outputs += stats.argument_size_in_bytes - stats.alias_size_in_bytes
     shape = " ".join(map(str, key[1:]))
     return ProgramMemory(key[0], shape, stats.temp_size_in_bytes, outputs)
 

@@ -155,6 +155,16 @@ class ServerMetrics(Collector):
                 stats.num_prefix_hits,
             ),
             (
+                "jaxllm:kv_blocks_saved",
+                "KV-cache blocks saved to the host's memory.",
+                stats.num_blocks_saved,
+            ),
+            (
+                "jaxllm:kv_blocks_loaded",
+                "KV-cache blocks loaded from there.",
+                stats.num_blocks_loaded,
+            ),
+            (
                 "vllm:corrupted_requests",
                 "Requests ended since no token could be drawn: NaN, or all forbidden.",
                 stats.num_corrupted,

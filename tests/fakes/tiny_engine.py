@@ -46,6 +46,7 @@ def tiny_plan(**changes: object) -> EnginePlan:
         buckets=make_buckets((2, 8), (32, 64), 8),
         attention_backend="xla",
         attention_reason="test",
+        host_blocks=16,
     )
     return replace(plan, **changes)  # pyright: ignore[reportArgumentType]
 

@@ -6,7 +6,7 @@ import pytest
 
 from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.messages import EngineCoreRequest
-from jaxllm.runner.block_moves import abstract_moves, copy_blocks
+from jaxllm.runner.block_moves import abstract_ids, copy_blocks
 from jaxllm.sampling_params import SamplingParams
 from tests.fakes.tiny_engine import TINY, Answer, TinyEngine
 
@@ -86,11 +86,38 @@ def test_a_preempted_request_goes_on_where_it_was(engine: TinyEngine) -> None:
     assert core.scheduler.num_preemptions > 0
 
 
+@pytest.mark.parametrize("offloading", [False, True])
+def test_blocks_come_back_from_the_host(engine: TinyEngine, offloading: bool) -> None:
+    """A pool that holds two of the requests: the others' blocks have to make way."""
+    params = SamplingParams(
+        temperature=0.0, seed=0, max_tokens=60, ignore_eos=True, repetition_penalty=1.9
+    )
+    texts = [TEXT[10 * i : 10 * i + 40] for i in range(3)]
+    requests = [request(f"r{i}", text, params) for i, text in enumerate(texts)]
+    again = [request(f"again{i}", text, params) for i, text in enumerate(texts)]
+    expected = {r.request_id: engine.run([r])[r.request_id].token_ids for r in requests + again}
+    core = engine.core(num_blocks=9, offloading=offloading)
+    for batch in (requests, again):
+        for one in batch:
+            core.add_request(one)
+        tokens: dict[str, list[int]] = {r.request_id: [] for r in batch}
+        while core.has_work():
+            outputs = core.step()
+            for event in outputs.events if outputs else ():
+                tokens[event.request_id] += event.new_token_ids
+            if outputs:
+                for name, token in zip(outputs.request_ids, outputs.token_ids, strict=True):
+                    tokens[name].append(token)
+        for name, found in tokens.items():
+            assert found == expected[name]
+    assert core.scheduler.kv_cache.num_loaded_blocks > 0
+
+
 def test_copying_blocks_needs_no_second_cache() -> None:
     kv = kv_cache_spec(TINY, 4097, 16, "float32")
     memory = (
         jax.jit(copy_blocks, donate_argnums=0)
-        .lower(kv, abstract_moves())
+        .lower(kv, abstract_ids(2))
         .compile()
         .memory_analysis()
     )

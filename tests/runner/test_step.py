@@ -74,7 +74,7 @@ def test_a_shape_that_was_not_compiled_is_an_error_that_names_it(engine: TinyEng
 
 def test_programs_add_up_and_do_not_multiply(engine: TinyEngine) -> None:
     """Forward by bucket (4), sample by rows (2 and 8) and mode (3), score by mixed bucket (2)."""
-    assert len(engine.programs) == 4 + 2 * 3 + 2 + 2
+    assert len(engine.programs) == 4 + 2 * 3 + 2 + 4
 
 
 @pytest.mark.parametrize(
