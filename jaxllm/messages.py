@@ -24,6 +24,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
+    tenant: str = ""  # whom fair shares count it for; never a key
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):

@@ -53,6 +53,9 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     settings = guarded(settings)
+    if settings.tenant_weights:
+        weights = (*config.tenant_weights, *settings.tenant_weights)
+        config = replace(config, tenant_weights=weights)
     signal.signal(signal.SIGTERM, _exit_at_once)
     with bind(settings.host, settings.port) as listener:
         try:

@@ -81,6 +81,7 @@ class Serving:
                     params,
                     request_id=f"{request_id}-{index}",
                     priority=priority,
+                    tenant=record.tenant,
                     add_special_tokens=add_special_tokens,
                 )
                 for index, prompt in enumerate(prompts)

@@ -21,19 +21,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxllm.config.plan import EnginePlan
+from jaxllm.config.scheduling import SchedulingConfig
 from jaxllm.core.block_pool import BlockPool
-from jaxllm.core.buckets import pick_bucket, token_budget, tokens_to_feed
+from jaxllm.core.buckets import lowest_limit, pick_bucket, token_budget, tokens_to_feed
 from jaxllm.core.commit import commit_step
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
+from jaxllm.core.making_way import victims_of_waiting
+from jaxllm.core.policies import POLICIES
+from jaxllm.core.prefill_shares import PrefillShares
 from jaxllm.core.request import FINISHED, Request, RequestStatus
-from jaxllm.core.request_queue import POLICIES
 from jaxllm.core.row_table import RowTable
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.errors import InvalidRequestError
@@ -57,19 +60,20 @@ class Scheduler:
     """Admits, advances, preempts and finishes requests. The only one who changes a Request.
 
     Requests run in the order the policy gives them rows. When blocks run out the newest running
-    request is preempted: it leaves its row and waits again, in front of all others, to be
-    computed anew (prompt and output) in a row of its own choosing later. So the oldest request
-    can always advance, and since no request is accepted that the whole pool could not hold,
-    every step makes progress.
+    request of the worst rank is preempted: it leaves its row and waits again, in front of its
+    equals, to be computed anew (prompt and output) in a row of its own choosing later. So the
+    oldest request of the best rank can always advance, and since no request is accepted that the
+    whole pool could not hold, every step makes progress.
     """
 
-    def __init__(self, plan: EnginePlan, policy: str = "fcfs"):
+    def __init__(self, plan: EnginePlan, scheduling: SchedulingConfig | None = None):
         self.plan = plan
+        self.scheduling = scheduling or SchedulingConfig()
         self.token_budget = token_budget(plan)
         self.pool = BlockPool(plan.num_blocks)
         self.kv_cache = KVCacheManager(self.pool, plan.block_size, plan.max_model_len)
-        self.rows = RowTable(plan.max_num_seqs)
-        self.waiting = POLICIES[policy]()
+        self.waiting = POLICIES[self.scheduling.policy](self.scheduling)
+        self.rows = RowTable(plan.max_num_seqs, self.waiting.rank)
         self.requests: dict[str, Request] = {}  # every request that is not finished
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
@@ -142,7 +146,7 @@ class Scheduler:
         self.waiting.prepend(request)
 
     def preempt_all(self) -> None:
-        """Send every running request back to the queue, the oldest in front."""
+        """Send every running request back to the queue, in front of those that wait."""
         for row in self.rows.running_rows()[::-1]:
             self._preempt(self.rows.request[row])
 
@@ -158,49 +162,62 @@ class Scheduler:
 
     # One step --------------------------------------------------------------------------------
 
-    def schedule(self) -> SchedulerOutput | None:
+    def schedule(self, token_limit: int | None = None) -> SchedulerOutput | None:
         """Decide the next step, or None if nothing can be computed before an ``update``.
 
         Decoding rows come first, then prefills under way, then waiting requests, as long as
         rows, blocks and the step's tokens last.
+
+        Args:
+            token_limit: of a step with decoding rows. It never keeps prefills from advancing.
         """
+        if self.waiting.preempts and self._only is None:
+            for request in victims_of_waiting(self, self.token_budget):
+                self._preempt(request)
         preemptions = self.num_preemptions
         new_blocks = self._grow_decoding_rows()
         decoding = self.rows.decoding_rows()
-        budget = self._prefill_budget(decoding.size)
-        chunks = self._continue_prefills(budget)
-        budget -= sum(num_tokens for _, num_tokens in chunks)
+        shares = self._prefill_shares(decoding.size, token_limit)
+        chunks = self._continue_prefills(shares)
         new_rows: list[NewRow] = []
-        # Admitting in a step that had to preempt would bring the victim straight back.
-        while budget > 0 and preemptions == self.num_preemptions:
+        # Admitting in a step that ran out of blocks would bring the victim straight back.
+        while shares.left > 0 and preemptions == self.num_preemptions:
             request = self._admit(new_rows, new_blocks)
             if request is None or request.row is None:
                 break
-            num_tokens = min(request.num_tokens, budget)
-            chunks.append((request.row, num_tokens))
-            budget -= num_tokens
+            num_tokens = self.rows.num_to_prefill(request.row)
+            chunks[request.row] = shares.take(num_tokens, at_least=1)
+            self.waiting.admitted(request, num_tokens)
+        self._share_the_rest(shares, chunks)
+        self.waiting.decoded(self.rows.request[decoding])
         if not decoding.size and not chunks:
             return None
-        return self._build_step(decoding, chunks, new_rows, new_blocks)
+        return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks)
 
-    def _prefill_budget(self, num_decode: int) -> int:
+    def _prefill_shares(self, num_decode: int, token_limit: int | None) -> PrefillShares:
         """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
         Blocks may turn out to hold less.
         """
-        wanted, most = num_decode, self.token_budget
-        for row in self.rows.prefilling_rows().tolist():
-            wanted += int(self.rows.prefill_len[row] - self.rows.num_computed[row])
-        for request in islice(self.waiting, self.rows.num_free):
-            if wanted >= most:
+        most = self.token_budget
+        if num_decode and token_limit is not None:
+            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode)))
+        threshold = self.scheduling.long_prefill_token_threshold or max(1, most // 4)
+        wanted, short = num_decode, 0
+        under_way = map(self.rows.num_to_prefill, self.rows.prefilling_rows().tolist())
+        waiting = (request.num_tokens for request in islice(self.waiting, self.rows.num_free))
+        for num_tokens in chain(under_way, waiting):
+            wanted += num_tokens
+            short += num_tokens if num_tokens <= threshold else 0
+            if wanted >= most <= 2 * short:
                 break
-            wanted += request.num_tokens
-        return tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode) - num_decode
+        fed = tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode)
+        return PrefillShares.of(fed - num_decode, threshold, short)
 
     def _grow_decoding_rows(self) -> list[BlockTableEntry]:
-        """Give a block to each row that begins one; preempt the newest where none is left.
+        """Give a block to each row that begins one; preempt the last in order where none is left.
 
-        Victims are never older than the row they are preempted for, and blocks are given to the
-        oldest first, so no block just given is taken away again in the same step.
+        Victims never come before the row they are preempted for, and blocks are given in order,
+        so no block just given is taken away again in the same step.
         """
         new_blocks: list[BlockTableEntry] = []
         for row in self.rows.crossing_rows().tolist():
@@ -210,7 +227,7 @@ class Scheduler:
                 if entries is not None:
                     new_blocks += entries
                     break
-                self._preempt(self.rows.request[self.rows.newest_unfinished()])
+                self._preempt(self.rows.request[self.rows.victims()[0]])
         return new_blocks
 
     def _allocate(self, request: Request, num_tokens: int) -> list[BlockTableEntry] | None:
@@ -221,20 +238,28 @@ class Scheduler:
         self.rows.capacity[row] += len(appended) * self.plan.block_size
         return [(row, index, block_id) for index, block_id in appended]
 
-    def _continue_prefills(self, budget: int) -> list[tuple[int, int]]:
-        """Next chunks (row, number of tokens) of rows whose prefill is under way.
+    def _continue_prefills(self, shares: PrefillShares) -> dict[int, int]:
+        """Next chunks (number of tokens by row) of rows whose prefill is under way.
 
         They never want blocks: a request gets those of all its known tokens on admission. So a
         prefill, once begun, is not thrown away for lack of room for its own rest.
         """
-        chunks: list[tuple[int, int]] = []
+        chunks: dict[int, int] = {}
         for row in self.rows.prefilling_rows().tolist():
-            num_tokens = min(int(self.rows.prefill_len[row] - self.rows.num_computed[row]), budget)
-            if num_tokens <= 0:
-                break
-            chunks.append((row, num_tokens))
-            budget -= num_tokens
+            num_tokens = shares.take(self.rows.num_to_prefill(row))
+            if num_tokens:
+                chunks[row] = num_tokens
         return chunks
+
+    def _share_the_rest(self, shares: PrefillShares, chunks: dict[int, int]) -> None:
+        """What was kept for short prefills and not wanted, for lack of blocks perhaps."""
+        if not shares.left:
+            return
+        for row in self.rows.prefilling_rows().tolist():
+            has = chunks.get(row, 0)
+            more = shares.take_rest(self.rows.num_to_prefill(row) - has)
+            if more:
+                chunks[row] = has + more
 
     def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""
