@@ -63,6 +63,7 @@ class ServerSettings:
     max_num_seqs: int = 0  # sequences the engine runs at once
     kv_cache_tokens: int = 0  # tokens its cache holds
     tenant_weights: tuple[str, ...] = ()  # as the engine's flag, from the file of keys
+    fair: bool = False  # whether the engine shares fairly between keys
     ping_interval_s: float = 15.0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How the prefill tokens of one step are shared, so that short prompts need not wait for long ones."""
+"""How prefills share the tokens of a step, so that short prompts need not wait for long ones."""
 
 from dataclasses import dataclass
 

@@ -207,7 +207,7 @@ class Scheduler:
         waiting = (request.num_tokens for request in islice(self.waiting, self.rows.num_free))
         for num_tokens in chain(under_way, waiting):
             wanted += num_tokens
-            short += num_tokens if num_tokens <= threshold else 0
+            short += num_tokens if num_tokens <= threshold else 1  # to begin with
             if wanted >= most <= 2 * short:
                 break
         fed = tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode)

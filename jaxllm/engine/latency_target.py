@@ -1,40 +1,34 @@
 """How large a step may be so that decoding requests get their next token in time."""
 
+from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from jaxllm.config.plan import BatchBucket, BatchKind
 
-_GAIN = 1 / 8  # of a new observation
-_SPREADS = 2.0  # above the mean that a step is expected to take at most
-_OUTLIER = 4.0  # times the mean; what takes longer was the machine's affair, not the program's
+_WINDOW = 32  # steps of a program that count
+_SHARE = 0.9  # of them that a step is expected to be no slower than; what is slower was an accident
 _RETRY_AFTER = 500  # steps; then a program that was too slow is tried again
 
 
-@dataclass(slots=True)
 class _Cost:
-    """Seconds of one program's steps, exponentially averaged as TCP does round trips (RFC 6298)."""
+    """Seconds that steps of one program took lately."""
 
-    mean: float
-    seen: int  # number of the step that was observed last
-    spread: float = 0.0  # mean deviation
+    def __init__(self, seconds: float, number: int):
+        self._recent = deque((seconds,), _WINDOW)
+        self.expected = seconds
+        self.seen = number  # of the step that was observed last
 
     def observe(self, seconds: float, number: int) -> None:
-        error = min(seconds, _OUTLIER * self.mean) - self.mean
-        self.mean += _GAIN * error
-        self.spread += _GAIN * (abs(error) - self.spread)
+        self._recent.append(seconds)
+        self.expected = sorted(self._recent)[int(_SHARE * (len(self._recent) - 1))]
         self.seen = number
-
-    @property
-    def expected(self) -> float:
-        return self.mean + _SPREADS * self.spread
 
 
 class LatencyTarget:
     """Learns what the programs of mixed steps cost and chooses the largest that is in time.
 
-    A step costs what its program costs, so there is one average per program. One that was never
-    run is judged by the smaller ones, and only the next larger is tried at a time.
+    A step costs what its program costs, so there is one expectation per program. One that was
+    never run is judged by the smaller ones, and only the next larger is tried at a time.
     """
 
     def __init__(self, buckets: Iterable[BatchBucket], target_s: float):
@@ -57,33 +51,30 @@ class LatencyTarget:
     @property
     def token_limit(self) -> int:
         """Tokens of the largest program in time; of the smallest, if none is."""
-        limit = self._sizes[0]
+        in_time = [s for s, cost in self._costs.items() if cost.expected <= self.target_s]
+        limit, reached = self._sizes[0], max(in_time, default=0)
         for size in self._sizes:
             cost = self._costs.get(size)
-            if cost is None or (self._late(cost.expected) and self._is_old(cost)):
-                return limit if self._late(self._guess(size)) else size
-            if self._late(cost.expected):
-                return limit
+            if cost is None and size < reached:
+                continue  # costs no more than what is in time
+            expected = self._guess(size) if cost is None else cost.expected
+            if expected > self.target_s:
+                return size if self._is_old(cost) else limit
+            if cost is None:
+                return size
             limit = size
         return limit
 
-    def _late(self, seconds: float) -> bool:
-        return seconds > self.target_s
-
-    def _is_old(self, cost: _Cost) -> bool:
-        return self._num_steps - cost.seen > _RETRY_AFTER
+    def _is_old(self, cost: _Cost | None) -> bool:
+        return self._num_steps - (0 if cost is None else cost.seen) > _RETRY_AFTER
 
     def _guess(self, size: int) -> float:
-        """Seconds of a program, on the line through the next two smaller ones, or from the origin;
-        0 if there are none, as something must be tried.
+        """Seconds of a program not known: on the line through the next two smaller ones. With
+        fewer known, the least that it can be, since something must be tried.
         """
         smaller = [s for s in self._sizes if s < size and s in self._costs][-2:]
-        if not smaller:
-            return 0.0
-        last = smaller[-1]
-        cost = self._costs[last].mean
-        slope = cost / last
-        if len(smaller) == 2:
-            first = smaller[0]
-            slope = max(0.0, (cost - self._costs[first].mean) / (last - first))
-        return cost + slope * (size - last)
+        known = [self._costs[s].expected for s in smaller]
+        if len(known) < 2:
+            return known[0] if known else 0.0
+        slope = max(0.0, (known[1] - known[0]) / (smaller[1] - smaller[0]))
+        return known[1] + slope * (size - smaller[1])

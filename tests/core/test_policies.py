@@ -1,4 +1,4 @@
-"""Each policy's queue, against what is obvious; and what its order means for tenants and classes."""
+"""Each policy's queue, against what is obvious."""
 
 from collections.abc import Callable
 from random import Random

@@ -71,7 +71,8 @@ def test_a_short_prompt_behind_a_long_one_begins_in_the_next_step(policy: str):
         size = random.randint(1, BUDGET // 4)
         scheduler.add_request(make_request("short", size, 4))
         step = step_of(scheduler)
-        assert tokens(step)["short"] >= min(size, (BUDGET - 40) // 4 - 3), seed
+        begun = 3  # long ones that just begin take a token each
+        assert tokens(step)["short"] >= min(size, (BUDGET - 40) // 2 - begun), seed
         assert step.num_tokens >= 0.9 * BUDGET, "the others get what is left"
 
 
@@ -91,7 +92,7 @@ def test_under_a_flood_of_short_prompts_a_long_one_keeps_half_a_step():
 
 
 def test_the_threshold_says_what_is_long():
-    for threshold, expected in ((100, 1000), (1200, 1200)):
+    for threshold in (100, 1200):
         scheduler = loaded(long_prefill_token_threshold=threshold)
         scheduler.add_request(make_request("first", 1200, 4))
         scheduler.add_request(make_request("short", 100, 4))
@@ -102,7 +103,7 @@ def test_the_threshold_says_what_is_long():
             assert (step["long"], step["first"]) == (BUDGET // 2, BUDGET // 2)
 
 
-@pytest.mark.parametrize("limit", [0, 64, 700])
+@pytest.mark.parametrize("limit", [0, 64, 1024])
 def test_a_limit_holds_while_others_decode_and_prefills_go_on(limit: int):
     scheduler = loaded(num_decoding=40)
     step = scheduler.schedule(limit)

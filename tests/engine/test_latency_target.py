@@ -21,7 +21,7 @@ BUCKETS = [BatchBucket(size, 64, BatchKind.MIXED) for size in SIZES]
 
 def seconds(num_tokens: int) -> float:
     """As a step costs on a GPU: weights are read, then each token is computed."""
-    return 0.008 + num_tokens * 20e-6
+    return 0.006 + num_tokens * 20e-6
 
 
 def learn(target: LatencyTarget, cost: Callable[[int], float], num_steps: int) -> list[int]:
@@ -41,7 +41,7 @@ def test_it_finds_the_largest_program_in_time(target_ms: float, expected: int):
     limits = learn(LatencyTarget(BUCKETS, target_ms / 1000), seconds, 20)
     assert limits[0] == 256  # nothing is known: the smallest first
     assert limits[-1] == expected
-    assert max(limits) == expected, "a program that is late by the line through others was tried"
+    assert sum(limit > expected for limit in limits) <= 1, "what is late is not tried again soon"
 
 
 def test_decode_steps_teach_nothing_of_mixed_ones():
@@ -56,7 +56,7 @@ def test_one_slow_step_does_not_count_for_long():
     target = LatencyTarget(BUCKETS, 0.03)
     learn(target, seconds, 50)
     target.observe(BUCKETS[2], 5.0)
-    assert learn(target, seconds, 60)[-1] == 1024
+    assert set(learn(target, seconds, 60)) == {1024}
 
 
 def test_it_follows_when_steps_become_slower_and_faster_again():
@@ -65,7 +65,7 @@ def test_it_follows_when_steps_become_slower_and_faster_again():
     assert learn(target, lambda n: 1.5 * seconds(n), 50)[-1] == 512
     late = learn(target, lambda n: 1.5 * seconds(n), 2000).count(1024)
     assert 1 <= late <= 4, "what was late is tried again, seldom"
-    assert learn(target, seconds, 1100)[-1] == 1024
+    assert learn(target, seconds, 600)[-1] == 1024
 
 
 class TimedDevice:
@@ -132,11 +132,11 @@ def mixed_load(target_s: float | None, async_scheduling: bool) -> tuple[np.ndarr
 
 @pytest.mark.parametrize("async_scheduling", [True, False])
 def test_tokens_come_in_time_beside_long_prefills(async_scheduling: bool):
-    _, fast, decode_s = mixed_load(None, async_scheduling)
+    free, fast, decode_s = mixed_load(None, async_scheduling)
     gaps, held, _ = mixed_load(2 * decode_s, async_scheduling)
     p99 = float(np.quantile(gaps, 0.99))
     print(f"p99 {p99 * 1e3:.1f} ms, decode {decode_s * 1e3:.1f} ms, {held:.0f} of {fast:.0f} tok/s")
     assert p99 <= 2 * decode_s
-    free, _, _ = mixed_load(None, async_scheduling)
     assert np.quantile(free, 0.99) > 4 * decode_s, "without a target it would be late"
-    assert held > 0.5 * fast  # most of what is lost is the reading of weights, once per step
+    in_time = [2**i for i in range(3, 12) if 1.05 * seconds(2**i) <= 2 * decode_s]
+    assert held > 0.9 * max((size - 48) / seconds(size) for size in in_time)

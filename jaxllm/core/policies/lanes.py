@@ -6,6 +6,7 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.policies.fcfs import FCFSPolicy
 from jaxllm.core.request import Request
 
+
 class Lanes[Key: Hashable]:
     """Lanes exist while somebody waits in them. Every operation is O(1)."""
 

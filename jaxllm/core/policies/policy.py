@@ -1,4 +1,4 @@
-"""What a scheduling policy decides: who of those that wait runs next, and who makes way for whom."""
+"""What a scheduling policy decides: who of those that wait is next, and who makes way for whom."""
 
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol
