@@ -169,11 +169,11 @@ def test_who_comes_to_an_empty_queue_does_not_start_at_zero():
         queue.add(request)
         queue.remove(request.request_id)
         queue.admitted(request, 100)
-    (b,) = requests("b0", tenant="b")
-    queue.add(b)
-    queue.remove("b0")
-    queue.admitted(b, 100)
-    (later,) = requests("b1", tenant="b")
+    new = requests("n0", "n1", tenant="n")
+    for request in new:
+        queue.add(request)
     queue.add(a[2])
-    queue.add(later)
-    assert queue.peek() is a[2]  # both at 200: at zero, b would go on alone
+    assert queue.peek() is new[0]  # at 100, where a was when it was last chosen
+    queue.remove("n0")
+    queue.admitted(new[0], 101)
+    assert queue.peek() is a[2]  # from zero, the new one would go on alone

@@ -55,6 +55,7 @@ def test_equals_do_not_preempt_each_other():
     step_of(scheduler)
     scheduler.add_request(make_request("b", priority=1))
     assert step_of(scheduler).request_ids == ("a",)
+    assert scheduler.num_preemptions == 0
 
 
 def test_a_better_request_takes_as_many_blocks_as_it_needs():
