@@ -98,5 +98,7 @@ class EngineConfig:
     @property
     def scheduling(self) -> SchedulingConfig:
         return SchedulingConfig(
-            self.scheduling_policy, self.tenant_weights, self.long_prefill_token_threshold
+            policy=self.scheduling_policy,
+            tenant_weights=self.tenant_weights,
+            long_prefill_token_threshold=self.long_prefill_token_threshold,
         )

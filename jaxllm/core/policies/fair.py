@@ -1,4 +1,4 @@
-"""Weighted fair shares between tenants: next is who was served least, by the tokens it weighs.
+"""Weighted fair shares between tenants: next is who was served least for its weight.
 
 After Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), whose virtual token
 counter is start-time fair queueing where the size of a job is not known before its end.

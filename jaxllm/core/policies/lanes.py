@@ -29,7 +29,10 @@ class Lanes[Key: Hashable]:
             raise InvariantError(f"Request {request.request_id!r} already waits.")
         new = key not in self._lanes
         lane = self._lanes.setdefault(key, FCFSPolicy())
-        lane.prepend(request) if first else lane.add(request)
+        if first:
+            lane.prepend(request)
+        else:
+            lane.add(request)
         self._lane_of[request.request_id] = key
         return new
 
