@@ -74,7 +74,12 @@ class AsyncLLM:
         except BaseException:
             await self._engine.stop()
             raise
-        self._inputs = InputProcessor(info, self._tokenizer, random.Random(self.config.seed))
+        self._inputs = InputProcessor(
+            info,
+            self._tokenizer,
+            random.Random(self.config.seed),
+            takes_priority=self.config.scheduling_policy == "priority",
+        )
         self._metrics = EngineMetrics(info.max_model_len)
         return self
 
@@ -133,6 +138,7 @@ class AsyncLLM:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        tenant: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         """See ``EngineClient.generate``. A slow reader gets several steps in one output."""
@@ -143,7 +149,12 @@ class AsyncLLM:
         request_id = uuid4().hex if request_id is None else request_id
         token_ids = await self._encode(self._inputs, prompt, add_special_tokens)
         request = self._inputs.process(
-            request_id, token_ids, sampling_params, priority=priority, arrival_time=arrival_time
+            request_id,
+            token_ids,
+            sampling_params,
+            priority=priority,
+            arrival_time=arrival_time,
+            tenant=tenant,
         )
         self._guard.check((token_ids, sampling_params))
         children = fan_out(request, sampling_params.n)

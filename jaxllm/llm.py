@@ -47,7 +47,12 @@ class LLM:
         self.plan: EnginePlan = engine.plan
         self.summary: dict[str, str | int | float] = engine.summary  # of the start, for logs
         self._tokenizer = Tokenizer.from_dir(self.info.tokenizer_dir)
-        self._inputs = InputProcessor(self.info, self._tokenizer, random.Random(self.config.seed))
+        self._inputs = InputProcessor(
+            self.info,
+            self._tokenizer,
+            random.Random(self.config.seed),
+            takes_priority=self.config.scheduling_policy == "priority",
+        )
         self._outputs = OutputProcessor()
         self._num_requests = 0
 

@@ -25,6 +25,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
     cache_salt: str = ""  # cached prefixes are shared among requests of one salt
+    tenant: str = ""  # whom fair shares count it for; never a key
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):

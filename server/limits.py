@@ -24,6 +24,9 @@ class AdmissionGate:
     Args:
         max_sequences: that run or wait.
         max_tokens: of the prompts of those.
+        fair: once all is taken, a tenant with less than its equal part is still let in, so that one
+            that floods the queue keeps nobody out. With n tenants up to 1 + 1/2 + ... + 1/n times
+            as much is let in then.
     """
 
     def __init__(
@@ -31,11 +34,15 @@ class AdmissionGate:
         max_sequences: int,
         max_tokens: int,
         *,
+        fair: bool = False,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),
     ):
         self._max_sequences = max_sequences
         self._max_tokens = max_tokens
+        self._fair = fair
+        self._sequences_of = Counter[str]()  # by tenant; who has none is not in it
+        self._tokens_of = Counter[str]()
         self._clock = clock
         self._jitter = jitter
         self._ends: deque[tuple[float, int]] = deque(maxlen=_ENDS_REMEMBERED)  # time, sequences
@@ -43,7 +50,7 @@ class AdmissionGate:
         self.num_tokens = 0
         self.rejections = Counter(max_num_queued_reqs=0, max_num_queued_tokens=0)  # by the limit
 
-    def check(self, num_sequences: int = 1, num_tokens: int = 1) -> None:
+    def check(self, num_sequences: int = 1, num_tokens: int = 1, tenant: str = "") -> None:
         """Whether so much more would be let in.
 
         A single request larger than the whole limit is, when it is alone: waiting would not help.
@@ -53,6 +60,11 @@ class AdmissionGate:
         """
         too_many = self.num_admitted + num_sequences > self._max_sequences
         too_much = self.num_tokens + num_tokens > self._max_tokens
+        if self._fair and (too_many or too_much):
+            num_tenants = len(self._sequences_of.keys() | {tenant})
+            sequences = self._sequences_of[tenant] + num_sequences
+            too_many = sequences * num_tenants > self._max_sequences
+            too_much = (self._tokens_of[tenant] + num_tokens) * num_tenants > self._max_tokens
         if self.num_admitted and (too_many or too_much):
             self.rejections["max_num_queued_reqs" if too_many else "max_num_queued_tokens"] += 1
             error = QueueFullError(
@@ -62,17 +74,23 @@ class AdmissionGate:
             raise error
 
     @contextmanager
-    def admit(self, num_sequences: int, num_tokens: int = 0) -> Generator[None]:
+    def admit(self, num_sequences: int, num_tokens: int = 0, tenant: str = "") -> Generator[None]:
         """Hold a place while the request runs. Raises QueueFullError."""
-        self.check(num_sequences, num_tokens)
-        self.num_admitted += num_sequences
-        self.num_tokens += num_tokens
+        self.check(num_sequences, num_tokens, tenant)
+        self._hold(num_sequences, num_tokens, tenant)
         try:
             yield
         finally:
-            self.num_admitted -= num_sequences
-            self.num_tokens -= num_tokens
+            self._hold(-num_sequences, -num_tokens, tenant)
             self._ends.append((self._clock(), num_sequences))
+
+    def _hold(self, num_sequences: int, num_tokens: int, tenant: str) -> None:
+        self.num_admitted += num_sequences
+        self.num_tokens += num_tokens
+        self._sequences_of[tenant] += num_sequences
+        self._tokens_of[tenant] += num_tokens
+        if not self._sequences_of[tenant]:
+            del self._sequences_of[tenant], self._tokens_of[tenant]
 
     def _retry_after_s(self, num_sequences: int) -> float:
         """When a tenth of what is ahead will have ended, going by what ended lately. Not the same

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxllm.config import env
 from jaxllm.errors import ConfigError
+from server.middleware.auth import tenant_of
 from server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 LOOPBACK_NAMES = ("localhost", "*.localhost", "*.internal")
 OTHER_FILES = 64  # open files that are no connections
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_WEIGHED = re.compile(r"(\S+)\s+weight=(\S+)")
 _KEY = re.compile(r"[!-~\u00a1-\U0010ffff]+")
 
 
@@ -40,6 +42,7 @@ def guarded(settings: ServerSettings) -> ServerSettings:
     return replace(
         settings,
         api_keys=api_keys,
+        tenant_weights=read_tenant_weights(settings),
         allowed_hosts=allowed_hosts,
         max_connections=possible_connections(settings.max_connections),
     )
@@ -53,7 +56,8 @@ def read_api_keys(settings: ServerSettings) -> tuple[str, ...]:
     """
     keys = settings.api_keys
     if settings.api_key_file is not None:
-        keys += _keys_in(Path(settings.api_key_file))
+        lines = _lines_of(Path(settings.api_key_file))
+        keys += tuple(_without_weight(line) for line in lines)
     keys = keys or env.api_keys()
     if not all(_KEY.fullmatch(key) for key in keys):
         raise ConfigError(
@@ -63,17 +67,32 @@ def read_api_keys(settings: ServerSettings) -> tuple[str, ...]:
     return tuple(dict.fromkeys(keys))
 
 
-def _keys_in(path: Path) -> tuple[str, ...]:
+def read_tenant_weights(settings: ServerSettings) -> tuple[str, ...]:
+    """Of the keys in the file that have ``weight=NUMBER`` behind them, as --tenant-weights takes
+    them: by tenant, not by key.
+    """
+    if settings.api_key_file is None:
+        return ()
+    weighed = map(_WEIGHED.fullmatch, _lines_of(Path(settings.api_key_file)))
+    return tuple(f"{tenant_of(found[1])}={found[2]}" for found in weighed if found)
+
+
+def _without_weight(line: str) -> str:
+    found = _WEIGHED.fullmatch(line)
+    return line if found is None else found[1]
+
+
+def _lines_of(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"--api-key-file {path} cannot be read: {reason}.") from None
     stripped = (line.strip() for line in lines)
-    keys = tuple(line for line in stripped if line and not line.startswith("#"))
-    if not keys:
+    lines = tuple(line for line in stripped if line and not line.startswith("#"))
+    if not lines:
         raise ConfigError(f"--api-key-file {path} holds no key; write one a line.")
-    return keys
+    return lines
 
 
 def check_origins(origins: tuple[str, ...], api_keys: tuple[str, ...]) -> None:

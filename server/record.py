@@ -102,4 +102,7 @@ class RequestRecord:
 
 
 def record_of(request: Request) -> RequestRecord:
-    return request.scope["state"]["record"]
+    """The request's record; by now it is known whose request it is."""
+    record: RequestRecord = request.scope["state"]["record"]
+    record.tenant = request.scope["state"].get("tenant", "")
+    return record

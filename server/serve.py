@@ -53,6 +53,9 @@ def serve(config: EngineConfig, settings: ServerSettings) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     settings = guarded(settings)
+    if settings.tenant_weights:
+        weights = (*config.tenant_weights, *settings.tenant_weights)
+        config = replace(config, tenant_weights=weights)
     signal.signal(signal.SIGTERM, _exit_at_once)
     with bind(settings.host, settings.port) as listener:
         try:
@@ -77,6 +80,7 @@ async def _serve(config: EngineConfig, settings: ServerSettings, listener: socke
             served_model_names=settings.served_model_names or (config.model,),
             max_num_seqs=int(summary.get("max_num_seqs", 0)),
             kv_cache_tokens=int(summary.get("kv_tokens", 0)),
+            fair=config.scheduling_policy == "fair",
         )
         start_logging(settings.access_log)
         server = _Server(client, settings, listener, create_app(client, settings, tracer))

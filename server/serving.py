@@ -32,6 +32,7 @@ class Serving:
         self.gate = AdmissionGate(
             settings.max_num_seqs + settings.max_num_queued_reqs,
             settings.kv_cache_tokens + settings.max_num_queued_tokens,
+            fair=settings.fair,
         )
         self.drain = Drain()
         self.refusals = RefusalLog()
@@ -74,13 +75,15 @@ class Serving:
         record.params = params
         num_tokens = num_prompt_tokens(prompts)
         check_scored(num_tokens, params)
-        with record.generating(), self.gate.admit(len(prompts) * params.n, num_tokens):
+        place = self.gate.admit(len(prompts) * params.n, num_tokens, record.tenant)
+        with record.generating(), place:
             sources = [
                 self.client.generate(
                     prompt,
                     params,
                     request_id=f"{request_id}-{index}",
                     priority=priority,
+                    tenant=record.tenant,
                     add_special_tokens=add_special_tokens,
                 )
                 for index, prompt in enumerate(prompts)

@@ -34,7 +34,9 @@ class ServerSettings:
     api_keys: tuple[str, ...] = _flag(
         (), "accepted keys (default: $JAXLLM_API_KEY)", flag="api-key", secret=True
     )
-    api_key_file: str | None = _flag(None, "file with accepted keys, one a line")
+    api_key_file: str | None = _flag(
+        None, "file with accepted keys, one a line; behind it, for fair scheduling: weight=2"
+    )
     insecure_no_auth: bool = _flag(False, "listen on a public address without a key")
     metrics_no_auth: bool = _flag(False, "answer /metrics without a key")
     allowed_hosts: tuple[str, ...] = _flag(
@@ -60,6 +62,8 @@ class ServerSettings:
 
     max_num_seqs: int = 0  # sequences the engine runs at once
     kv_cache_tokens: int = 0  # tokens its cache holds
+    tenant_weights: tuple[str, ...] = ()  # as the engine's flag, from the file of keys
+    fair: bool = False  # whether the engine shares fairly between keys
     ping_interval_s: float = 15.0
 
     def __post_init__(self) -> None:

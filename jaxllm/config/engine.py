@@ -6,6 +6,7 @@ Nothing here is ever changed after construction: what was decided from it is an 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from jaxllm.config.scheduling import POLICY_NAMES, SchedulingConfig
 from jaxllm.errors import ConfigError
 
 
@@ -36,11 +37,29 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = flag(None, "number of KV-cache blocks; default: measured")
     max_num_seqs: int | None = flag(None, "requests that run at once; default by device")
     max_num_batched_tokens: int | None = flag(None, "tokens per step; default by device")
+    scheduling_policy: str = flag(
+        "fcfs", "which waiting request runs next; fair: between API keys", choices=POLICY_NAMES
+    )
+    tenant_weights: tuple[str, ...] = flag(
+        (), "with fair: TENANT=WEIGHT, 1 where none is named; TENANT as in the access log"
+    )
+    long_prefill_token_threshold: int | None = flag(
+        None, "longer prefills leave half a step to shorter ones; default: a quarter of a step"
+    )
+    target_itl_ms: float | None = flag(
+        None, "milliseconds between a request's tokens: prefills fill what this leaves of a step"
+    )
     enable_embeddings: bool = flag(
         False, "serve /v1/embeddings too: the last token's final hidden state, normalised"
     )
     enable_prefix_caching: bool = flag(
         True, "keep computed blocks while there is room, and share them among requests"
+    )
+    prefix_cache_scope: str = flag(
+        "key",
+        "who shares cached blocks: requests of one API key, or all; how fast an answer comes tells "
+        "whether others have asked the like",
+        choices=("key", "all"),
     )
     swap_space: float | None = flag(
         None,
@@ -68,7 +87,8 @@ class EngineConfig:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ConfigError(f"--{item.name.replace('_', '-')} is too large: {value}.")
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size")
-        for name in (*at_least_one, "kv_cache_memory_bytes", "num_gpu_blocks_override"):
+        at_least_one += ("kv_cache_memory_bytes", "num_gpu_blocks_override")
+        for name in (*at_least_one, "long_prefill_token_threshold"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
@@ -84,6 +104,10 @@ class EngineConfig:
                 )
         if not 0.0 < self.step_timeout < float("inf"):  # NaN is refused too
             raise ConfigError(f"--step-timeout must be more than 0, got {self.step_timeout}.")
+        if self.target_itl_ms is not None and not 0.0 < self.target_itl_ms < float("inf"):
+            raise ConfigError(f"--target-itl-ms must be more than 0, got {self.target_itl_ms}.")
+        if self.scheduling.weight_by_tenant() and self.scheduling_policy != "fair":
+            raise ConfigError("Weights of tenants are for --scheduling-policy fair only.")
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"--block-size must be a power of two, got {self.block_size}.")
         for item in fields(self):
@@ -93,3 +117,11 @@ class EngineConfig:
                     f"--{item.name.replace('_', '-')} must be one of {', '.join(choices)}, "
                     f"got {getattr(self, item.name)!r}."
                 )
+
+    @property
+    def scheduling(self) -> SchedulingConfig:
+        return SchedulingConfig(
+            policy=self.scheduling_policy,
+            tenant_weights=self.tenant_weights,
+            long_prefill_token_threshold=self.long_prefill_token_threshold,
+        )

@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, RecompilationError
 
+# Of prefill in a step that was limited: an eighth of the smallest mixed program on a GPU. Less
+# would stretch a prompt over many steps which cost hardly less.
+MIN_PREFILL_TOKENS = 32
+
 
 def pick_bucket(
     buckets: Iterable[BatchBucket], num_tokens: int, num_rows: int, decode_only: bool
@@ -49,6 +53,14 @@ def tokens_to_feed(buckets: Iterable[BatchBucket], num_tokens: int, num_decode: 
     mostly_padding = 4 * (num_tokens - full) < 3 * (held - full)
     good_part = 4 * (full - num_decode) >= num_tokens - num_decode
     return full if mostly_padding and good_part else num_tokens
+
+
+def lowest_limit(buckets: Iterable[BatchBucket], num_decode: int) -> int:
+    """The least that a limit on a step's tokens may be with ``num_decode`` rows to decode: what
+    fills the smallest program that still feeds MIN_PREFILL_TOKENS of prefill, or the largest.
+    """
+    sizes = sorted(b.num_tokens for b in buckets if b.kind is BatchKind.MIXED)
+    return sizes[min(bisect_left(sizes, num_decode + MIN_PREFILL_TOKENS), len(sizes) - 1)]
 
 
 def token_budget(plan: EnginePlan) -> int:

@@ -93,6 +93,7 @@ def _check_rows(scheduler: Scheduler) -> None:
         computed, prefill_len = int(table.num_computed[row]), int(table.prefill_len[row])
         _require(table.final_len[row] == request.final_len, "final_len differs.")
         _require(table.arrival[row] == request.arrival_index, "arrival differs.")
+        _require(table.rank[row] == scheduler.waiting.rank(request), "rank differs.")
         _require(table.needs_events[row] == request.needs_events, "needs_events differs.")
         _require(0 <= computed <= request.max_computed_tokens, "Computed beyond the last token.")
         num_blocks = len(scheduler.kv_cache.block_ids(request))

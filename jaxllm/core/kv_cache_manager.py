@@ -64,9 +64,11 @@ class KVCacheManager:
         identity: str = "",
         host_slots: int = 0,
         save_all: bool = False,
+        for_all: bool = False,
     ):
         """``key`` is for the hashes, ``identity`` what all requests' keys and values depend on.
         ``save_all``: not only blocks of preempted requests are worth a slot on the host.
+        ``for_all``: tenants share what they have in common.
         """
         self.pool = pool
         self.block_size = block_size
@@ -82,6 +84,7 @@ class KVCacheManager:
         self._fresh: set[int] = set()  # noted since the last step was made
         self._moves = BlockMoves()
         self._save_all = save_all
+        self._for_all = for_all
         self._awaited: dict[str, frozenset[bytes]] = {}  # hashes of preempted requests' blocks
         self._least_copied = max(1, block_size // 4)  # tokens; fewer are computed as quickly
 
@@ -272,7 +275,9 @@ class KVCacheManager:
         """The request's hashes, made as far as its first ``num_tokens`` tokens reach."""
         chain = request.chain
         if not chain:
-            chain.append(self._hasher.root(self._identity, request.core_request.cache_salt))
+            asked = request.core_request
+            tenant = "" if self._for_all else asked.tenant
+            chain.append(self._hasher.root(self._identity, tenant, asked.cache_salt))
         done = (len(chain) - 1) * self.block_size
         if num_tokens - done >= self.block_size:
             self._hasher.extend(chain, request.tokens_between(done, num_tokens))

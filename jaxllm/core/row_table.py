@@ -4,6 +4,7 @@ A step over hundreds of decoding rows reads and advances these columns with a fe
 it builds no object per row.
 """
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -20,14 +21,19 @@ class RowTable:
 
     A *tenancy* is one stay of one request in one row. Its number is never used again, so whatever
     a step recorded can be told from what came to the row later.
+
+    Args:
+        rank_of: the policy's rank of a request. Rows in order are sorted by it, then by age.
     """
 
-    def __init__(self, num_rows: int):
+    def __init__(self, num_rows: int, rank_of: Callable[[Request], int] = lambda request: 0):
         self.num_rows = num_rows
+        self._rank_of = rank_of
         self.request: Any = np.full(num_rows, None, dtype=object)  # Request | None
         self.request_id: Any = np.full(num_rows, None, dtype=object)  # str | None
         self.tenancy = np.full(num_rows, FREE, dtype=np.int64)
         self.arrival = np.zeros(num_rows, dtype=np.int64)  # Request.arrival_index
+        self.rank = np.zeros(num_rows, dtype=np.int64)  # lower goes first
         self.num_computed = np.zeros(
             num_rows, dtype=np.int32
         )  # tokens fed, in-flight steps included
@@ -60,6 +66,7 @@ class RowTable:
         self.tenancy[row] = self._num_tenancies
         self.arrival[row] = request.arrival_index
         self.num_computed[row] = num_computed
+        self.rank[row] = self._rank_of(request)
         self.prefill_len[row] = request.num_tokens
         self.final_len[row] = request.final_len
         self.needs_events[row] = request.needs_events
@@ -77,8 +84,8 @@ class RowTable:
         heappush(self._free, row)
 
     def running_rows(self) -> np.ndarray:
-        """Rows in use, oldest request first."""
-        return self._by_age(np.flatnonzero(self.tenancy != FREE))
+        """Rows in use, in order."""
+        return self._in_order(np.flatnonzero(self.tenancy != FREE))
 
     def decoding_rows(self) -> np.ndarray:
         """Rows due to feed their newest sampled token, by number.
@@ -90,19 +97,24 @@ class RowTable:
         return np.flatnonzero(prefilled & (self.num_computed < self.final_len - 1))
 
     def prefilling_rows(self) -> np.ndarray:
-        """Rows with tokens of ``prefill_len`` yet to feed, oldest request first."""
-        return self._by_age(np.flatnonzero(self.num_computed < self.prefill_len))
+        """Rows with tokens of ``prefill_len`` yet to feed, in order."""
+        return self._in_order(np.flatnonzero(self.num_computed < self.prefill_len))
 
     def crossing_rows(self) -> np.ndarray:
-        """Decoding rows whose next token begins a new block, oldest request first."""
+        """Decoding rows whose next token begins a new block, in order."""
         rows = self.decoding_rows()
-        return self._by_age(rows[self.num_computed[rows] >= self.capacity[rows]])
+        return self._in_order(rows[self.num_computed[rows] >= self.capacity[rows]])
 
-    def newest_unfinished(self) -> int:
-        """Row of the newest request with steps to come; the others are about to leave anyway."""
+    def victims(self) -> np.ndarray:
+        """Rows with steps to come, in the order in which to preempt them: highest rank first, of
+        equals the newest. The other rows are about to leave anyway.
+        """
         due = (self.num_computed < self.prefill_len) | (self.num_computed < self.final_len - 1)
-        rows = np.flatnonzero(due)
-        return int(rows[self.arrival[rows].argmax()])
+        return self._in_order(np.flatnonzero(due))[::-1]
+
+    def num_to_prefill(self, row: int) -> int:
+        """Tokens of ``prefill_len`` yet to feed."""
+        return int(self.prefill_len[row] - self.num_computed[row])
 
     def num_in_flight(self, row: int) -> int:
         """Tokens sampled, or being sampled, on the device that the host has not seen."""
@@ -111,5 +123,5 @@ class RowTable:
             return 0
         return computed + 1 - request.num_tokens
 
-    def _by_age(self, rows: np.ndarray) -> np.ndarray:
-        return rows[np.argsort(self.arrival[rows])] if rows.size > 1 else rows
+    def _in_order(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.lexsort((self.arrival[rows], self.rank[rows]))] if rows.size > 1 else rows

@@ -21,19 +21,22 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxllm.config.plan import EnginePlan
+from jaxllm.config.scheduling import SchedulingConfig
 from jaxllm.core.block_pool import BlockPool
-from jaxllm.core.buckets import pick_bucket, token_budget, tokens_to_feed
+from jaxllm.core.buckets import lowest_limit, pick_bucket, token_budget, tokens_to_feed
 from jaxllm.core.commit import commit_step
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
+from jaxllm.core.making_way import victims_of_waiting
+from jaxllm.core.policies import POLICIES
+from jaxllm.core.prefill_shares import PrefillShares
 from jaxllm.core.request import FINISHED, Request, RequestStatus
-from jaxllm.core.request_queue import POLICIES
 from jaxllm.core.row_table import RowTable
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.errors import InvalidRequestError
@@ -57,15 +60,22 @@ class Scheduler:
     """Admits, advances, preempts and finishes requests. The only one who changes a Request.
 
     Requests run in the order the policy gives them rows. When blocks run out the newest running
-    request is preempted: it leaves its row and waits again, in front of all others, to be
-    computed anew (prompt and output) in a row of its own choosing later. So the oldest request
-    can always advance, and since no request is accepted that the whole pool could not hold,
-    every step makes progress.
+    request of the worst rank is preempted: it leaves its row and waits again, in front of its
+    equals, to be computed anew (prompt and output) in a row of its own choosing later. So the
+    oldest request of the best rank can always advance, and since no request is accepted that the
+    whole pool could not hold, every step makes progress.
     """
 
-    def __init__(self, plan: EnginePlan, policy: str = "fcfs", *, cache_key: bytes = b""):
+    def __init__(
+        self,
+        plan: EnginePlan,
+        scheduling: SchedulingConfig | None = None,
+        *,
+        cache_key: bytes = b"",
+    ):
         """``cache_key``: a secret for the hashes of the prefix cache."""
         self.plan = plan
+        self.scheduling = scheduling or SchedulingConfig()
         self.token_budget = token_budget(plan)
         self.pool = BlockPool(plan.num_blocks)
         self.kv_cache = KVCacheManager(
@@ -77,9 +87,10 @@ class Scheduler:
             identity=f"{plan.model.architecture} {plan.dtype} {plan.attention_backend}",
             host_slots=plan.host_blocks,
             save_all=plan.offloading,
+            for_all=plan.prefix_cache_scope == "all",
         )
-        self.rows = RowTable(plan.max_num_seqs)
-        self.waiting = POLICIES[policy]()
+        self.waiting = POLICIES[self.scheduling.policy](self.scheduling)
+        self.rows = RowTable(plan.max_num_seqs, self.waiting.rank)
         self.requests: dict[str, Request] = {}  # every request that is not finished
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
@@ -160,7 +171,7 @@ class Scheduler:
         self.waiting.prepend(request)
 
     def preempt_all(self) -> None:
-        """Send every running request back to the queue, the oldest in front."""
+        """Send every running request back to the queue, in front of those that wait."""
         for row in self.rows.running_rows()[::-1]:
             self._preempt(self.rows.request[row])
 
@@ -177,48 +188,65 @@ class Scheduler:
 
     # One step --------------------------------------------------------------------------------
 
-    def schedule(self) -> SchedulerOutput | None:
+    def schedule(self, token_limit: int | None = None) -> SchedulerOutput | None:
         """Decide the next step, or None if nothing can be computed before an ``update``.
 
         Decoding rows come first, then prefills under way, then waiting requests, as long as
         rows, blocks and the step's tokens last.
+
+        Args:
+            token_limit: of a step with decoding rows. It never keeps prefills from advancing.
         """
+        if self.waiting.preempts and self._only is None:
+            for request in victims_of_waiting(self, self.token_budget):
+                self._preempt(request)
         preemptions = self.num_preemptions
         new_blocks = self._grow_decoding_rows()
         decoding = self.rows.decoding_rows()
-        budget = self._prefill_budget(decoding.size)
-        chunks = self._continue_prefills(budget)
-        budget -= sum(num_tokens for _, num_tokens in chunks)
+        shares = self._prefill_shares(decoding.size, token_limit)
+        chunks = self._continue_prefills(shares)
         new_rows: list[NewRow] = []
-        # Admitting in a step that had to preempt would bring the victim straight back.
-        while budget > 0 and preemptions == self.num_preemptions:
+        # Admitting in a step that ran out of blocks would bring the victim straight back.
+        while shares.left > 0 and preemptions == self.num_preemptions:
             request = self._admit(new_rows, new_blocks)
             if request is None or request.row is None:
                 break
-            chunks.append(self._chunk(request.row, budget))
-            budget -= chunks[-1][1]
+            num_tokens = self.rows.num_to_prefill(request.row)
+            self._take(request.row, shares.take(num_tokens, at_least=1), chunks)
+            self.waiting.admitted(request, num_tokens)
+        self._share_the_rest(shares, chunks)
+        self.waiting.decoded(self.rows.request[decoding])
         if not decoding.size and not chunks:
             return None
-        return self._build_step(decoding, chunks, new_rows, new_blocks)
+        return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks)
 
-    def _prefill_budget(self, num_decode: int) -> int:
+    def _prefill_shares(self, num_decode: int, token_limit: int | None) -> PrefillShares:
         """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
         Blocks may turn out to hold less.
         """
-        wanted, most = num_decode, self.token_budget
-        for row in self.rows.prefilling_rows().tolist():
-            wanted += int(self.rows.prefill_len[row] - self.rows.num_computed[row])
-        for request in islice(self.waiting, self.rows.num_free):
-            if wanted >= most:
+        most = self.token_budget
+        if num_decode and token_limit is not None:
+            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode)))
+        threshold = self.scheduling.long_prefill_token_threshold or max(1, most // 4)
+        wanted, short = num_decode, 0
+        under_way = map(self.rows.num_to_prefill, self.rows.prefilling_rows().tolist())
+        waiting = map(self._num_to_compute, islice(self.waiting, self.rows.num_free))
+        for num_tokens in chain(under_way, waiting):
+            wanted += num_tokens
+            short += num_tokens if num_tokens <= threshold else 1  # to begin with
+            if wanted >= most <= 2 * short:
                 break
-            wanted += request.num_tokens - self.kv_cache.num_cached_tokens(request)
-        return tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode) - num_decode
+        fed = tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode)
+        return PrefillShares.of(fed - num_decode, threshold, short)
+
+    def _num_to_compute(self, request: Request) -> int:
+        return request.num_tokens - self.kv_cache.num_cached_tokens(request)
 
     def _grow_decoding_rows(self) -> list[BlockTableEntry]:
-        """Give a block to each row that begins one; preempt the newest where none is left.
+        """Give a block to each row that begins one; preempt the last in order where none is left.
 
-        Victims are never older than the row they are preempted for, and blocks are given to the
-        oldest first, so no block just given is taken away again in the same step.
+        Victims never come before the row they are preempted for, and blocks are given in order,
+        so no block just given is taken away again in the same step.
         """
         new_blocks: list[BlockTableEntry] = []
         for row in self.rows.crossing_rows().tolist():
@@ -231,7 +259,7 @@ class Scheduler:
                 if entries is not None:
                     new_blocks += entries
                     break
-                self._preempt(self.rows.request[self.rows.newest_unfinished()])
+                self._preempt(self.rows.request[self.rows.victims()[0]])
         return new_blocks
 
     def _allocate(self, request: Request, num_tokens: int) -> list[BlockTableEntry] | None:
@@ -242,27 +270,34 @@ class Scheduler:
         self.rows.capacity[row] += len(appended) * self.plan.block_size
         return [(row, index, block_id) for index, block_id in appended]
 
-    def _continue_prefills(self, budget: int) -> list[tuple[int, int]]:
-        """Next chunks (row, number of tokens) of rows whose prefill is under way.
+    def _continue_prefills(self, shares: PrefillShares) -> dict[int, int]:
+        """Next chunks (number of tokens by row) of rows whose prefill is under way.
 
         They never want blocks: a request gets those of all its known tokens on admission. So a
         prefill, once begun, is not thrown away for lack of room for its own rest.
         """
-        chunks: list[tuple[int, int]] = []
+        chunks: dict[int, int] = {}
         for row in self.rows.prefilling_rows().tolist():
-            if budget <= 0:
-                break
-            chunks.append(self._chunk(row, budget))
-            budget -= chunks[-1][1]
+            self._take(row, shares.take(self.rows.num_to_prefill(row)), chunks)
         return chunks
 
-    def _chunk(self, row: int, budget: int) -> tuple[int, int]:
-        """As much of the row's prefill as the budget allows: (row, number of tokens)."""
-        start, prefill_len = int(self.rows.num_computed[row]), int(self.rows.prefill_len[row])
-        end = min(start + budget, prefill_len)
-        request: Request = self.rows.request[row]
-        self.kv_cache.note_computed(request, end, in_this_step=True, pauses=end == prefill_len)
-        return row, end - start
+    def _share_the_rest(self, shares: PrefillShares, chunks: dict[int, int]) -> None:
+        """What was kept for short prefills and not wanted, for lack of blocks perhaps."""
+        if not shares.left:
+            return
+        for row in self.rows.prefilling_rows().tolist():
+            has = chunks.get(row, 0)
+            more = shares.take_rest(self.rows.num_to_prefill(row) - has)
+            self._take(row, has + more, chunks)
+
+    def _take(self, row: int, num_tokens: int, chunks: dict[int, int]) -> None:
+        """The step feeds that many tokens of the row's prefill: others may share them at once."""
+        if not num_tokens:
+            return
+        chunks[row] = num_tokens
+        end = int(self.rows.num_computed[row]) + num_tokens
+        request, pauses = self.rows.request[row], end == int(self.rows.prefill_len[row])
+        self.kv_cache.note_computed(request, end, in_this_step=True, pauses=pauses)
 
     def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""

@@ -17,6 +17,7 @@ from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.clock import Clock, MonotonicClock
 from jaxllm.engine.executor import Executor, ModelRunnerOutput
+from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.engine.queue_times import QueueTimes
 from jaxllm.engine.recovery import Recovery
 from jaxllm.engine.request_validator import validate_request
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 class Dispatched:
     step: SchedulerOutput
     handle: Any  # the executor's
+    dispatched: float  # on the engine's clock
 
 
 class StepFailed(Exception):
@@ -60,6 +62,7 @@ class EngineCore:
         executor: Executor,
         *,
         async_scheduling: bool = True,
+        latency_target: LatencyTarget | None = None,
         clock: Clock | None = None,
         compilations: Callable[[], Compilations] = Compilations,
     ):
@@ -69,6 +72,8 @@ class EngineCore:
         self.recovery = Recovery(scheduler)
         self._in_flight: Dispatched | None = None
         self._clock = clock or MonotonicClock()
+        self._latency_target = latency_target
+        self._fetched = 0.0  # when the last results were there
         self._compilations = compilations
         self._queue_times = QueueTimes(self._clock)
         self._num_tokens = self._num_token_slots = 0
@@ -114,7 +119,8 @@ class EngineCore:
 
         Every request that was added gets exactly one output with a finish_reason, its last.
         """
-        step = self.scheduler.schedule()
+        target = self._latency_target
+        step = self.scheduler.schedule(None if target is None else target.token_limit)
         if step is not None and step.new_rows:
             self._admitted += self._queue_times.admit(step.new_rows)
         if step is None and self._in_flight is None and self.scheduler.has_work():
@@ -159,7 +165,8 @@ class EngineCore:
     def _dispatch(self, step: SchedulerOutput) -> Dispatched:
         try:
             check_step(step, self.scheduler.plan)
-            return Dispatched(step, self.executor.dispatch(step))
+            now = self._clock.now()
+            return Dispatched(step, self.executor.dispatch(step), now)
         except Exception as error:
             raise StepFailed(f"dispatch of step {step.step_id}") from error
 
@@ -167,9 +174,16 @@ class EngineCore:
         try:
             output = self.executor.fetch(due.handle)
             check_output(due.step, output, self.scheduler.plan)
+            self._note_time(due)
             return output
         except Exception as error:
             raise StepFailed(f"fetch of step {due.step.step_id}") from error
+
+    def _note_time(self, fetched: Dispatched) -> None:
+        """The device began the step when it had it and was done with the one before."""
+        began, self._fetched = max(fetched.dispatched, self._fetched), self._clock.now()
+        if self._latency_target is not None:
+            self._latency_target.observe(fetched.step.bucket, self._fetched - began)
 
     def _recover(self, lost: list[SchedulerOutput], failure: StepFailed) -> StepOutputs:
         """Drop all that was on the device and start over with suspects one at a time.

@@ -23,6 +23,10 @@ def validate_request(
         ContextLengthExceededError: prompt and output do not fit into ``max_model_len``.
     """
     params = request.sampling_params
+    if not -(2**63) <= request.priority < 2**63:
+        raise InvalidRequestError(
+            f"priority must fit into 64 bits, got {request.priority}.", param="priority"
+        )
     if not request.prompt_token_ids:
         raise InvalidRequestError("The prompt holds no tokens.", param="prompt")
     if params.n != 1:

@@ -40,6 +40,7 @@ class EngineClient(Protocol):
         *,
         request_id: str | None = None,
         priority: int = 0,
+        tenant: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncIterator[RequestOutput]:
         """Yield outputs as they come, as ``sampling_params.output_kind`` says; the last is

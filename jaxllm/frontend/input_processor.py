@@ -14,10 +14,18 @@ from jaxllm.tokenizer.tokenizer import Tokenizer
 class InputProcessor:
     """Everything that can be wrong with a request is found here, before the engine hears of it."""
 
-    def __init__(self, info: ModelInfo, tokenizer: Tokenizer, seeds: random.Random):
+    def __init__(
+        self,
+        info: ModelInfo,
+        tokenizer: Tokenizer,
+        seeds: random.Random,
+        *,
+        takes_priority: bool = False,
+    ):
         self._info = info
         self._tokenizer = tokenizer
         self._seeds = seeds
+        self._takes_priority = takes_priority
 
     def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a prompt, checked against vocabulary and context length.
@@ -61,6 +69,7 @@ class InputProcessor:
         *,
         priority: int = 0,
         arrival_time: float = 0.0,
+        tenant: str = "",
     ) -> EngineCoreRequest:
         """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
 
@@ -68,13 +77,20 @@ class InputProcessor:
 
         Raises:
             InvalidRequestError: a token id in ``params`` that the model does not have, or an
-                embedding that the engine was not started for.
+                embedding or a priority that the engine was not started for.
             ContextLengthExceededError: prompt and ``max_tokens`` do not fit together.
         """
         if params.embed and not self._info.embedding_size:
             raise InvalidRequestError(
                 "This engine was not started for embeddings: start it with --enable-embeddings.",
                 code="embeddings_not_enabled",
+            )
+        if priority and not self._takes_priority:
+            raise InvalidRequestError(
+                f"The priority is {priority}, but this engine does not schedule by it: start it "
+                "with --scheduling-policy priority.",
+                param="priority",
+                code="priority_not_enabled",
             )
         max_tokens = self._max_tokens(len(prompt_token_ids), params)
         self._check_params(params)
@@ -89,6 +105,7 @@ class InputProcessor:
             bad_words_token_ids=self._bad_words(params.bad_words or ()),
             priority=priority,
             arrival_time=arrival_time,
+            tenant=tenant,
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:

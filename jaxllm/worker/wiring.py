@@ -18,6 +18,7 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import EnginePlan
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
+from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
@@ -94,9 +95,10 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     compile_programs(programs, memory)
     plan = programs.plan
     core = EngineCore(
-        Scheduler(plan, cache_key=secrets.token_bytes(32)),
+        Scheduler(plan, config.scheduling, cache_key=secrets.token_bytes(32)),
         _start_runner(params, programs, memory),
         async_scheduling=config.async_scheduling,
+        latency_target=_latency_target(config, plan),
         compilations=compilations,
     )
     summary = _summary(programs, memory) | {
@@ -104,6 +106,12 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
         "start_seconds": round(time.monotonic() - started, 2),
     }
     return BuiltEngine(core, _model_info(config, opened.files, plan), plan, summary)
+
+
+def _latency_target(config: EngineConfig, plan: EnginePlan) -> LatencyTarget | None:
+    if config.target_itl_ms is None:
+        return None
+    return LatencyTarget(plan.buckets, config.target_itl_ms / 1000)
 
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:

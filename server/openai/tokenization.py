@@ -14,6 +14,7 @@ from server.openai import refused
 from server.openai.conversation import LONG_CHARS, Messages, TemplateOptions, render
 from server.openai.fields import RequestBody, TokenIds, conflict
 from server.openai.validation import read_request
+from server.record import record_of
 from server.responses import JSONResponse
 from server.serving import Serving, serving_of
 
@@ -54,7 +55,9 @@ async def tokenize(request: Request) -> Response:
     if text is None:
         raise AssertionError("The schema lets through one of the two.")
     tokenizer = serving.client.tokenizer
-    with serving.gate.admit(1, num_prompt_tokens([text])):  # it takes no place, but it takes time
+    tenant = record_of(request).tenant
+    # It takes no place, but it takes time.
+    with serving.gate.admit(1, num_prompt_tokens([text]), tenant):
         arguments = (tokenizer, text, adds, bool(body.return_token_strs))
         if len(text) > LONG_CHARS:
             tokens, strings = await asyncio.to_thread(_encode, *arguments)
@@ -75,7 +78,7 @@ async def detokenize(request: Request) -> Response:
     serving = serving_of(request)
     _check_model(serving, body.model)
     _check_ids(body.tokens, serving.client.info.vocab_size)
-    with serving.gate.admit(1, len(body.tokens)):
+    with serving.gate.admit(1, len(body.tokens), record_of(request).tenant):
         if len(body.tokens) > _LONG_IDS:
             text = await asyncio.to_thread(_decode, serving.client.tokenizer, body.tokens)
         else:

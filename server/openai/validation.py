@@ -51,7 +51,8 @@ async def read_request[T: RequestBody](request: Request, schema: type[T]) -> T:
         ModelNotFoundError: no such model.
     """
     serving = serving_of(request)
-    serving.gate.check()  # a request that would be refused is not worth reading
+    tenant = record_of(request).tenant
+    serving.gate.check(tenant=tenant)  # a request that would be refused is not worth reading
     body = parse_json(await _read_body(request))
     if isinstance(body, Mapping):
         _check_refused(body, schema.REFUSED)

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from jaxllm.core.block_pool import BlockPool
 from jaxllm.core.invariant import InvariantError
@@ -115,7 +116,9 @@ def test_only_what_was_computed_is_shared():
     assert compute(manager, request_of("b", TEXT[:12]))[0].num_computed == 6
 
 
-@pytest.mark.parametrize("difference", ["salt", "off", "prompt_logprobs", "failed", "lost"])
+@pytest.mark.parametrize(
+    "difference", ["salt", "tenant", "off", "prompt_logprobs", "failed", "lost"]
+)
 def test_nothing_is_shared(difference: str):
     manager, first = manager_of(caching=difference != "off"), request_of("a", TEXT[:9])
     compute(manager, first)
@@ -124,17 +127,13 @@ def test_nothing_is_shared(difference: str):
     if difference == "lost":
         manager.forget_all()
     second = request_of("b", TEXT[:9], prompt_logprobs=0 if "logprobs" in difference else None)
-    if difference == "salt":
-        salted = make_request("b", TEXT[:9])
-        second = Request(type(salted)(**{**_fields(salted), "cache_salt": "s"}), 0, 20)
+    if difference in ("salt", "tenant"):
+        name = {"salt": "cache_salt"}.get(difference, difference)
+        second = Request(replace(make_request("b", TEXT[:9]), **{name: "x"}), 0, 20)
     start = manager.begin(second)
     assert start is not None and start.num_computed == 0
     assert manager.step_made() == BlockMoves()
     assert not set(manager.block_ids(second)) & set(manager.block_ids(first))
-
-
-def _fields(struct: object) -> dict[str, object]:
-    return {name: getattr(struct, name) for name in struct.__struct_fields__}  # type: ignore[attr-defined]
 
 
 def test_the_ends_of_texts_make_way_before_their_beginnings():

@@ -61,7 +61,7 @@ def test_a_request_without_output_never_decodes():
 def test_rows_that_await_their_end_are_no_victims():
     table = table_with(4, 4, 1)
     table.num_computed[:3] = 3
-    assert table.newest_unfinished() == 1
+    assert table.victims()[0] == 1
 
 
 def test_crossing_rows_are_ordered_by_age():

@@ -96,7 +96,7 @@ def test_bad_requests_are_refused_and_harm_nobody():
 
 def test_a_scheduler_that_is_stuck_is_noticed(monkeypatch: pytest.MonkeyPatch):
     engine, _ = make_engine(make_request("a"))
-    monkeypatch.setattr(engine.scheduler, "schedule", lambda: None)
+    monkeypatch.setattr(engine.scheduler, "schedule", lambda limit: None)
     with pytest.raises(InvariantError):
         engine.step()
 

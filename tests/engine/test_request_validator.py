@@ -38,6 +38,7 @@ def test_good_requests_pass(request_: EngineCoreRequest):
     ("request_", "param"),
     [
         (make_request(prompt=()), "prompt"),
+        (make_request(priority=2**63), "priority"),
         (make_request(prompt=(1, -1)), "prompt"),
         (make_request(prompt=(1, VOCAB)), "prompt"),
         (make_request(prompt=(2**31,)), "prompt"),

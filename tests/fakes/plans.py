@@ -65,6 +65,8 @@ def make_request(
     max_tokens: int = 8,
     *,
     eos: tuple[int, ...] = (),
+    priority: int = 0,
+    tenant: str = "",
     **params: Any,
 ) -> EngineCoreRequest:
     """A request; ``prompt`` may be a number of tokens."""
@@ -78,4 +80,6 @@ def make_request(
         sampling_params=SamplingParams(max_tokens=max_tokens, **params),
         max_tokens=max_tokens,
         eos_token_ids=eos,
+        priority=priority,
+        tenant=tenant,
     )

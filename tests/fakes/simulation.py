@@ -1,16 +1,19 @@
 """A seeded run of the real scheduler and engine core against the fake executor.
 
-Everything follows from the seed: the plan, arrivals, parameters, aborts and faults.
+Everything follows from the seed: plan, policy, arrivals, parameters, limits, aborts and faults.
 """
 
 from dataclasses import dataclass, field
 from random import Random
 
+from jaxllm.config.plan import BatchBucket
+from jaxllm.config.scheduling import POLICY_NAMES, SchedulingConfig
 from jaxllm.core.integrity import check_integrity
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.engine.executor import ModelRunnerOutput
+from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import SamplingParams
@@ -48,6 +51,20 @@ class CheckedExecutor(FakeExecutor):
         return super().dispatch(plan)
 
 
+class RandomLimit(LatencyTarget):
+    """Any limit at all is to be survived."""
+
+    def __init__(self, random: Random, most: int):
+        self.random, self.most = random, most
+
+    def observe(self, bucket: BatchBucket, seconds: float) -> None:
+        pass
+
+    @property
+    def token_limit(self) -> int:
+        return self.random.randint(0, self.most)
+
+
 class Simulation:
     def __init__(self, seed: int, *, num_requests: int = 14, faulty: bool = False):
         self.random = random = Random(seed)
@@ -65,13 +82,21 @@ class Simulation:
             offloading=random.random() < 0.5,
         )
         self.texts = [[random.randrange(VOCAB_SIZE) for _ in range(max_model_len)] for _ in "ab"]
-        self.scheduler = Scheduler(self.plan)
+        self.scheduling = SchedulingConfig(
+            policy=random.choice(POLICY_NAMES),
+            tenant_weights=("a=3", "b=0.5"),
+            long_prefill_token_threshold=random.choice((None, 1, 5)),
+        )
+        self.scheduler = Scheduler(self.plan, self.scheduling)
         self.requests = [self._request(i) for i in range(num_requests)]
         self.faults = self._faults() if faulty else Faults()
         self.executor = CheckedExecutor(self.plan, self.faults, self.faults.not_finite)
         self.executor.scheduler = self.scheduler
         self.engine = EngineCore(
-            self.scheduler, self.executor, async_scheduling=random.random() < 0.75
+            self.scheduler,
+            self.executor,
+            async_scheduling=random.random() < 0.75,
+            latency_target=RandomLimit(Random(seed), 70) if random.random() < 0.3 else None,
         )
         self.answers = Answers()
         self.accepted: list[EngineCoreRequest] = []
@@ -100,6 +125,8 @@ class Simulation:
             sampling_params=params,
             max_tokens=max_tokens,
             eos_token_ids=(EOS, EOS + 1),
+            priority=random.choice((-1, 0, 0, 7)),
+            tenant=random.choice("abc"),
         )
 
     def _prompt(self, length: int) -> tuple[int, ...]:

@@ -44,6 +44,20 @@ def test_max_tokens(inputs: InputProcessor, length: int, max_tokens: Any, resolv
     )
 
 
+def test_a_priority_needs_an_engine_that_schedules_by_it(
+    info: ModelInfo, tokenizer: Tokenizer
+) -> None:
+    for takes_priority in (False, True):
+        inputs = InputProcessor(info, tokenizer, random.Random(0), takes_priority=takes_priority)
+        assert inputs.process("r", (1,), SamplingParams(), tenant="t").tenant == "t"
+        if takes_priority:
+            assert inputs.process("r", (1,), SamplingParams(), priority=-3).priority == -3
+            continue
+        with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
+            inputs.process("r", (1,), SamplingParams(), priority=-3)
+        assert caught.value.param == "priority"
+
+
 def test_context_length_errors_hold_the_numbers(inputs: InputProcessor) -> None:
     with pytest.raises(ContextLengthExceededError, match=r"64 tokens, .* at most 64") as caught:
         inputs.encode("x" * 64)

@@ -154,6 +154,27 @@ def test_a_key_is_known_as_a_tenant() -> None:
     assert all(re.fullmatch(r"[0-9a-f]{12}", tenant) for tenant in seen[:3])
 
 
+def test_the_engine_hears_of_the_tenant_and_never_of_the_key(
+    serve: Serve, engine: FakeClient
+) -> None:
+    http = serve(api_keys=("one", KEY))
+    for path, body in ((CHAT, BODY), ("/v1/completions", {"model": "fake", "prompt": "Hi"})):
+        headers = {"authorization": f"Bearer {KEY}"}
+        assert http.post(path, json=body, headers=headers).status_code == 200
+    assert engine.tenants == [tenant_of(KEY)] * 2
+    assert serve().post(CHAT, json=BODY).status_code == 200
+    assert engine.tenants[2] == ANYBODY
+
+
+def test_a_key_that_floods_keeps_no_other_out(serve: Serve) -> None:
+    http = serve(api_keys=("one", KEY), fair=True, max_num_seqs=1, max_num_queued_reqs=3)
+    gate = http.app.state.serving.gate  # pyright: ignore[reportAttributeAccessIssue]
+    with gate.admit(4, 4, tenant_of("one")):
+        for key, status in (("one", 429), (KEY, 200)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert http.post(CHAT, json=BODY, headers=headers).status_code == status
+
+
 def run(coroutine: Any) -> None:
     with pytest.raises(StopIteration):
         coroutine.send(None)

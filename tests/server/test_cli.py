@@ -15,6 +15,7 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import OutOfMemoryError
 from server import cli
 from server.flags import Parser, add_flags, from_flags
+from server.middleware.auth import tenant_of
 from server.serve import ready_line
 from server.settings import ServerSettings
 
@@ -94,6 +95,12 @@ def test_every_field_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
         (("serve", "--block-size", "3"), ("--block-size", "power of two")),
         (("serve", "--max-model-len", "9" * 20), ("--max-model-len", "too large")),
         (("serve", "--seed", str(-(2**63) - 1)), ("--seed", "too large")),
+        (("serve", "--scheduling-policy", "lifo"), ("--scheduling-policy", "fair")),
+        (("serve", "--tenant-weights", "a=2"), ("--scheduling-policy fair",)),
+        (("serve", "--scheduling-policy=fair", "--tenant-weights", "a"), ("TENANT=WEIGHT",)),
+        (("serve", "--scheduling-policy=fair", "--tenant-weights", "a=nan"), ("TENANT=WEIGHT",)),
+        (("serve", "--long-prefill-token-threshold", "0"), ("--long-prefill", "at least 1")),
+        (("serve", "--target-itl-ms", "nan"), ("--target-itl-ms",)),
         (("serve", ""), ("name is empty",)),
         (("serve", "--host", "0.0.0.0"), ("API key", "--insecure-no-auth")),
         (("serve", "m1", "m2"), ("m2",)),
@@ -117,6 +124,27 @@ def test_refusals_are_one_line_and_exit_code_2(
     assert line.startswith("error: ")
     for word in words:
         assert word in line
+
+
+def test_weights_of_keys_reach_the_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys"
+    path.write_text("key weight=2\n")
+    argv = ("serve", "m", "--port", "0", "--api-key-file", str(path))
+    code, line = refusal(capsys, *argv)
+    assert code == 2 and "--scheduling-policy fair" in line
+
+    class Started(Exception):
+        pass
+
+    def start(config: EngineConfig) -> None:
+        assert config.scheduling.weight_by_tenant() == {"me": 3.0, tenant_of("key"): 2.0}
+        raise Started
+
+    monkeypatch.setattr("server.serve.AsyncLLM", start)
+    with pytest.raises(Started):
+        cli.main([*argv, "--scheduling-policy", "fair", "--tenant-weights", "me=3"])
 
 
 def test_typed_errors_set_the_exit_code(

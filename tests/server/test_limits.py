@@ -36,6 +36,26 @@ def test_tokens_wait_too() -> None:
     assert gate.num_tokens == 0
 
 
+def test_a_flood_keeps_only_itself_out_where_shares_are_fair() -> None:
+    gate = AdmissionGate(8, 1000, fair=True)
+    with gate.admit(8, 100, "flood"):
+        with pytest.raises(QueueFullError):
+            gate.check(1, 1, "flood")
+        with pytest.raises(QueueFullError):
+            gate.check(5, 1, "other")
+        with gate.admit(4, 500, "other"):
+            with pytest.raises(QueueFullError):
+                gate.check(1, 1, "other")
+            with pytest.raises(QueueFullError):
+                gate.check(1, 334, "third")
+            gate.check(2, 333, "third")
+        gate.check(4, 1, "third")  # who has gone counts no more
+    assert gate.num_admitted == gate.num_tokens == 0
+    unfair = AdmissionGate(8, 1000)
+    with unfair.admit(8, 100, "flood"), pytest.raises(QueueFullError):
+        unfair.check(1, 1, "other")
+
+
 def test_places_are_given_back_by_failures() -> None:
     gate = AdmissionGate(1, 0)
     with pytest.raises(ZeroDivisionError), gate.admit(1, 7):

@@ -18,6 +18,7 @@ from server.listen import (
     read_api_keys,
     url_of,
 )
+from server.middleware.auth import tenant_of
 from server.settings import ServerSettings
 
 
@@ -64,6 +65,15 @@ def test_keys_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read_api_keys(ServerSettings()) == ("e", "f")
     monkeypatch.setenv("JAXLLM_API_KEY", "")
     assert read_api_keys(ServerSettings()) == ()
+
+
+def test_weights_stand_behind_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("a weight=2\nb\nc\t weight=0.5 \n")
+    settings = guarded(ServerSettings(api_keys=("d",), api_key_file=str(path)))
+    assert settings.api_keys == ("d", "a", "b", "c")
+    assert settings.tenant_weights == (f"{tenant_of('a')}=2", f"{tenant_of('c')}=0.5")
+    assert guarded(ServerSettings(api_keys=("d",))).tenant_weights == ()
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "# only words\n"])
