@@ -7,6 +7,7 @@ exhaustion before the scheduler; D, code, files, network and keys.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
@@ -106,7 +107,7 @@ def doubling(depth: int) -> dict[str, Any]:
     names = [f"a{i}" for i in range(depth)]
     return {"a": {"$ref": "#/$defs/a0"}, names[-1]: {"type": "null"}} | {
         name: {"type": "array", "prefixItems": [{"$ref": f"#/$defs/{after}"}] * 2}
-        for name, after in zip(names, names[1:], strict=False)
+        for name, after in pairwise(names)
     }
 
 
