@@ -51,8 +51,8 @@ def main() -> int:
     began = time.monotonic()
     tally = soak(args.count, args.seed)
     results = {
-        "count": args.count,
-        "seed": args.seed,
+        "command": f"scripts/soak_schemas.py --count {args.count} --seed {args.seed}",
+        "python": platform.python_version(),
         "ends": dict(tally.ends),
         "share_finished": round(tally.share_finished, 4),
         "refused": tally.num_refused,
@@ -60,7 +60,6 @@ def main() -> int:
         "wrong": tally.wrong,
         "surprises": tally.surprises,
         "seconds": round(time.monotonic() - began, 1),
-        "python": platform.python_version(),
     }
     text = json.dumps(results, indent=2)
     print(text)

@@ -83,11 +83,12 @@ def _walk(matcher: LLMatcher, setup: CheckerSetup) -> None:
         fill_next_token_bitmask(matcher, mask)
         if matcher.is_error() or matcher.is_stopped():
             return
-        allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
-        goes_on = np.setdiff1d(allowed, ends)
+        bits = np.unpackbits(mask[0].view(np.uint8), bitorder="little")
+        bits[ends] = 0
+        goes_on = np.flatnonzero(bits)
         if not goes_on.size:
             return
-        matcher.consume_token(int(draw.choice(goes_on)))
+        matcher.consume_token(int(goes_on[draw.randrange(goes_on.size)]))
 
 
 def _reason(message: str) -> str:

@@ -73,10 +73,13 @@ class GrammarChecker:
         self._finalizer()
 
     def _check(self, spec: StructuredOutputsParams) -> str:
-        check_depth(spec)
-        verdict = self._process(spec).judge(spec)
         with self._lock:
-            self._cache.add(spec, verdict)
+            verdict = self._cache.get(spec)  # one before it in the queue may have asked the same
+        if verdict is None:
+            check_depth(spec)
+            verdict = self._process(spec).judge(spec)
+            with self._lock:
+                self._cache.add(spec, verdict)
         return _grammar(spec, verdict)
 
     def _process(self, spec: StructuredOutputsParams) -> "CheckerProcess":

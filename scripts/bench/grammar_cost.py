@@ -105,12 +105,12 @@ def main() -> int:
     args = parser.parse_args()
     with LLM(args.model, max_num_seqs=args.rows, max_model_len=256) as llm:
         results = {
-            "model": args.model,
-            "rows": args.rows,
+            "command": f"scripts/bench/grammar_cost.py --rows {args.rows} --steps {args.steps} "
+            f"--repeats {args.repeats} --model {args.model}",
+            "python": platform.python_version(),
             "vocab_size": llm.info.vocab_size,
             "mask": mask_cost(llm.info, args.rows, args.steps),
             "step": step_cost(llm, args.rows, args.steps, args.repeats),
-            "python": platform.python_version(),
         }
     text = json.dumps(results, indent=2)
     print(text)
