@@ -14,7 +14,7 @@ SETTINGS = {
     "load_format": "dummy",
     "dtype": "float32",
     "max_model_len": 512,
-    "max_num_seqs": 16,
+    "max_num_seqs": 8,
     "max_num_batched_tokens": 64,  # few programs, soon compiled
 }
 MAX_TOKENS = 400

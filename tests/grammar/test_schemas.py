@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.grammar.rounds import Tally, open_llm, run_round
 from tests.grammar.schemas import follows
 
 COUNT = 300
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_answers_follow_their_schemas(tiny_model_dir: Path) -> None:
     tally = Tally()
     with open_llm(tiny_model_dir) as llm:
