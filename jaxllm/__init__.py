@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jaxllm.async_llm import AsyncLLM as AsyncLLM
     from jaxllm.config.engine import EngineConfig as EngineConfig
+    from jaxllm.grammar.structured_outputs import (
+        StructuredOutputsParams as StructuredOutputsParams,
+    )
     from jaxllm.llm import LLM as LLM
     from jaxllm.outputs import CompletionOutput as CompletionOutput
     from jaxllm.outputs import RequestOutput as RequestOutput
@@ -22,6 +25,7 @@ _PUBLIC = {
     "AsyncLLM": "jaxllm.async_llm",
     "EngineConfig": "jaxllm.config.engine",
     "SamplingParams": "jaxllm.sampling_params",
+    "StructuredOutputsParams": "jaxllm.grammar.structured_outputs",
     "RequestOutput": "jaxllm.outputs",
     "CompletionOutput": "jaxllm.outputs",
 }
@@ -32,6 +36,7 @@ __all__ = [
     "EngineConfig",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 

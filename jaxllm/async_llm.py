@@ -88,6 +88,8 @@ class AsyncLLM:
         ``at_once`` kills it instead of waiting for the step it is in.
         """
         self._outputs.fail_all(EngineDeadError("The engine is shutting down."))
+        if self._inputs is not None:
+            self._inputs.close()
         await self._engine.stop(0.0 if at_once else STOP_GRACE_S)
 
     async def __aenter__(self) -> Self:
@@ -152,6 +154,7 @@ class AsyncLLM:
             request_id,
             token_ids,
             sampling_params,
+            grammar=await self._grammar(self._inputs, sampling_params),
             priority=priority,
             arrival_time=arrival_time,
             tenant=tenant,
@@ -203,6 +206,11 @@ class AsyncLLM:
         if isinstance(prompt, str) and len(prompt) > _LONG_PROMPT_CHARS:
             return await asyncio.to_thread(inputs.encode, prompt, add_special_tokens)
         return inputs.encode(prompt, add_special_tokens)
+
+    async def _grammar(self, inputs: InputProcessor, params: SamplingParams) -> str:
+        if params.structured_outputs is None:
+            return ""
+        return await asyncio.wrap_future(inputs.check_grammar(params))
 
     def _on_death(self, error: EngineDeadError) -> None:
         running = [(state.prompt_token_ids, state.params) for state in self._outputs.running()]

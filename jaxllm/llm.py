@@ -77,11 +77,15 @@ class LLM:
         priorities = _one_each(priority or 0, len(items), "priority")
         states: list[RequestState] = []
         children: list[EngineCoreRequest] = []
-        for prompt, item_params, item_priority in zip(items, params, priorities, strict=True):
+        grammars = [self._inputs.check_grammar(item) for item in params]
+        for prompt, item_params, item_priority, grammar in zip(
+            items, params, priorities, grammars, strict=True
+        ):
             request = self._inputs.process(
                 str(self._num_requests),
                 self._inputs.encode(prompt, add_special_tokens),
                 item_params,
+                grammar=grammar.result(),
                 priority=item_priority,
                 arrival_time=time.time(),
             )
@@ -135,6 +139,7 @@ class LLM:
     def shutdown(self) -> None:
         """Let go of the engine and the memory of its device. Nothing else works afterwards."""
         self._core = None
+        self._inputs.close()
 
     def __enter__(self) -> Self:
         return self

@@ -22,6 +22,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     max_tokens: int  # resolved: never above max_model_len - len(prompt)
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""  # of its text, in llguidance's form; seen to compile
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
     cache_salt: str = ""  # cached prefixes are shared among requests of one salt

@@ -8,6 +8,7 @@ from enum import StrEnum
 from math import isfinite
 
 from jaxllm.errors import InvalidRequestError
+from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -60,6 +61,7 @@ class SamplingParams:
     # The answer is the prompt's embedding: the last token's final hidden state, of length 1. Needs
     # max_tokens=0, and an engine started with enable_embeddings.
     embed: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,9 @@ class SamplingParams:
             raise _invalid("stop", "stop strings need detokenize=True; use stop_token_ids instead.")
         if self.embed and (self.max_tokens != 0 or self.n != 1):
             raise _invalid("embed", "an embedding needs max_tokens=0 and n=1.")
+        if self.structured_outputs is not None and (self.ignore_eos or self.min_tokens > 0):
+            name = "ignore_eos" if self.ignore_eos else "min_tokens"
+            raise _invalid(name, f"{name} cannot go with structured_outputs, which say the end.")
         if any(not w for w in self.bad_words or ()):
             raise _invalid("bad_words", "bad_words must not hold an empty string.")
 

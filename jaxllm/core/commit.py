@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NOT_FINITE = (
     "The model's logits for this request were not finite numbers (NaN or infinity), or its "
-    "parameters (allowed_token_ids, bad_words, min_tokens) forbid every token."
+    "parameters (allowed_token_ids, bad_words, min_tokens, structured_outputs) forbid every token."
 )
 
 

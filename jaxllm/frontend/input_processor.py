@@ -2,10 +2,12 @@
 
 import random
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.frontend.client import Prompt
+from jaxllm.grammar.checker import GrammarChecker
 from jaxllm.messages import EngineCoreRequest, ModelInfo
 from jaxllm.sampling_params import SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
@@ -26,6 +28,11 @@ class InputProcessor:
         self._tokenizer = tokenizer
         self._seeds = seeds
         self._takes_priority = takes_priority
+        self._grammars = GrammarChecker(info.tokenizer_dir, info.vocab_size, info.eos_token_ids)
+
+    def close(self) -> None:
+        """End the processes that check grammars."""
+        self._grammars.close()
 
     def encode(self, prompt: Prompt, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of a prompt, checked against vocabulary and context length.
@@ -61,19 +68,33 @@ class InputProcessor:
                 param="prompt",
             )
 
+    def check_grammar(self, params: SamplingParams) -> "Future[str]":
+        """The ``grammar`` for ``process``; "" if nothing was asked for.
+
+        Raises, in the future:
+            InvalidRequestError: the engine could not honour it, or only at the cost of others.
+        """
+        if params.structured_outputs is not None:
+            return self._grammars.submit(params.structured_outputs)
+        nothing: Future[str] = Future()
+        nothing.set_result("")
+        return nothing
+
     def process(
         self,
         request_id: str,
         prompt_token_ids: tuple[int, ...],
         params: SamplingParams,
         *,
+        grammar: str = "",
         priority: int = 0,
         arrival_time: float = 0.0,
         tenant: str = "",
     ) -> EngineCoreRequest:
         """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
 
-        ``max_tokens=0`` scores or embeds the prompt and generates nothing.
+        ``max_tokens=0`` scores or embeds the prompt and generates nothing. ``grammar`` is what
+        ``check_grammar`` gave; the engine gets it instead of what was asked for.
 
         Raises:
             InvalidRequestError: a token id in ``params`` that the model does not have, or an
@@ -94,6 +115,10 @@ class InputProcessor:
             )
         max_tokens = self._max_tokens(len(prompt_token_ids), params)
         self._check_params(params)
+        if params.structured_outputs is not None:
+            if not grammar:
+                raise ValueError("structured_outputs have not been checked.")
+            params = replace(params, structured_outputs=None)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         return EngineCoreRequest(
@@ -103,6 +128,7 @@ class InputProcessor:
             max_tokens=max_tokens,
             eos_token_ids=self._info.eos_token_ids,
             bad_words_token_ids=self._bad_words(params.bad_words or ()),
+            grammar=grammar,
             priority=priority,
             arrival_time=arrival_time,
             tenant=tenant,

@@ -16,6 +16,7 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
+from jaxllm.grammar.matcher import GrammarCompiler
 from jaxllm.models.params import Params
 from jaxllm.runner.block_moves import HostPool, Moves, in_parts
 from jaxllm.runner.packing import pack, pack_idle
@@ -25,7 +26,7 @@ from jaxllm.runner.row_state import RowState
 from jaxllm.runner.step import TOKENS_PER_RECOUNT, StepSlots
 from jaxllm.runner.step_layout import StepLayout
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
-from jaxllm.sampling.token_mask import RowMask, mask_words
+from jaxllm.sampling.token_mask import RowMask, mask_words, row_masks
 
 
 @dataclass
@@ -47,8 +48,15 @@ class StepHandle:
 class ModelRunner:
     """Implements jaxllm.engine.executor.Executor."""
 
-    def __init__(self, plan: EnginePlan, params: Params, programs: Programs):
+    def __init__(
+        self,
+        plan: EnginePlan,
+        params: Params,
+        programs: Programs,
+        grammars: GrammarCompiler | None = None,
+    ):
         self._plan = plan
+        self._grammars = grammars
         self._params = params
         self._programs = programs
         self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
@@ -69,7 +77,9 @@ class ModelRunner:
         self._buffers: RowBuffers | None = None
         self._waiting = None
         self._host = HostPool()
-        self._rows = RowState(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
+        self._rows = RowState(
+            self._programs.rows, plan.max_num_seqs, plan.model.vocab_size, self._grammars
+        )
         specs = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
         self._kv = tuple(_zeros(spec) for spec in specs)
         buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
@@ -224,10 +234,7 @@ class ModelRunner:
         handle, self._waiting = self._waiting, None
         if handle is None:
             return
-        words = mask_words(self._plan.model.vocab_size)
-        mask = np.full((handle.logits.shape[0], words), -1, np.int32)
-        for slot, row_mask in handle.masks:
-            row_mask.fill(mask[slot])
+        mask = row_masks(handle.masks, handle.logits.shape[0], self._plan.model.vocab_size)
         self._sample(handle, jax.device_put(mask))
 
 

@@ -7,7 +7,9 @@ from itertools import islice
 
 import numpy as np
 
+from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
 from jaxllm.sampling.metadata import SamplerMode
@@ -44,8 +46,15 @@ class Patches:
 class RowState:
     """Owner of per-row host state. ``masked`` and ``logprobs``: does the row want them?"""
 
-    def __init__(self, layout: RowLayout, max_num_seqs: int, vocab_size: int):
+    def __init__(
+        self,
+        layout: RowLayout,
+        max_num_seqs: int,
+        vocab_size: int,
+        grammars: GrammarCompiler | None = None,
+    ):
         self.layout = layout
+        self._grammars = grammars
         self.vocab_size = vocab_size
         self.scratch_row = max_num_seqs
         rows = max_num_seqs + 1
@@ -97,7 +106,7 @@ class RowState:
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row
         self.token_ids[row] = np.asarray(new.token_ids, np.int32)
-        self.masked[row] = params.allowed_token_ids is not None or bool(request.bad_words_token_ids)
+        self.masked[row] = _masked(request)
         self.logprobs[row] = params.logprobs is not None
         self._modes[row] = _MODES.index(_mode(params, self.masked[row]))
         scored = params.prompt_logprobs is not None
@@ -105,7 +114,8 @@ class RowState:
         self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
         self.masks.pop(row, None)
         if self.masked[row]:
-            mask = RowMask(self.vocab_size, params.allowed_token_ids, request.bad_words_token_ids)
+            words, grammar = request.bad_words_token_ids, self._matcher(request)
+            mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask
         if _penalised(params):
@@ -114,6 +124,13 @@ class RowState:
             parts = np.split(skipped, [len(request.prompt_token_ids)])
             self._skipped += [(row, bool(i), part) for i, part in enumerate(parts) if part.size]
         self._patch_params(row, request)
+
+    def _matcher(self, request: EngineCoreRequest) -> GrammarMatcher | None:
+        if not request.grammar:
+            return None
+        if self._grammars is None:
+            raise InvariantError("A request has a grammar, but the engine has no compiler.")
+        return GrammarMatcher(self._grammars, request.grammar)
 
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
@@ -141,6 +158,11 @@ class RowState:
         self.patches.write(start + layout.stop_ids, stop_ids)
         self.patches.write(start + layout.bias_ids, bias)
         self.patches.write(start + layout.bias_values, map(_bits, bias.values()))
+
+
+def _masked(request: EngineCoreRequest) -> bool:
+    allowed = request.sampling_params.allowed_token_ids
+    return allowed is not None or bool(request.bad_words_token_ids or request.grammar)
 
 
 def _mode(params: SamplingParams, masked: bool) -> SamplerMode:

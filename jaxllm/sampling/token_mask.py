@@ -1,4 +1,4 @@
-"""Masks that the host fills: allowed_token_ids and bad_words. NumPy only, no JAX.
+"""Masks that the host fills: allowed_token_ids, bad_words and grammars. No JAX.
 
 A mask for the next token needs the tokens before it on the host, so a step with such a row is
 dispatched in two halves: the mask is filled while the forward half runs.
@@ -7,6 +7,8 @@ dispatched in two halves: the mask is filled while the forward half runs.
 from collections.abc import Sequence
 
 import numpy as np
+
+from jaxllm.grammar.matcher import GrammarMatcher, fill_masks
 
 
 def mask_words(vocab_size: int) -> int:
@@ -22,26 +24,41 @@ class RowMask:
         vocab_size: int,
         allowed_token_ids: Sequence[int] | None,
         bad_words: Sequence[Sequence[int]],
+        grammar: GrammarMatcher | None = None,
     ):
         self._base = np.full(mask_words(vocab_size), -1, np.int32)
         if allowed_token_ids is not None:
             self._base[:] = 0
             ids = np.asarray(allowed_token_ids, np.int64)
             np.bitwise_or.at(self._base.view(np.uint32), ids >> 5, _bits(ids))
+        self.grammar = grammar
         self._bad_words = tuple(tuple(word) for word in bad_words)
         self._longest = max((len(word) for word in self._bad_words), default=1)
         self._tail: list[int] = []  # the last tokens, as many as the longest bad word needs
 
     def extend(self, token_ids: Sequence[int]) -> None:
         self._tail = [*self._tail, *token_ids][-self._longest :]
+        if self.grammar is not None:
+            self.grammar.extend(token_ids)
 
-    def fill(self, out: np.ndarray) -> None:
-        """Write this row's words into ``out`` (int32)."""
-        out[:] = self._base
+    def narrow(self, out: np.ndarray) -> None:
+        """Clear in ``out`` (int32 words) what is not among the allowed tokens, or would complete a
+        bad word. The grammar's part is ``row_masks``'.
+        """
+        out &= self._base
         words = out.view(np.uint32)
         for *prefix, last in self._bad_words:
             if not prefix or self._tail[-len(prefix) :] == prefix:
                 words[last >> 5] &= ~_bits(np.asarray(last))
+
+
+def row_masks(masks: Sequence[tuple[int, RowMask]], num_slots: int, vocab_size: int) -> np.ndarray:
+    """int32 [slots, words] for a step: slots that are not among ``masks`` may draw anything."""
+    out = np.full((num_slots, mask_words(vocab_size)), -1, np.int32)
+    fill_masks([(slot, mask.grammar) for slot, mask in masks if mask.grammar is not None], out)
+    for slot, mask in masks:
+        mask.narrow(out[slot])
+    return out
 
 
 def _bits(ids: np.ndarray) -> np.ndarray:

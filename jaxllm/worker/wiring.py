@@ -20,6 +20,8 @@ from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.errors import ConfigError, OutOfMemoryError
+from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
+from jaxllm.grammar.matcher import GrammarCompiler
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
@@ -94,9 +96,10 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     load_seconds = time.monotonic() - loading
     compile_programs(programs, memory)
     plan = programs.plan
+    info = _model_info(config, opened.files, plan)
     core = EngineCore(
         Scheduler(plan, config.scheduling, cache_key=secrets.token_bytes(32)),
-        _start_runner(params, programs, memory),
+        _start_runner(params, programs, memory, _grammars(info)),
         async_scheduling=config.async_scheduling,
         latency_target=_latency_target(config, plan),
         compilations=compilations,
@@ -105,7 +108,7 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
         "load_seconds": round(load_seconds, 2),
         "start_seconds": round(time.monotonic() - started, 2),
     }
-    return BuiltEngine(core, _model_info(config, opened.files, plan), plan, summary)
+    return BuiltEngine(core, info, plan, summary)
 
 
 def _latency_target(config: EngineConfig, plan: EnginePlan) -> LatencyTarget | None:
@@ -183,12 +186,19 @@ def compile_programs(programs: Programs, memory: MemoryPlan) -> None:
     check_plan(programs.plan, memory, programs.working_memory())
 
 
-def _start_runner(params: Params, programs: Programs, memory: MemoryPlan) -> ModelRunner:
+def _grammars(info: ModelInfo) -> GrammarCompiler:
+    vocabulary = (info.tokenizer_dir, info.vocab_size, info.eos_token_ids)
+    return GrammarCompiler(lambda: load_ll_tokenizer(*vocabulary))
+
+
+def _start_runner(
+    params: Params, programs: Programs, memory: MemoryPlan, grammars: GrammarCompiler
+) -> ModelRunner:
     """Allocates the cache. What steps will need is allocated once too, in one piece, and given back
     at once: so that it is known now that they will find it.
     """
     try:
-        runner = ModelRunner(programs.plan, params, programs)
+        runner = ModelRunner(programs.plan, params, programs, grammars)
         if memory.device.platform != "cpu":
             jnp.zeros((memory.working.total,), jnp.uint8).block_until_ready()
             runner.warm_up()

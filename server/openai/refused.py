@@ -3,7 +3,7 @@
 They would change the answer if they were ignored, so a request that sets one is refused by name.
 """
 
-_STRUCTURED = "structured outputs are not implemented"
+_STRUCTURED = "use structured_outputs or response_format"
 _BEAMS = "beam search is not implemented"
 _OTHER_SERVERS = "this server works alone"
 _TEXT_ONLY = "only text is taken and generated"
@@ -12,11 +12,6 @@ GENERATION = {
     "best_of": "use n",
     "use_beam_search": _BEAMS,
     "early_stopping": _BEAMS,
-    "structured_outputs": _STRUCTURED,
-    "guided_json": _STRUCTURED,
-    "guided_regex": _STRUCTURED,
-    "guided_choice": _STRUCTURED,
-    "guided_grammar": _STRUCTURED,
     "structural_tag": _STRUCTURED,
     "regex": _STRUCTURED,
     "json_schema": _STRUCTURED,

@@ -146,7 +146,7 @@ class ResponseDraft:
             "service_tier": "default",
             "store": False,
             "temperature": params.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": body.text_format()},
             "tool_choice": body.tool_choice or "auto",
             "tools": [],
             "top_logprobs": body.top_logprobs or 0,

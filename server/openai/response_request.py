@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import SamplingParams
 from server.openai import refused
 from server.openai.conversation import ChatMessage, TemplateOptions
@@ -20,6 +21,7 @@ from server.openai.fields import (
     text_or_list,
 )
 from server.openai.schemas import SamplingRequest, StreamOptions
+from server.openai.structured import TextFormat
 
 LOGPROBS = "message.output_text.logprobs"
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
@@ -69,17 +71,8 @@ class ReasoningOptions(RequestObject):
 
 
 class TextOptions(RequestObject):
-    format: dict[str, Any] | None = None
+    format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
-
-    @field_validator("format")
-    @classmethod
-    def _only_text(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and value.get("type") != "text":
-            raise PydanticCustomError(
-                "unsupported_value", "only the type 'text' is supported by this server"
-            )
-        return value
 
 
 InputItems = Annotated[
@@ -117,6 +110,20 @@ class ResponsesRequest(SamplingRequest):
             max_tokens=self.max_output_tokens,
             logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
         )
+
+    def text_format(self) -> dict[str, Any]:
+        """As the answer repeats it."""
+        asked = None if self.text is None else self.text.format
+        if asked is None or asked.type == "text":
+            return {"type": "text"}
+        return asked.model_dump(by_alias=True, exclude_none=True)
+
+    def _structured_outputs(self) -> list[StructuredOutputsParams]:
+        found = super()._structured_outputs()
+        if self.text is not None and self.text.format is not None:
+            params = self.text.format.params("text.format")
+            found += [] if params is None else [params]
+        return found
 
     def template_options(self) -> TemplateOptions:
         effort = None if self.reasoning is None else self.reasoning.effort

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import (
     MAX_LOGIT_BIAS,
     MAX_N,
@@ -34,6 +35,15 @@ from server.openai.fields import (
     TokenIds,
     conflict,
     prompts_of,
+)
+from server.openai.structured import (
+    GUIDED,
+    Choices,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
+    guided_params,
+    only_one,
 )
 
 
@@ -74,12 +84,19 @@ class SamplingRequest(ModelRequest):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Field(ge=-INT32, le=INT32)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     cache_salt: Salt | None = None
+    guided_decoding_backend: str | None = None
     length_penalty: float | None = None  # of beam search, which is refused
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
@@ -96,8 +113,17 @@ class SamplingRequest(ModelRequest):
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         )
+        given["structured_outputs"] = only_one(self._structured_outputs())
         chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(**(chosen | overrides))
+
+    def _structured_outputs(self) -> list[StructuredOutputsParams]:
+        """All that was asked for. Raises InvalidRequestError."""
+        guided = {name: getattr(self, name) for name in GUIDED}
+        found = guided_params(guided, self.guided_whitespace_pattern)
+        if self.structured_outputs is not None:
+            found.append(self.structured_outputs.params())
+        return found
 
 
 _SAMPLING_FIELDS = (
@@ -128,16 +154,7 @@ class GenerationRequest(SamplingRequest):
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     prompt_logprobs: LogprobCount | None = None
-    response_format: dict[str, Any] | None = None
-
-    @field_validator("response_format")
-    @classmethod
-    def _only_text(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None and value.get("type") != "text":
-            raise PydanticCustomError(
-                "unsupported_value", "only the type 'text' is supported by this server"
-            )
-        return value
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -146,6 +163,13 @@ class GenerationRequest(SamplingRequest):
         if self.stream and self.prompt_logprobs is not None:
             raise conflict("prompt_logprobs", "it is not available when stream is true")
         return self
+
+    def _structured_outputs(self) -> list[StructuredOutputsParams]:
+        found = super()._structured_outputs()
+        if self.response_format is not None:
+            params = self.response_format.params("response_format")
+            found += [] if params is None else [params]
+        return found
 
     @property
     def num_choices(self) -> int:

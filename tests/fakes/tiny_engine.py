@@ -12,11 +12,13 @@ from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.core.integrity import check_integrity
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
+from jaxllm.grammar.matcher import GrammarCompiler
 from jaxllm.messages import EngineCoreRequest, TokenLogprobs
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.runner.model_runner import ModelRunner
 from jaxllm.runner.programs import Programs
 from jaxllm.sampling_params import SamplingParams
+from tests.fakes.ascii_tokenizer import ascii_tokenizer
 
 TINY = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -83,7 +85,8 @@ class TinyEngine:
         self.programs.compile(threads=2, progress=False)
 
     def runner(self, plan: EnginePlan | None = None) -> ModelRunner:
-        return ModelRunner(plan or self.plan, self.params, self.programs)
+        compiler = GrammarCompiler(ascii_tokenizer)
+        return ModelRunner(plan or self.plan, self.params, self.programs, compiler)
 
     def core(self, *, async_scheduling: bool = True, **changes: object) -> EngineCore:
         """``changes`` of the plan must keep the shapes of the compiled programs."""
@@ -128,6 +131,7 @@ def request(
 ) -> EngineCoreRequest:
     eos = params.pop("eos_token_ids", ())
     bad_words = params.pop("bad_words_token_ids", ())
+    grammar = params.pop("grammar", "")
     sampling = {"temperature": 0.0, "seed": 0, "max_tokens": max_tokens} | params
     return EngineCoreRequest(
         request_id,
@@ -136,4 +140,5 @@ def request(
         max_tokens,
         eos,  # pyright: ignore[reportArgumentType]
         bad_words,  # pyright: ignore[reportArgumentType]
+        grammar,  # pyright: ignore[reportArgumentType]
     )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxllm.messages import EngineCoreRequest
+from tests.fakes.ascii_tokenizer import EOS, regex
 from tests.fakes.tiny_engine import Answer, TinyEngine, request
 
 RNG = np.random.default_rng(11)
@@ -27,6 +28,16 @@ def mixed_requests(count: int) -> list[EngineCoreRequest]:
         {"bad_words_token_ids": ((7,), (3, 4), (50, 1, 2)), "allowed_token_ids": [1, 2, 3, 4, 50]},
         {"min_tokens": 6, "stop_token_ids": list(range(0, 96, 3)), "temperature": 1.0, "seed": 1},
         {"prompt_logprobs": 2, "logprobs": 0},
+        {"grammar": regex("[a-f]{2,30}(xy)?z"), "eos_token_ids": (EOS,), "temperature": 1.0},
+        {
+            "grammar": regex("(no|yes,? ?)+"),
+            "eos_token_ids": (EOS,),
+            "logprobs": 2,
+            "seed": 3,
+            "temperature": 1.5,
+            "presence_penalty": 1.0,
+            "bad_words_token_ids": ((ord("n") - 32,),),
+        },
     ]
     out: list[EngineCoreRequest] = []
     for index in range(count):

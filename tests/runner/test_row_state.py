@@ -165,8 +165,8 @@ def test_a_resumed_mask_knows_the_output_but_not_the_prompt() -> None:
         state = row_state()
         item = request("r", [1, 5, 6], bad_words_token_ids=((5, 6, 7),))
         ((slot, mask),) = state.masks_of(enter(state, 1, item, *output))
-        words = np.zeros(-(-VOCAB // 32), np.int32)
-        mask.fill(words)
+        words = np.full(-(-VOCAB // 32), -1, np.int32)
+        mask.narrow(words)
         assert slot == 0
         assert (words[0] >> 7) & 1 == (not banned), output
 

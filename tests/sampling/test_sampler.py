@@ -157,15 +157,15 @@ def test_bias_and_stop_ban() -> None:
 def test_host_masks_allow_and_forbid() -> None:
     logits = random_logits(2)
     mask = np.full((2, mask_words(VOCAB)), -1, np.int32)
-    RowMask(VOCAB, (31, 32, 69), ()).fill(mask[0])
+    RowMask(VOCAB, (31, 32, 69), ()).narrow(mask[0])
     best = int(logits[1].argmax())
     words = RowMask(VOCAB, None, ((5, best), (7,)))
-    words.fill(mask[1])
+    words.narrow(mask[1])
     out = run(logits, mask=mask)
     allowed = np.array([31, 32, 69])
     assert out.token_ids.tolist() == [allowed[logits[0][allowed].argmax()], best]
     words.extend((5,))
-    words.fill(mask[1])
+    words.narrow(mask[1])
     assert int(run(logits, mask=mask).token_ids[1]) == np.argsort(-logits[1])[1]
 
 
@@ -209,8 +209,8 @@ def test_parameters_that_forbid_every_token_fail_their_row_only() -> None:
     """The argmax of nothing but -inf would be token 0, which is forbidden as well."""
     logits = random_logits(3)
     mask = np.full((3, mask_words(VOCAB)), -1, np.int32)
-    RowMask(VOCAB, (5,), ((5,),)).fill(mask[0])
-    RowMask(VOCAB, (5,), ()).fill(mask[1])
+    RowMask(VOCAB, (5,), ((5,),)).narrow(mask[0])
+    RowMask(VOCAB, (5,), ()).narrow(mask[1])
     temperature = np.array([1.0, 1.0, 0.0], np.float32)
     out = run(logits, mask=mask, temperature=temperature)
     assert out.finite.tolist() == [False, True, True]

@@ -30,6 +30,7 @@ PLAN = {
     "max_num_batched_tokens": 64,
     "max_model_len": MAX_MODEL_LEN,
     "num_blocks": 512,
+    "eos_token_ids": (257,),  # grammars need one
 }
 STEP_SECONDS = 0.001  # so that a victim streams while it is attacked
 CANARY = {"model": MODEL, "prompt": "canary", "max_tokens": 8, "seed": 7, "ignore_eos": True}

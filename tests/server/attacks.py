@@ -7,6 +7,7 @@ exhaustion before the scheduler; D, code, files, network and keys.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 CHAT, COMPLETIONS, TOKENIZE = "/v1/chat/completions", "/v1/completions", "/tokenize"
@@ -27,6 +28,7 @@ class Send:
     code: str | None = None
     path: str = COMPLETIONS
     headers: tuple[tuple[str, str], ...] = ()
+    seconds: float = 2  # in which the answer must be there
 
 
 def completion(**fields: Any) -> dict[str, Any]:
@@ -52,39 +54,83 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:
     return b'{"model": "fake", "prompt": "Hi", "x": ' + inside.encode() + b"}"
 
 
+def schema_format(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
 def bad_grammars() -> Iterator[Send]:
-    refused = "unsupported_parameter"
     for fields in (
-        {"guided_grammar": "foo**"}, {"guided_json": {"type": "nothing"}}, {"guided_regex": "("},
-        {"guided_choice": ["a"]}, {"structured_outputs": {"json": {}, "backend": "a"}},
-        {"structured_outputs": {"json": {}, "backend": "b"}},
+        {"guided_grammar": "foo**"}, {"guided_grammar": ""}, {"guided_json": {"type": "nothing"}},
+        {"guided_json": "{"}, {"guided_regex": "("}, {"guided_regex": "foo**("},
+        {"guided_regex": ""}, {"guided_choice": [""]}, {"structured_outputs": {}},
+        {"structured_outputs": {"json": {}, "regex": "a"}}, {"guided_json": {"not": {}}},
+        {"guided_json": {}, "guided_regex": "a"}, {"guided_json": {"$ref": "#"}},
+        {"guided_json": {"$ref": "http://127.0.0.1:9/schema"}},
+        {"guided_json": {"items": {"allOf": [{"$ref": "file:///etc/passwd"}]}}},
+        {"response_format": schema_format({"format": "nothing", "type": "string"})},
+        {"response_format": schema_format({"minimum": 2, "maximum": 1, "type": "integer"})},
     ):  # fmt: skip
-        yield from everywhere(400, refused, **fields)
-    for kind in ("json_object", "json_schema", "regex", "", None, 1):
-        yield from everywhere(400, "unsupported_value", response_format={"type": kind})
+        yield from everywhere(400, "invalid_grammar", **fields)
+    yield from everywhere(400, "array_above_max_length", guided_choice=["a"] * 20_000)
+    yield from everywhere(
+        400, "missing_required_parameter", response_format={"type": "json_schema"}
+    )
+    for backend in ("a", "b"):  # there is one, whatever it is called
+        fields = {"json": {"type": "boolean"}, "backend": backend}
+        yield from everywhere(200, None, structured_outputs=fields)
+    for kind in ("regex", "", None, 1):
+        yield from everywhere(400, "invalid_value", response_format={"type": kind})
+    yield from everywhere(400, "invalid_value", guided_regex="a", ignore_eos=True)
+    yield from everywhere(400, "invalid_value", guided_regex="a", min_tokens=1)
     yield Send(chat(tool_choice="required"), 400, "unsupported_value", CHAT)
 
 
 def slow_grammars() -> Iterator[Send]:
-    for regex in ("(a+)+b", "(x{1,5000}){5000}", "(" * 30_000):
-        yield Send(completion(guided_regex=regex), code="unsupported_parameter")
-        yield Send(completion(regex=regex), code="unsupported_parameter")
-    many = {"type": "json_schema", "json_schema": {"enum": [f"{i:010}" for i in range(100_000)]}}
-    yield Send(chat(response_format=many), code="unsupported_value", path=CHAT)
+    for regex in ("(a+)+b", "(a|a)*b" * 200, "(.*.*.*a){50}"):
+        yield Send(completion(guided_regex=regex), 200)
+    for regex in ("(x{1,5000}){5000}", "((((a{0,99}){0,99}){0,99}){0,99}){9,99}", "(" * 30_000):
+        yield Send(completion(guided_regex=regex), code="invalid_grammar")
+        pattern = {"type": "string", "pattern": regex}
+        yield Send(completion(guided_json=pattern), 0)
+    many = [f"{i:010}" for i in range(100_000)]
+    yield Send(chat(response_format=schema_format({"enum": many})), path=CHAT)
+    yield Send(chat(response_format=schema_format({"enum": many[:10_000]})), 200, path=CHAT)
+    killed = {"code": "invalid_grammar", "seconds": 10}  # for its CPU time, here shared with others
+    yield Send(completion(guided_grammar="root ::= " + '"a" | ' * 80_000 + '"b"'), **killed)
+    yield Send(completion(guided_json={"$ref": "#/$defs/a", "$defs": doubling(64)}), 0)
+    yield Send(completion(guided_json=one_in_another(20)), 200)
+    yield Send(completion(guided_json={"type": "integer", "multipleOf": 99_999_989}), **killed)
+
+
+def doubling(depth: int) -> dict[str, Any]:
+    """Read naively, these are 2 ** depth schemas."""
+    names = [f"a{i}" for i in range(depth)]
+    return {"a": {"$ref": "#/$defs/a0"}, names[-1]: {"type": "null"}} | {
+        name: {"type": "array", "prefixItems": [{"$ref": f"#/$defs/{after}"}] * 2}
+        for name, after in pairwise(names)
+    }
+
+
+def one_in_another(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
 
 
 def deep_grammars() -> Iterator[Send]:
-    yield Send(completion(guided_grammar="(" * 30_000), code="unsupported_parameter")
+    yield Send(completion(guided_grammar="(" * 30_000), code="invalid_grammar")
+    yield Send(completion(guided_regex="(" * 30_000 + "a" + ")" * 30_000), code="invalid_grammar")
     for opening, closing in (("[", "]"), ('{"allOf":[', "]}"), ('{"$defs":{"a":', "}}")):
         deep = opening * 10_000 + closing * 10_000
         body = '{"model": "fake", "prompt": "Hi", "response_format": ' + deep + "}"
         yield Send(body.encode(), code="invalid_json")
+        yield Send(completion(guided_json=deep), code="invalid_grammar")
 
 
 def many_grammars() -> Iterator[Send]:
-    for i in range(100):
-        schema = {"type": "json_schema", "json_schema": {"const": i}}
-        yield Send(chat(response_format=schema), code="unsupported_value", path=CHAT)
+    for i in range(200):
+        yield Send(chat(response_format=schema_format({"const": i}), max_tokens=2), 200, path=CHAT)
 
 
 def odd_numbers() -> Iterator[Send]:

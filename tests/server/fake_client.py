@@ -86,7 +86,8 @@ class FakeClient:
         self.tenants.append(tenant)
         self.add_special_tokens.append(add_special_tokens)
         token_ids = self._inputs.encode(prompt, add_special_tokens)
-        request = self._inputs.process(request_id, token_ids, sampling_params)
+        grammar = await asyncio.wrap_future(self._inputs.check_grammar(sampling_params))
+        request = self._inputs.process(request_id, token_ids, sampling_params, grammar=grammar)
         children = fan_out(request, sampling_params.n)
         text = prompt if isinstance(prompt, str) else None
         state = RequestState(request_id, text, children, sampling_params, self.tokenizer)

@@ -21,12 +21,16 @@ VOCAB_SIZE = 258  # of the tiny tokenizer
 class SteppedEngine:
     """Stands where EngineProcess does. ``step`` is one turn of the worker's real loop."""
 
-    def __init__(self, llm: AsyncLLM, tokenizer_dir: Path, **plan: Any):
+    def __init__(
+        self, llm: AsyncLLM, tokenizer_dir: Path, eos_token_ids: tuple[int, ...] = (), **plan: Any
+    ):
         self.plan = make_plan(vocab_size=VOCAB_SIZE, **plan)
         self.scheduler = Scheduler(self.plan)
         self.executor = FakeExecutor(self.plan)
         self.core = EngineCore(self.scheduler, self.executor)
-        self.info = ModelInfo("fake", str(tokenizer_dir), self.plan.max_model_len, VOCAB_SIZE, ())
+        self.info = ModelInfo(
+            "fake", str(tokenizer_dir), self.plan.max_model_len, VOCAB_SIZE, eos_token_ids
+        )
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
         self.received: list[EngineCoreRequest] = []
         self.stats: EngineStats | None = None

@@ -182,7 +182,7 @@ def test_sampling_parameters_reach_the_engine(http: TestClient, engine: FakeClie
         ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"truncation": "auto"}, "truncation", "invalid_value"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format", "unsupported_value"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
         ({"include": ["file_search_call.results"]}, "include[0]", "invalid_value"),
         ({"input": 1}, "input", "invalid_type"),
         ({"input": []}, "input", "empty_array"),

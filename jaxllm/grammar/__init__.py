@@ -1,0 +1,1 @@
+"""Output that follows a grammar, whatever the model says. Imports nothing; see README.md."""

@@ -1,0 +1,123 @@
+"""What grammars cost: mask time per row, and a step of constrained rows beside one of free rows.
+
+    grammar_cost.py [--rows 64] [--steps 60] [--repeats 3] [--model DIR] [--json FILE]
+
+The vocabulary and the shapes are those of --model (default: smollm2-135m), whose weights do not
+matter. All rows follow one JSON schema, at temperature 1. Free rows ask for min_tokens, so that
+both kinds run the same sampler; rounds of both kinds alternate, so that other load meets both.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from jaxllm import LLM, SamplingParams, StructuredOutputsParams  # noqa: E402
+from jaxllm.grammar.checker import GrammarChecker  # noqa: E402
+from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer  # noqa: E402
+from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher, fill_masks  # noqa: E402
+from jaxllm.messages import ModelInfo  # noqa: E402
+from jaxllm.sampling.token_mask import mask_words  # noqa: E402
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 100, "maxLength": 400},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 5},
+        "email": {"type": "string", "format": "email"},
+    },
+    "required": ["name", "age", "tags", "email"],
+    "additionalProperties": False,
+}
+SPEC = StructuredOutputsParams(json=PERSON)
+
+
+def mask_cost(info: ModelInfo, rows: int, steps: int) -> dict[str, Any]:
+    """Microseconds a row and step: each row's next token is drawn evenly from what is allowed."""
+    where = (info.tokenizer_dir, info.vocab_size, info.eos_token_ids)
+    checker = GrammarChecker(*where)
+    began = time.perf_counter()
+    grammar = checker.submit(SPEC).result()
+    first_check = time.perf_counter() - began
+    checker.close()
+    compiler = GrammarCompiler(lambda: load_ll_tokenizer(*where))
+    compiler.compile(grammar)
+    began = time.perf_counter()
+    compiler.compile(grammar)
+    compile_seconds = time.perf_counter() - began
+    matchers = [GrammarMatcher(compiler, grammar) for _ in range(rows)]
+    mask = np.full((rows, mask_words(info.vocab_size)), -1, np.int32)
+    rng, times = np.random.default_rng(0), []
+    for _ in range(steps):
+        began = time.perf_counter()
+        fill_masks(list(enumerate(matchers)), mask)
+        times.append((time.perf_counter() - began) / rows * 1e6)
+        bits = np.unpackbits(mask.view(np.uint8), axis=1, bitorder="little")
+        for matcher, row in zip(matchers, bits, strict=True):
+            matcher.extend((int(rng.choice(np.flatnonzero(row))),))
+    return {
+        "first_check_ms": round(first_check * 1e3, 1),
+        "compile_ms": round(compile_seconds * 1e3, 2),
+        "fill_us_per_row_median": round(statistics.median(times), 1),
+        "fill_us_per_row_max": round(max(times), 1),
+    }
+
+
+def step_cost(llm: LLM, rows: int, steps: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds a step with all rows decoding."""
+    constrained = SamplingParams(temperature=1.0, max_tokens=steps, structured_outputs=SPEC)
+    free = SamplingParams(temperature=1.0, max_tokens=steps, min_tokens=steps)
+    seconds: dict[str, list[float]] = {"free": [], "constrained": []}
+    for _ in range(repeats + 1):
+        for name, params in (("free", free), ("constrained", constrained)):
+            before = llm.stats().num_steps
+            began = time.perf_counter()
+            llm.generate(["A person:"] * rows, params, use_tqdm=False)
+            took = time.perf_counter() - began
+            seconds[name].append(took / (llm.stats().num_steps - before))
+    middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return {
+        "free_step_ms": round(middle["free"] * 1e3, 2),
+        "constrained_step_ms": round(middle["constrained"] * 1e3, 2),
+        "ratio": round(middle["constrained"] / middle["free"], 3),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args()
+    with LLM(args.model, max_num_seqs=args.rows, max_model_len=256) as llm:
+        results = {
+            "command": f"scripts/bench/grammar_cost.py --rows {args.rows} --steps {args.steps} "
+            f"--repeats {args.repeats} --model {args.model}",
+            "python": platform.python_version(),
+            "vocab_size": llm.info.vocab_size,
+            "mask": mask_cost(llm.info, args.rows, args.steps),
+            "step": step_cost(llm, args.rows, args.steps, args.repeats),
+        }
+    text = json.dumps(results, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

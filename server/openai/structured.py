@@ -1,0 +1,136 @@
+"""What the text of an answer must look like: fields of OpenAI's, of vLLM's and of older vLLM's.
+
+All of them end as ``StructuredOutputsParams``, which knows the field it came from.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from jaxllm.grammar.structured_outputs import MAX_CHOICES, StructuredOutputsParams
+from server.openai.fields import ONE, TAG, RequestObject, missing
+
+GUIDED = {  # names of vLLM before structured_outputs -> what they are now
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+_OBJECT = f"{TAG}object"
+
+
+def _text_or_object(value: Any) -> str | None:
+    if isinstance(value, str):
+        return f"{TAG}one"
+    return _OBJECT if isinstance(value, dict) else None
+
+
+Schema = Annotated[
+    Annotated[str, ONE] | Annotated[dict[str, Any], Tag(_OBJECT)],
+    Discriminator(
+        _text_or_object,
+        custom_error_type="invalid_type",
+        custom_error_message="an object or a string",
+    ),
+]
+Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
+
+
+class StructuredOutputs(RequestObject):
+    """vLLM's ``structured_outputs``: exactly one of the first six."""
+
+    # "json" would hide a method of pydantic's.
+    json_: Annotated[Schema | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Schema | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    whitespace_pattern: str | None = None
+
+    def params(self) -> StructuredOutputsParams:
+        """Raises InvalidRequestError."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "json_"}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        return StructuredOutputsParams(json=self.json_, **chosen)
+
+
+class JSONSchema(RequestObject):
+    name: Annotated[str, Field(max_length=64)] | None = None
+    description: str | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: bool | None = None  # the schema is followed either way
+
+
+class TextFormat(RequestObject):
+    """``text.format`` of /v1/responses."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Annotated[str, Field(max_length=64)] | None = None
+    description: str | None = None
+    schema_: Annotated[Schema | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if self.type == "json_schema" and self.schema_ is None:
+            raise missing("schema")
+        return self
+
+    def params(self, param: str) -> StructuredOutputsParams | None:
+        """None for plain text. Raises InvalidRequestError."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return StructuredOutputsParams(json_object=True, param=param)
+        return StructuredOutputsParams(json=self.schema_, param=param)
+
+
+class ResponseFormat(RequestObject):
+    """``response_format`` of completions; the type structural_tag is vLLM's."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    json_schema: JSONSchema | None = None
+    structures: list[dict[str, Any]] | None = None
+    triggers: list[str] | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise missing("json_schema")
+        if self.type == "json_schema" and self.json_schema and self.json_schema.schema_ is None:
+            raise missing("json_schema.schema")
+        return self
+
+    def params(self, param: str) -> StructuredOutputsParams | None:
+        """None for plain text. Raises InvalidRequestError."""
+        if self.type == "structural_tag":
+            tag = {"structures": self.structures or [], "triggers": self.triggers or []}
+            return StructuredOutputsParams(structural_tag=tag, param=param)
+        if self.type == "json_schema" and self.json_schema is not None:
+            return StructuredOutputsParams(json=self.json_schema.schema_, param=param)
+        if self.type == "json_object":
+            return StructuredOutputsParams(json_object=True, param=param)
+        return None
+
+
+def guided_params(
+    given: dict[str, Any], whitespace_pattern: str | None
+) -> list[StructuredOutputsParams]:
+    """Of the fields in ``GUIDED`` that are there. Raises InvalidRequestError."""
+    return [
+        StructuredOutputsParams(
+            **{GUIDED[name]: value}, whitespace_pattern=whitespace_pattern, param=name
+        )
+        for name, value in given.items()
+        if value is not None
+    ]
+
+
+def only_one(found: list[StructuredOutputsParams]) -> StructuredOutputsParams | None:
+    """Raises InvalidRequestError: two fields ask for two things."""
+    if len(found) > 1:
+        raise found[1].invalid(f"it cannot go with '{found[0].param}'")
+    return found[0] if found else None

@@ -1,0 +1,128 @@
+"""Grammars through the real engine: company, preemption and failed steps change no answer."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.engine.executor import ModelRunnerOutput
+from jaxllm.grammar import matcher as module
+from jaxllm.messages import EngineCoreRequest
+from jaxllm.runner.model_runner import ModelRunner, StepHandle
+from tests.fakes.ascii_tokenizer import EOS, regex, text_of
+from tests.fakes.tiny_engine import Answer, TinyEngine, request
+
+PATTERNS = ("[a-z]{2,9}", "(yes|no)(, (yes|no)){1,3}", "x{0,200}", "[0-9]{3}-[0-9]{4}", "(ab|cd)+")
+
+
+def constrained(count: int, **params: Any) -> list[EngineCoreRequest]:
+    settings = {"temperature": 1.0, "eos_token_ids": (EOS,)} | params
+    return [
+        request(
+            f"g{i}", [i % 90 + 1] * (1 + i % 40), 40, seed=i,
+            grammar=regex(PATTERNS[i % len(PATTERNS)]), **settings,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def plain(count: int) -> list[EngineCoreRequest]:
+    return [
+        request(f"p{i}", [i + 3] * (1 + i % 50), 30, seed=i, temperature=i % 3 / 2.0, top_k=i % 4)
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def answers(engine: TinyEngine) -> dict[str, Answer]:
+    return engine.run(constrained(20))
+
+
+def test_every_answer_follows_its_grammar(answers: dict[str, Answer]) -> None:
+    whole = 0
+    for number, answer in enumerate(answers.values()):
+        pattern, text = PATTERNS[number % len(PATTERNS)], text_of(answer.token_ids)
+        assert answer.error is None
+        assert (answer.finish_reason == "stop") == (answer.token_ids[-1] == EOS)
+        if answer.finish_reason == "stop":
+            assert re.fullmatch(pattern, text), (pattern, text)
+            whole += 1
+        else:
+            assert answer.finish_reason == "length" and len(answer.token_ids) == 40
+    assert 10 < whole < 20
+
+
+def test_rows_without_a_grammar_draw_the_same_beside_rows_with_one(
+    engine: TinyEngine, answers: dict[str, Answer]
+) -> None:
+    alone = engine.run(plain(12))
+    mixed = engine.run([r for pair in zip(plain(12), constrained(12), strict=True) for r in pair])
+    for name, answer in alone.items():
+        assert mixed[name] == answer
+    for name, answer in answers.items():
+        assert name not in mixed or mixed[name] == answer
+
+
+@pytest.mark.parametrize("async_scheduling", [True, False], ids=["ahead", "in step"])
+def test_preemption_changes_nothing(
+    engine: TinyEngine, answers: dict[str, Answer], async_scheduling: bool
+) -> None:
+    core = engine.core(async_scheduling=async_scheduling, num_blocks=8)
+    assert engine.run(constrained(20), core) == answers
+    assert core.stats().num_preemptions > 0
+
+
+class Failing:
+    """A runner some of whose steps fail."""
+
+    def __init__(self, runner: ModelRunner, fail_at: tuple[int, ...]):
+        self._runner, self._fail_at = runner, fail_at
+        self.num_fetched = self.num_resets = 0
+
+    def dispatch(self, plan: SchedulerOutput) -> StepHandle:
+        return self._runner.dispatch(plan)
+
+    def fetch(self, handle: StepHandle) -> ModelRunnerOutput:
+        self.num_fetched += 1
+        output = self._runner.fetch(handle)
+        if self.num_fetched in self._fail_at:
+            raise RuntimeError("injected")
+        return output
+
+    def reset(self) -> None:
+        self.num_resets += 1
+        self._runner.reset()
+
+
+def test_failed_steps_change_nothing(engine: TinyEngine, answers: dict[str, Answer]) -> None:
+    core = engine.core()
+    failing = Failing(engine.runner(), (4, 30, 31))
+    core.executor = failing
+    assert engine.run(constrained(20), core) == answers
+    assert failing.num_resets == 3
+
+
+def test_other_parameters_still_hold(engine: TinyEngine) -> None:
+    params = {"bad_words_token_ids": tuple((i,) for i in range(65, 81)), "logprobs": 2}
+    for name, answer in engine.run(constrained(5, **params)).items():
+        assert len(answer.logprobs) == len(answer.token_ids), name
+        assert not set(answer.token_ids) & set(range(65, 81))
+
+
+@pytest.fixture
+def few_states(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "LIMITS", module.LLParserLimits(max_lexer_states=20))
+    yield
+
+
+@pytest.mark.usefixtures("few_states")
+def test_a_grammar_that_gives_up_fails_alone(engine: TinyEngine) -> None:
+    alone = engine.run(plain(4))
+    settings: dict[str, Any] = {"temperature": 1.0, "seed": 1, "eos_token_ids": (EOS,)}
+    hopeless = request("g", [1], 60, grammar=regex("(a|b)*a(a|b){30}"), **settings)
+    got = engine.run([*plain(4), hopeless])
+    failed = got.pop("g")
+    assert failed.finish_reason == "error" and "structured_outputs" in str(failed.error)
+    assert got == alone
