@@ -3,7 +3,6 @@
 from typing import override
 
 from jaxllm.core import integrity
-from jaxllm.core.request_queue import FCFSQueue
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.engine_core import EngineCore, StepFailed
@@ -17,6 +16,7 @@ class CheckedExecutor(FakeExecutor):
     """Recounts the scheduler's books at each dispatch, when the step is just made."""
 
     scheduler: Scheduler
+    in_turns = True  # whether its policy is first come, first served
 
     @override
     def dispatch(self, plan: SchedulerOutput) -> ModelRunnerOutput | None:
@@ -25,9 +25,9 @@ class CheckedExecutor(FakeExecutor):
         return super().dispatch(plan)
 
     def _check_turns(self, step: SchedulerOutput) -> None:
-        """First come, first served: nobody is admitted before an older one. Suspects are."""
+        """Nobody is admitted before an older one, save suspects of a failure."""
         scheduler = self.scheduler
-        if not step.new_rows or scheduler.isolating or not isinstance(scheduler.waiting, FCFSQueue):
+        if not self.in_turns or not step.new_rows or scheduler.isolating:
             return
         admitted = max(
             scheduler.requests[n.request.request_id].arrival_index for n in step.new_rows

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from jaxllm.config.plan import EnginePlan
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import ConfigError, OutOfMemoryError
+from jaxllm.journal.core import JournaledCore, open_journal
+from jaxllm.journal.file import JournalWriter
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
@@ -92,7 +95,8 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     load_seconds = time.monotonic() - loading
     compile_programs(programs, memory)
     plan = programs.plan
-    core = EngineCore(
+    journal = _open_journal(config, plan)
+    core = (EngineCore if journal is None else partial(JournaledCore, journal=journal))(
         Scheduler(plan),
         _start_runner(params, programs, memory),
         async_scheduling=config.async_scheduling,
@@ -103,6 +107,15 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
         "start_seconds": round(time.monotonic() - started, 2),
     }
     return BuiltEngine(core, _model_info(config, opened.files, plan), plan, summary)
+
+
+def _open_journal(config: EngineConfig, plan: EnginePlan) -> JournalWriter | None:
+    if config.journal is None:
+        return None
+    path, max_bytes = Path(config.journal), config.journal_max_bytes
+    return open_journal(
+        path, max_bytes, plan, config.model, async_scheduling=config.async_scheduling
+    )
 
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
