@@ -1,6 +1,6 @@
 """Runs the real scheduler and engine core over a journal, without a device, and compares."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, override
@@ -28,7 +28,10 @@ from jaxllm.journal.records import (
     decided,
     int32s,
 )
+from jaxllm.messages import StepOutputs
 from jaxllm.sampling_params import MAX_LOGPROBS
+
+Told = Callable[[StepOutputs | None, float], None]
 
 
 class DecisionDiffersError(JaxLLMError):
@@ -132,6 +135,7 @@ class ReplayedCore(EngineCore):
             raise JournalError(
                 f"Results of step {due.step.step_id} are due, but there is {record}."
             )
+        self.clock.time = record.time
         output = recorded_output(record, due.step, self.scheduler.plan)
         self.num_sampled += int((due.step.samples & output.finite).sum())
         return output
@@ -180,8 +184,9 @@ def read_header(records: Iterator[Record], path: Path) -> Header:
     return header
 
 
-def replay(path: Path) -> Replay:
-    """Feed the journal to a new engine core, up to its end or the first difference.
+def replay(path: Path, told: Told = lambda outputs, time: None) -> Replay:
+    """Feed the journal to a new engine core, up to its end or the first difference. ``told`` gets
+    what clients were told, and when.
 
     Raises:
         JournalError: the file is not a whole journal.
@@ -192,7 +197,7 @@ def replay(path: Path) -> Replay:
     core = ReplayedCore(header, records)
     try:
         while records.next is not None and not isinstance(records.next, Full):
-            _turn(core, records, result)
+            _turn(core, records, result, told)
         result.full = isinstance(records.next, Full)
     except DecisionDiffersError as difference:
         result.difference = difference
@@ -208,7 +213,7 @@ def replay(path: Path) -> Replay:
     return result
 
 
-def _turn(core: ReplayedCore, records: _Records, result: Replay) -> None:
+def _turn(core: ReplayedCore, records: _Records, result: Replay, told: Told) -> None:
     """Apply the next record that is not part of a turn, or make a turn with those that are."""
     record = records.next
     core.clock.time = getattr(record, "time", core.clock.time)
@@ -220,7 +225,7 @@ def _turn(core: ReplayedCore, records: _Records, result: Replay) -> None:
         records.take()
         core.abort(record.request_ids)
     elif isinstance(record, Decided | Waited):
-        core.step()
+        told(core.step(), core.clock.time)
         if records.next is record and isinstance(record, Waited):
             records.take()
         elif records.next is record:
