@@ -67,19 +67,20 @@ def _check_rows(scheduler: Scheduler) -> None:
     for row, request in zip(used, running, strict=True):
         if table.request[row] is not request or table.request_id[row] != request.request_id:
             raise InvariantError(f"Row {row} is not {request.request_id!r}'s.")
-        computed = num_computed[row]
-        _require(final_len[row] == request.final_len, "final_len differs.")
-        _require(arrival[row] == request.arrival_index, "arrival differs.")
-        _require(needs_events[row] == request.needs_events, "needs_events differs.")
-        _require(0 <= computed <= request.max_computed_tokens, "Computed beyond the last token.")
-        num_blocks = len(tables.get(request.request_id, ()))
+        copied = final_len[row], arrival[row], needs_events[row]
+        own = request.final_len, request.arrival_index, request.needs_events
+        if copied != own:
+            raise InvariantError(f"final_len, arrival, needs_events: {copied} instead of {own}.")
+        computed, num_blocks = num_computed[row], len(tables.get(request.request_id, ()))
+        if not 0 <= computed <= request.max_computed_tokens:
+            raise InvariantError("Computed beyond the last token.")
         needed = scheduler.kv_cache.num_blocks_for(max(computed, prefill_len[row]))
-        if num_blocks != needed:
-            raise InvariantError(f"{num_blocks} blocks where {needed} are needed.")
-        _require(capacity[row] == num_blocks * block_size, "capacity differs.")
-        in_flight = table.num_in_flight(row)
-        if not 0 <= in_flight <= len(scheduler.in_flight):
-            raise InvariantError(f"{in_flight} tokens in flight.")
+        if num_blocks != needed or capacity[row] != num_blocks * block_size:
+            raise InvariantError(
+                f"{num_blocks} blocks for {capacity[row]} tokens, where {needed} are needed."
+            )
+        if not 0 <= table.num_in_flight(row) <= len(scheduler.in_flight):
+            raise InvariantError(f"{table.num_in_flight(row)} tokens in flight.")
 
 
 def _check_requests(scheduler: Scheduler) -> None:

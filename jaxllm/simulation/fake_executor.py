@@ -46,9 +46,8 @@ class FakeExecutor:
     ):
         self.plan = plan
         self.fault = fault
-        self.not_finite = (
-            {} if not_finite is None else not_finite
-        )  # the caller's, who may add to it
+        # The caller's own, who may add to it.
+        self.not_finite = {} if not_finite is None else not_finite
         self.num_dispatched = 0
         self.num_resets = 0
         self.steps: list[SchedulerOutput] = []
@@ -80,7 +79,8 @@ class FakeExecutor:
             raise Violation("executor", "Steps are fetched out of order.")
         return handle
 
-    def _run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+    def _follow(self, step: SchedulerOutput) -> None:
+        """Whatever a step changes before its first write."""
         for row in step.finished_rows:
             del self.rows[row]
         for new in step.new_rows:
@@ -89,6 +89,9 @@ class FakeExecutor:
             if index != len(self.rows[row].table):
                 raise Violation("executor", "A block table has a gap.")
             self.rows[row].table.append(block_id)
+
+    def _run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        self._follow(step)
         n = step.rows.size
         tokens, finite = np.full(n, -7, np.int32), np.ones(n, bool)
         asked = [self.rows[number].request.sampling_params for number in step.rows.tolist()]

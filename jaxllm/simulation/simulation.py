@@ -88,12 +88,13 @@ class Simulation:
 
     def _step(self) -> None:
         self.clock.advance(self.random.random() * MAX_STEP_SECONDS)
+        num_dispatched = self.executor.num_dispatched
         outputs = self.engine.step()
         self.executor.steps.clear()
         self.num_steps += 1
         for request_id in self.answers.take(outputs):
             self._end(request_id)
-        if outputs is not None and outputs.events:
+        if self.executor.num_dispatched == num_dispatched:  # which is when they are counted else
             integrity.check_integrity(self.scheduler)
         oldest = next(iter(self.open.values()), None)
         if oldest is not None and self.num_steps > oldest.deadline:
