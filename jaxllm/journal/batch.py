@@ -4,7 +4,7 @@ Knows no scheduler, so it shows what was, also where a replay would decide other
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -151,12 +151,8 @@ def _finished_view(
 
 def _with_fed(rows: tuple[StepRow, ...], sampled: dict[str, int]) -> tuple[StepRow, ...]:
     return tuple(
-        StepRow(
-            r.row, r.request_id, r.start, (sampled.get(r.request_id),), r.table, None, r.samples
-        )
-        if r.token_ids == (None,)
-        else r
-        for r in rows
+        replace(row, token_ids=(sampled.get(row.request_id),)) if row.token_ids == (None,) else row
+        for row in rows
     )
 
 
@@ -164,15 +160,6 @@ def _with_results(
     rows: tuple[StepRow, ...], tokens: list[int], finite: list[bool]
 ) -> tuple[StepRow, ...]:
     return tuple(
-        StepRow(
-            r.row,
-            r.request_id,
-            r.start,
-            r.token_ids,
-            r.table,
-            t if r.samples else None,
-            r.samples,
-            ok,
-        )
-        for r, t, ok in zip(rows, tokens, finite, strict=True)
+        replace(row, sampled=token if row.samples else None, finite=ok)
+        for row, token, ok in zip(rows, tokens, finite, strict=True)
     )

@@ -67,6 +67,7 @@ def plot(predictions: Sequence[Prediction], path: Path) -> None:
         lower.plot(rows, values, marker="o", label=label)
     lower.set(xlabel="max_num_seqs", ylabel="ms", xscale="log", yscale="log")
     lower.set_xticks(rows, [str(n) for n in rows])
+    lower.minorticks_off()
     lower.legend()
     try:
         figure.savefig(path, dpi=120)

@@ -127,22 +127,27 @@ def test_what_the_scheduler_died_of_is_told(tmp_path: Path, monkeypatch: pytest.
     assert result.error is not None and "InvalidRequestError" in result.error
 
 
+@pytest.mark.parametrize("scenario", ["pressure", "faults"])
 def test_a_step_is_shown_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scenario: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
-    played = record(monkeypatch, tmp_path / "j", "pressure", 1)
+    played = record(monkeypatch, tmp_path / "j", scenario, 1)
     requests = [r.request for r in read_journal(tmp_path / "j") if isinstance(r, Added)]
     alone = {
         r.request_id: (*r.prompt_token_ids, *run_alone(r, VOCAB_SIZE).token_ids) for r in requests
     }
     for step_id in range(0, played.scheduler.num_steps, 5):
         view = view_step(tmp_path / "j", step_id)
-        assert view.ended == "fetched"
-        for row in view.rows:
+        failed = view.ended.startswith("failed") and scenario == "faults"
+        assert view.ended == "fetched" or failed
+        for row in view.rows if not failed else ():
             end = row.start + len(row.token_ids)
             assert row.token_ids == alone[row.request_id][row.start : end]
             after = alone[row.request_id][end : end + 1]  # none, after the last token
-            assert not row.samples or after in ((), (row.sampled,))
+            assert not (row.samples and row.finite) or after in ((), (row.sampled,))
             assert len(row.table) >= -(-end // played.plan.block_size) and 0 not in row.table
     assert main(["replay", str(tmp_path / "j"), "--step", "5"]) == 0
     shown = capsys.readouterr().out
