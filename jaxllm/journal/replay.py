@@ -45,7 +45,7 @@ class DecisionDiffersError(JaxLLMError):
 
 
 class JournalEndsError(Exception):
-    """The writer was killed in the middle of this turn."""
+    """The writer was killed, or the journal full, in the middle of this turn."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ class ReplayedCore(EngineCore):
     @override
     def _dispatch(self, step: SchedulerOutput) -> Dispatched:
         then, now = self._records.next, decided(step, self.scheduler.plan, self.clock.time)
-        if then is None:
+        if then is None or isinstance(then, Full):
             raise JournalEndsError
         if not isinstance(then, Decided) or not same_decision(then, now):
             raise DecisionDiffersError(then if isinstance(then, Decided) else None, now)
@@ -128,9 +128,10 @@ class ReplayedCore(EngineCore):
         elif isinstance(self._records.next, Decided):
             raise DecisionDiffersError(self._records.next, None)
         self._raise_recorded("fetch")
-        record = self._records.take()
-        if record is None:
+        record = self._records.next
+        if record is None or isinstance(record, Full):
             raise JournalEndsError
+        self._records.take()
         if not isinstance(record, Fetched) or record.step_id != due.step.step_id:
             raise JournalError(
                 f"Results of step {due.step.step_id} are due, but there is {record}."
@@ -198,7 +199,6 @@ def replay(path: Path, told: Told = lambda outputs, time: None) -> Replay:
     try:
         while records.next is not None and not isinstance(records.next, Full):
             _turn(core, records, result, told)
-        result.full = isinstance(records.next, Full)
     except DecisionDiffersError as difference:
         result.difference = difference
     except JournalEndsError:
@@ -207,6 +207,7 @@ def replay(path: Path, told: Told = lambda outputs, time: None) -> Replay:
         raise
     except JaxLLMError as error:
         result.error = f"{type(error).__name__}: {error}"
+    result.full = isinstance(records.next, Full)
     result.num_steps, result.num_tokens = core.scheduler.num_steps, core.num_sampled
     result.num_failures = core.num_failures
     result.unfinished = list(core.scheduler.requests)

@@ -161,11 +161,12 @@ def test_every_field_of_a_decision_is_recorded():
     assert fields - {"request_ids"} == set(Decided.__struct_fields__) - {"time"}
 
 
+@pytest.mark.parametrize("max_bytes", range(20_000, 21_000, 170))  # in the middle of turns, too
 def test_a_full_journal_says_so_and_the_engine_runs_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    max_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    played = record(monkeypatch, tmp_path / "j", "random", 1, max_bytes=20_000)
-    assert (tmp_path / "j").stat().st_size <= 20_000
+    played = record(monkeypatch, tmp_path / "j", "random", 1, max_bytes)
+    assert (tmp_path / "j").stat().st_size <= max_bytes
     assert isinstance(list(read_journal(tmp_path / "j"))[-1], Full)
     result = replay(tmp_path / "j")
     assert result.full and result.difference is None
