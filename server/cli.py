@@ -51,6 +51,7 @@ def _parser() -> Parser:
     _add_chat(commands.add_parser("chat", help="talk to a model, or a server, in the terminal"))
     _add_batch(commands.add_parser("run-batch", help="answer the requests of a file"))
     _add_plan(commands.add_parser("plan", help="what a model takes of a device's memory"))
+    _add_replay(commands.add_parser("replay", help="decide again what an engine's journal holds"))
     bench = commands.add_parser("bench", help="measure the speed of a model or a server")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_throughput(benches.add_parser("throughput", help="many requests at once"))
@@ -97,6 +98,12 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--json", action="store_true", help="print JSON, sizes in bytes")
     _add_model(parser)
     parser.set_defaults(run=_plan)
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("journal", type=Path, help="written by an engine with --journal")
+    parser.add_argument("--step", type=int, metavar="N", help="show this step instead")
+    parser.set_defaults(run=_replay)
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
@@ -235,6 +242,12 @@ def _plan(args: argparse.Namespace) -> int:
 
     run_plan(config, gpu_memory=args.gpu_memory, as_json=args.json)
     return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from server.replay import run_replay
+
+    return run_replay(args.journal, args.step)
 
 
 def _throughput(args: argparse.Namespace) -> int:

@@ -73,6 +73,10 @@ class EngineConfig:
     step_timeout: float = flag(
         60.0, "an engine process without progress for so many seconds is replaced; starting is free"
     )
+    journal: str | None = flag(
+        None, "record requests and decisions there for jaxllm replay; holds prompts: mode 0600"
+    )
+    journal_max_bytes: int = flag(2**30, "size at which the journal ends; the engine runs on")
     compilation_cache_dir: str | None = flag(None, "where compiled programs are kept")
     offline: bool = flag(False, "never reach for the Hub or a package registry")
     allowed_model_sources: tuple[str, ...] = flag(
@@ -87,7 +91,7 @@ class EngineConfig:
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 raise ConfigError(f"--{item.name.replace('_', '-')} is too large: {value}.")
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size")
-        at_least_one += ("kv_cache_memory_bytes", "num_gpu_blocks_override")
+        at_least_one += ("kv_cache_memory_bytes", "num_gpu_blocks_override", "journal_max_bytes")
         for name in (*at_least_one, "long_prefill_token_threshold"):
             value = getattr(self, name)
             if value is not None and value < 1:

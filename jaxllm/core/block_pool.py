@@ -42,6 +42,10 @@ class BlockPool:
         yield from self._blank
         yield from self._evictable
 
+    def owners(self) -> list[int]:
+        """How many owners each block has, by number; a copy, for checks."""
+        return self._owners.copy()
+
     def num_owners(self, block_id: int) -> int:
         return self._owners[block_id]
 

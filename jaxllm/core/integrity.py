@@ -1,15 +1,12 @@
 """Counts again, from nothing, everything the scheduler keeps in several places.
 
-Slow (it looks at every block); tests call it after every step.
+Slow where there are many blocks (it looks at every one); tests and simulations call it every step.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from jaxllm.core.block_pool import NULL_BLOCK
 from jaxllm.core.invariant import InvariantError
@@ -41,95 +38,103 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_blocks(scheduler: Scheduler) -> None:
     pool, kv_cache = scheduler.pool, scheduler.kv_cache
-    owned = Counter(chain.from_iterable(kv_cache.tables().values()))
-    free = Counter(pool.free_blocks())
-    _require(max(free.values(), default=1) == 1, "A block is free twice.")
-    _require(not owned.keys() & free.keys(), "A block is both free and owned.")
-    _require(NULL_BLOCK not in owned and NULL_BLOCK not in free, "Block 0 is in use.")
-    everything = range(1, pool.num_blocks)
-    _require(owned.keys() | free.keys() == set(everything), "A block is lost.")
-    owners = {block_id: pool.num_owners(block_id) for block_id in everything}
-    _require(all(owners[i] == owned[i] for i in everything), "Owners are counted wrongly.")
-    _check_sharing(scheduler)
+    owners, free = [0] * pool.num_blocks, list(pool.free_blocks())
+    for block_id in chain.from_iterable(kv_cache.tables().values()):
+        owners[block_id] += 1
+    _require(owners == pool.owners(), "The owners of a block are counted wrongly.")
+    _require(len(free) == len(set(free)), "A block is free twice.")
+    _require(not any(owners[block_id] for block_id in free), "A block is both free and owned.")
+    _require(not owners[NULL_BLOCK] and NULL_BLOCK not in free, "Block 0 is in use.")
+    num_owned = pool.num_blocks - owners.count(0)
+    _require(len(free) + num_owned == pool.num_usable, "A block is lost.")
+    kept = set(pool.kept_blocks())
+    _require(kept == kv_cache.prefix.block_ids(), "The pool keeps what the cache does not know.")
+    if num_owned and max(owners) > 1:
+        _check_sharing(scheduler, owners)
 
 
-def _check_sharing(scheduler: Scheduler) -> None:
-    """Nobody writes into a block that others read: it lies before the first token to compute, or
-    its one owner was there first.
-    """
-    size, seen = scheduler.plan.block_size, dict[int, str]()
+def _check_sharing(scheduler: Scheduler, owners: list[int]) -> None:
+    """Nobody writes into a block that others read, and all have the same tokens in it."""
+    size, tokens = scheduler.plan.block_size, dict[int, list[int]]()
     for request in scheduler.requests.values():
         if request.row is None:
             continue
-        table = scheduler.kv_cache.block_ids(request)
         num_complete = int(scheduler.rows.num_computed[request.row]) // size
-        for index, block_id in enumerate(table):
-            if index >= num_complete:
-                _require(
-                    scheduler.pool.num_owners(block_id) == 1,
-                    f"Block {block_id} of {request.request_id!r} is shared before it is complete.",
-                )
-            elif block_id in seen:
-                same = scheduler.requests[seen[block_id]].tokens_between(0, (index + 1) * size)
-                mine = request.tokens_between(0, (index + 1) * size)
-                _require(np.array_equal(same, mine), f"Block {block_id} is of different tokens.")
-            seen[block_id] = request.request_id
-    indexed = set(scheduler.kv_cache.prefix.block_ids())
-    kept = set(scheduler.pool.kept_blocks())
-    _require(indexed == kept, "The pool keeps other blocks than the cache knows.")
+        for index, block_id in enumerate(scheduler.kv_cache.block_ids(request)):
+            if owners[block_id] == 1:
+                continue
+            _require(index < num_complete, f"Block {block_id} is shared before it is complete.")
+            mine = request.tokens_between(0, (index + 1) * size).tolist()
+            _require(tokens.setdefault(block_id, mine) == mine, f"Block {block_id} is another's.")
 
 
 def _check_rows(scheduler: Scheduler) -> None:
     table = scheduler.rows
     free = table.free_rows()
-    running = [(r.row, r) for r in scheduler.requests.values() if r.row is not None]
-    used = [row for row, _ in running]
+    running = [r for r in scheduler.requests.values() if r.row is not None]
+    used = [r.row for r in running if r.row is not None]
     _require(sorted([*free, *used]) == list(range(table.num_rows)), "Rows do not add up.")
-    _require(all(table.tenancy[row] == FREE for row in free), "A free row has a tenant.")
-    tenancies = table.tenancy[used]
-    _require(len(set(tenancies.tolist())) == len(used), "Two rows have the same tenancy.")
-    for row, request in running:
-        _require(table.request[row] is request, f"Row {row} is not {request.request_id!r}'s.")
-        computed, prefill_len = int(table.num_computed[row]), int(table.prefill_len[row])
-        _require(table.final_len[row] == request.final_len, "final_len differs.")
-        _require(table.arrival[row] == request.arrival_index, "arrival differs.")
-        _require(table.rank[row] == scheduler.waiting.rank(request), "rank differs.")
-        _require(table.needs_events[row] == request.needs_events, "needs_events differs.")
-        _require(0 <= computed <= request.max_computed_tokens, "Computed beyond the last token.")
-        num_blocks = len(scheduler.kv_cache.block_ids(request))
-        needed = scheduler.kv_cache.num_blocks_for(max(computed, prefill_len))
-        _require(num_blocks == needed, f"{num_blocks} blocks where {needed} are needed.")
-        _require(table.capacity[row] == num_blocks * scheduler.plan.block_size, "capacity differs.")
-        in_flight = table.num_in_flight(row)
-        _require(0 <= in_flight <= len(scheduler.in_flight), f"{in_flight} tokens in flight.")
+    tenancies = table.tenancy.tolist()
+    _require(all(tenancies[row] == FREE for row in free), "A free row has a tenant.")
+    _require(len({tenancies[row] for row in used}) == len(used), "Two rows have one tenancy.")
+    tables, block_size = scheduler.kv_cache.tables(), scheduler.plan.block_size
+    columns = (table.final_len, table.arrival, table.needs_events, table.num_computed)
+    final_len, arrival, needs_events, num_computed = (column.tolist() for column in columns)
+    prefill_len, capacity = table.prefill_len.tolist(), table.capacity.tolist()
+    for row in free:
+        left = num_computed[row] or prefill_len[row] or final_len[row] or capacity[row]
+        _require(not left and table.request[row] is None, "A free row is not empty.")
+    for row, request in zip(used, running, strict=True):
+        if table.request[row] is not request or table.request_id[row] != request.request_id:
+            raise InvariantError(f"Row {row} is not {request.request_id!r}'s.")
+        copied = final_len[row], arrival[row], needs_events[row]
+        own = request.final_len, request.arrival_index, request.needs_events
+        if copied != own:
+            raise InvariantError(f"final_len, arrival, needs_events: {copied} instead of {own}.")
+        if table.rank[row] != scheduler.waiting.rank(request):
+            raise InvariantError("rank differs.")
+        computed, num_blocks = num_computed[row], len(tables.get(request.request_id, ()))
+        if not 0 <= computed <= request.max_computed_tokens:
+            raise InvariantError("Computed beyond the last token.")
+        needed = scheduler.kv_cache.num_blocks_for(max(computed, prefill_len[row]))
+        if num_blocks != needed or capacity[row] != num_blocks * block_size:
+            raise InvariantError(
+                f"{num_blocks} blocks for {capacity[row]} tokens, where {needed} are needed."
+            )
+        if not 0 <= table.num_in_flight(row) <= len(scheduler.in_flight):
+            raise InvariantError(f"{table.num_in_flight(row)} tokens in flight.")
 
 
 def _check_requests(scheduler: Scheduler) -> None:
-    waiting = list(scheduler.waiting)
-    running = [r for r in scheduler.requests.values() if r.row is not None]
-    names = sorted(r.request_id for r in chain(waiting, running))
-    _require(names == sorted(scheduler.requests), "A request is lost, or in two places.")
+    waiting = {r.request_id: r for r in scheduler.waiting}
+    running = {r.request_id for r in scheduler.requests.values() if r.row is not None}
+    disjoint = len(waiting) == len(scheduler.waiting) and not waiting.keys() & running
+    complete = waiting.keys() | running == scheduler.requests.keys()
+    _require(disjoint and complete, "A request is lost, or in two places.")
     _require(
-        scheduler.kv_cache.tables().keys() == {r.request_id for r in running},
+        scheduler.kv_cache.tables().keys() == running,
         "Blocks are held by others than the running requests.",
     )
-    for request in waiting:
+    for request in waiting.values():
         expected = RequestStatus.PREEMPTED if request.num_preemptions else RequestStatus.WAITING
-        _require(request.status is expected, f"A waiting request is {request.status}.")
-    for request in running:
-        _require(request.status is RequestStatus.RUNNING, f"A running request is {request.status}.")
+        if request.status is not expected:
+            raise InvariantError(f"A waiting request is {request.status}.")
     for request in scheduler.requests.values():
+        if request.row is not None and request.status is not RequestStatus.RUNNING:
+            raise InvariantError(f"A running request is {request.status}.")
         room = request.max_output_tokens - len(request.output_token_ids)
         _require(room > 0 or request.max_output_tokens == 0, "A request should have ended.")
 
 
 def _check_step(scheduler: Scheduler, step: SchedulerOutput) -> None:
-    _require(step.bucket in scheduler.plan.buckets, f"{step.bucket} is not a bucket of the plan.")
-    _require(step.num_tokens <= scheduler.token_budget, "The step exceeds the token budget.")
-    _require(len(np.unique(step.rows)) == step.rows.size > 0, "A row is scheduled twice, or none.")
-    fed_by_device = step.num_new_tokens[: step.num_decode_rows]
-    _require(bool((fed_by_device == 1).all()), "A decode row feeds other than one token.")
+    if step.bucket not in scheduler.plan.buckets:
+        raise InvariantError(f"{step.bucket} is not a bucket of the plan.")
+    rows, counts = step.rows.tolist(), step.num_new_tokens.tolist()
+    _require(sum(counts) <= scheduler.token_budget, "The step exceeds the token budget.")
+    _require(len(set(rows)) == len(rows) > 0, "A row is scheduled twice, or none.")
+    fed_by_device = counts[: step.num_decode_rows]
+    _require(fed_by_device.count(1) == len(fed_by_device), "A decode row feeds other than 1 token.")
     table = scheduler.rows
-    _require(bool((table.tenancy[step.rows] != FREE).all()), "A free row is scheduled.")
-    ends = step.starts + step.num_new_tokens
-    _require(bool((ends <= table.capacity[step.rows]).all()), "A token has no block to go to.")
+    for row, start, count in zip(rows, step.starts.tolist(), counts, strict=True):
+        _require(table.tenancy[row] != FREE, "A free row is scheduled.")
+        _require(start + count <= table.capacity[row], "A token has no block to go to.")

@@ -62,8 +62,8 @@ class PrefixCache:
         """Whether a full block of that hash is known."""
         return block_hash in self._full
 
-    def block_ids(self) -> frozenset[int]:
-        return frozenset(self._blocks)
+    def block_ids(self) -> set[int]:
+        return set(self._blocks)
 
     def find(self, block_hash: bytes) -> int | None:
         """The full block of that hash."""

@@ -186,6 +186,10 @@ class Scheduler:
         """Admit this request only, until called with None. Does not touch what runs already."""
         self._only = request_id
 
+    @property
+    def isolating(self) -> bool:
+        return self._only is not None
+
     # One step --------------------------------------------------------------------------------
 
     def schedule(self, token_limit: int | None = None) -> SchedulerOutput | None:

@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
 from jaxllm.grammar.matcher import GrammarCompiler
+from jaxllm.journal.core import JournaledCore, open_journal
+from jaxllm.journal.file import JournalWriter
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
@@ -97,7 +100,8 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     compile_programs(programs, memory)
     plan = programs.plan
     info = _model_info(config, opened.files, plan)
-    core = EngineCore(
+    journal = _open_journal(config, plan)
+    core = (EngineCore if journal is None else partial(JournaledCore, journal=journal))(
         Scheduler(plan, config.scheduling, cache_key=secrets.token_bytes(32)),
         _start_runner(params, programs, memory, _grammars(info)),
         async_scheduling=config.async_scheduling,
@@ -115,6 +119,20 @@ def _latency_target(config: EngineConfig, plan: EnginePlan) -> LatencyTarget | N
     if config.target_itl_ms is None:
         return None
     return LatencyTarget(plan.buckets, config.target_itl_ms / 1000)
+
+
+def _open_journal(config: EngineConfig, plan: EnginePlan) -> JournalWriter | None:
+    if config.journal is None:
+        return None
+    path, max_bytes = Path(config.journal), config.journal_max_bytes
+    return open_journal(
+        path,
+        max_bytes,
+        plan,
+        config.model,
+        async_scheduling=config.async_scheduling,
+        scheduling=config.scheduling,
+    )
 
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 
 from jaxllm.core.logprobs import prompt_logprobs, token_logprobs
 from jaxllm.core.request import Request
-from tests.fakes.fake_executor import empty_logprobs
+from jaxllm.simulation.fake_executor import empty_logprobs
 from tests.fakes.plans import make_request
 
 

@@ -4,9 +4,9 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
-from tests.fakes.answers import Answers
-from tests.fakes.fake_executor import FakeExecutor
-from tests.fakes.oracle import run_alone
+from jaxllm.simulation.answers import Answers
+from jaxllm.simulation.fake_executor import FakeExecutor
+from jaxllm.simulation.oracle import run_alone
 from tests.fakes.plans import VOCAB_SIZE, make_plan, make_request
 
 

@@ -7,7 +7,7 @@ import pytest
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.messages import Admission, Compilations, StepOutputs
-from tests.fakes.fake_executor import FakeExecutor
+from jaxllm.simulation.fake_executor import FakeExecutor
 from tests.fakes.plans import make_plan, make_request
 
 

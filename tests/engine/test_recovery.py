@@ -7,11 +7,12 @@ from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.engine.recovery import FAILED_ALONE
-from tests.fakes.answers import Answers
-from tests.fakes.fake_executor import Fault
-from tests.fakes.oracle import run_alone
+from jaxllm.simulation.answers import Answers
+from jaxllm.simulation.checked import CheckedExecutor
+from jaxllm.simulation.fake_executor import Fault
+from jaxllm.simulation.faults import Faults
+from jaxllm.simulation.oracle import run_alone
 from tests.fakes.plans import VOCAB_SIZE, make_plan, make_request
-from tests.fakes.simulation import CheckedExecutor, Faults, Simulation
 
 
 @pytest.fixture(autouse=True)
@@ -140,13 +141,3 @@ def test_a_reset_that_raises_leaves_the_step():
     engine.add_request(REQUESTS[0])
     with pytest.raises(RuntimeError, match="no device"):
         engine.step()
-
-
-@pytest.mark.parametrize("first", range(0, 60, 20))
-def test_simulated_faults(first: int):
-    for seed in range(first, first + 20):
-        try:
-            Simulation(seed, faulty=True).run()
-        except Exception as error:
-            error.add_note(f"seed {seed}")
-            raise

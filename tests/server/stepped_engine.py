@@ -11,8 +11,8 @@ from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import EngineDeadError
 from jaxllm.messages import EngineCoreRequest, EngineStats, ModelInfo, StepOutputs, ToEngine
+from jaxllm.simulation.fake_executor import FakeExecutor
 from jaxllm.worker.serve_loop import ServeLoop
-from tests.fakes.fake_executor import FakeExecutor
 from tests.fakes.plans import make_plan
 
 VOCAB_SIZE = 258  # of the tiny tokenizer

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.fake_executor import Fault
+from jaxllm.simulation.fake_executor import Fault
 from tests.server.sse import Stream, read_stream
 from tests.server.stepped_server import serving
 

@@ -1,38 +1,48 @@
 """First come, first served."""
 
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from heapq import merge
 from typing import ClassVar
 
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.request import Request
 
 
+def _arrival(request: Request) -> int:
+    return request.arrival_index
+
+
 class FCFSPolicy:
-    """Every operation is O(1)."""
+    """Every operation is O(1), and one on a preempted request O(number of those that wait)."""
 
     preempts: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._requests: OrderedDict[str, Request] = OrderedDict()
+        self._new: OrderedDict[str, Request] = OrderedDict()
+        # Most came before all that are new; but not who ran alone, before its turn, after a failure.
+        self._preempted: list[Request] = []  # by arrival
 
     def rank(self, request: Request) -> int:
         return 0
 
     def add(self, request: Request) -> None:
-        if request.request_id in self._requests:
+        if request.request_id in self._new:
             raise InvariantError(f"Request {request.request_id!r} already waits.")
-        self._requests[request.request_id] = request
+        self._new[request.request_id] = request
 
     def prepend(self, request: Request) -> None:
-        self.add(request)
-        self._requests.move_to_end(request.request_id, last=False)
+        insort(self._preempted, request, key=_arrival)
 
     def peek(self) -> Request:
-        return next(iter(self._requests.values()))
+        return next(iter(self))
 
     def remove(self, request_id: str) -> Request | None:
-        return self._requests.pop(request_id, None)
+        for index, request in enumerate(self._preempted):
+            if request.request_id == request_id:
+                return self._preempted.pop(index)
+        return self._new.pop(request_id, None)
 
     def admitted(self, request: Request, num_tokens: int) -> None:
         pass
@@ -41,7 +51,7 @@ class FCFSPolicy:
         pass
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._new) + len(self._preempted)
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self._requests.values())
+        return merge(self._preempted, self._new.values(), key=_arrival)

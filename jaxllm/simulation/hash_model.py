@@ -3,11 +3,16 @@
 Any wrong, stale, missing or foreign entry in the cache changes what comes out.
 """
 
+import struct
+from collections.abc import Iterator
 from zlib import crc32
 
 import numpy as np
 
 from jaxllm.sampling_params import MAX_LOGPROBS
+
+_RANKS = np.arange(MAX_LOGPROBS)
+_ENTRY = struct.Struct("=ii")
 
 
 def next_token(context: np.ndarray, seed: int, vocab_size: int) -> int:
@@ -20,14 +25,23 @@ def score(
 ) -> tuple[float, int, np.ndarray, np.ndarray]:
     """(logprob, rank, top_ids, top_logprobs) of ``token_id`` after the context."""
     value = crc32(context.tobytes(), token_id)
-    top = (value + np.arange(MAX_LOGPROBS)) % vocab_size
+    top = (value + _RANKS) % vocab_size
     return (
         -(value % 1000) / 64,
         value % vocab_size + 1,
         top,
-        -np.arange(MAX_LOGPROBS) / 8 - value % 7,
+        -_RANKS / 8 - value % 7,
     )
 
 
 def as_context(token_ids: list[int]) -> np.ndarray:
     return np.array([(token, position) for position, token in enumerate(token_ids)], np.int32)
+
+
+def next_tokens(prompt: list[int], seed: int, vocab_size: int) -> Iterator[int]:
+    """All tokens after ``prompt``, each at a cost that does not grow with those before it."""
+    value, position = crc32(as_context(prompt).tobytes(), seed & 0xFFFFFFFF), len(prompt)
+    while True:
+        token = value % vocab_size
+        yield token
+        value, position = crc32(_ENTRY.pack(token, position), value), position + 1

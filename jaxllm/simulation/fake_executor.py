@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxllm.config.plan import EnginePlan
+from jaxllm.core.block_pool import NULL_BLOCK
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import MAX_LOGPROBS
-from tests.fakes.hash_model import next_token, score
+from jaxllm.simulation.hash_model import next_token, score
+from jaxllm.simulation.violation import Violation
 
 # Given the number of the dispatch and the step: "dispatch" or "fetch" if it is to raise there.
 Fault = Callable[[int, SchedulerOutput], str | None]
@@ -44,7 +46,8 @@ class FakeExecutor:
     ):
         self.plan = plan
         self.fault = fault
-        self.not_finite = not_finite or {}
+        # The caller's own, who may add to it.
+        self.not_finite = {} if not_finite is None else not_finite
         self.num_dispatched = 0
         self.num_resets = 0
         self.steps: list[SchedulerOutput] = []
@@ -74,17 +77,18 @@ class FakeExecutor:
         if handle is None:
             raise DeviceError("injected at fetch")
         if self.pending.popleft() != handle.step_id:
-            raise AssertionError("steps are fetched out of order")
+            raise Violation("executor", "Steps are fetched out of order.")
         return handle
 
-    def _run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+    def _follow(self, step: SchedulerOutput) -> None:
+        """Whatever a step changes before its first write."""
         for row in step.finished_rows:
             del self.rows[row]
         for new in step.new_rows:
             self._join(new)
         for row, index, block_id in step.new_blocks:
             if index != len(self.rows[row].table):
-                raise AssertionError("a block table has a gap")
+                raise Violation("executor", "A block table has a gap.")
             self.rows[row].table.append(block_id)
         for block_id, slot in step.block_saves:
             self.host[slot] = self.kv[block_id].copy()
@@ -93,9 +97,15 @@ class FakeExecutor:
             self.kv[targets] = self.kv[sources]
         for slot, block_id in step.block_loads:
             self.kv[block_id] = self.host[slot]
+
+    def _run(self, step: SchedulerOutput) -> ModelRunnerOutput:
+        self._follow(step)
         n = step.rows.size
         tokens, finite = np.full(n, -7, np.int32), np.ones(n, bool)
-        sampled, prompt = empty_logprobs(n), empty_logprobs(step.num_tokens)
+        asked = [self.rows[number].request.sampling_params for number in step.rows.tolist()]
+        sampled = empty_logprobs(n) if any(p.logprobs is not None for p in asked) else None
+        scores_prompt = any(p.prompt_logprobs is not None for p in asked)
+        prompt = empty_logprobs(step.num_tokens) if scores_prompt else None
         offset = 0
         ends = (step.starts + step.num_new_tokens).tolist()
         for i, number in enumerate(step.rows.tolist()):
@@ -105,7 +115,7 @@ class FakeExecutor:
             row, start, end = self.rows[number], int(step.starts[i]), ends[i]
             context = self._read(row, end)
             finite[i] = end < self.not_finite.get(row.request.request_id, end + 1)
-            if row.request.sampling_params.prompt_logprobs is not None:
+            if prompt is not None and row.request.sampling_params.prompt_logprobs is not None:
                 for position in range(start, end):
                     following = (*row.token_ids, 0)[min(position + 1, len(row.token_ids))]
                     self._score(
@@ -114,29 +124,26 @@ class FakeExecutor:
             if step.samples[i]:
                 seed = row.request.sampling_params.seed or 0
                 tokens[i] = row.last_token = next_token(context, seed, self.plan.model.vocab_size)
-                self._score(sampled, i, context, row.last_token)
+                if sampled is not None:
+                    self._score(sampled, i, context, row.last_token)
             offset += end - start
-        asked = [self.rows[number].request.sampling_params for number in step.rows.tolist()]
+        if (self.kv[NULL_BLOCK] != -1).any():
+            raise Violation("executor", "The null block was written.")
         return ModelRunnerOutput(
-            step.step_id,
-            tokens,
-            finite,
-            sampled if any(p.logprobs is not None for p in asked) else None,
-            prompt if any(p.prompt_logprobs is not None for p in asked) else None,
-            step.bucket.num_tokens,
+            step.step_id, tokens, finite, sampled, prompt, step.bucket.num_tokens
         )
 
     def _join(self, new: NewRow) -> None:
         if new.row in self.rows:
-            raise AssertionError(f"row {new.row} is taken")
+            raise Violation("executor", f"Row {new.row} is taken.")
         self.rows[new.row] = FakeRow(new.request, new.token_ids)
 
     def _write(self, row: FakeRow, start: int, end: int, *, from_device: bool) -> None:
         if from_device and row.last_token is None:
-            raise AssertionError("a decode row feeds a token that was never sampled")
+            raise Violation("executor", "A decode row feeds a token that was never sampled.")
         fed = (row.last_token or 0,) if from_device else row.token_ids[start:end]
         if len(fed) != end - start:
-            raise AssertionError("tokens are fed that nobody knows")
+            raise Violation("executor", "Tokens are fed that nobody knows.")
         for position, token in zip(range(start, end), fed, strict=True):
             block_id = row.table[position // self.plan.block_size]
             self.kv[block_id, position % self.plan.block_size] = token, position

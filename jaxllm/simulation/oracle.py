@@ -1,11 +1,12 @@
 """What a request must give: the hash model run on it alone, without blocks, rows or batches."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
 from jaxllm.messages import EngineCoreRequest, TokenLogprobs
-from tests.fakes.hash_model import as_context, next_token, score
+from jaxllm.simulation.hash_model import as_context, next_tokens, score
 
 
 @dataclass
@@ -20,14 +21,13 @@ class Answer:
 
 def run_alone(request: EngineCoreRequest, vocab_size: int) -> Answer:
     params, answer = request.sampling_params, Answer()
-    tokens = list(request.prompt_token_ids)
+    prompt, tokens = list(request.prompt_token_ids), list(request.prompt_token_ids)
     if params.prompt_logprobs is not None:
         answer.prompt_logprobs = [
-            _scored(tokens[:i], tokens[i], params.prompt_logprobs, vocab_size)
-            for i in range(1, len(tokens))
+            _scored(prompt[:i], prompt[i], params.prompt_logprobs, vocab_size)
+            for i in range(1, len(prompt))
         ]
-    while len(answer.token_ids) < request.max_tokens:
-        token = next_token(as_context(tokens), params.seed or 0, vocab_size)
+    for token in islice(next_tokens(prompt, params.seed or 0, vocab_size), request.max_tokens):
         if params.logprobs is not None:
             answer.logprobs.append(_scored(tokens, token, params.logprobs, vocab_size))
         tokens.append(token)

@@ -1,0 +1,1 @@
+"""The real scheduler and engine core under a seeded world: no device, no JAX. See README.md."""
