@@ -133,6 +133,7 @@ class AsyncLLM:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         """See ``EngineClient.generate``. A slow reader gets several steps in one output."""
@@ -143,7 +144,12 @@ class AsyncLLM:
         request_id = uuid4().hex if request_id is None else request_id
         token_ids = await self._encode(self._inputs, prompt, add_special_tokens)
         request = self._inputs.process(
-            request_id, token_ids, sampling_params, priority=priority, arrival_time=arrival_time
+            request_id,
+            token_ids,
+            sampling_params,
+            priority=priority,
+            arrival_time=arrival_time,
+            cache_salt=cache_salt,
         )
         self._guard.check((token_ids, sampling_params))
         children = fan_out(request, sampling_params.n)

@@ -24,6 +24,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
+    cache_salt: str = ""  # what it computes is only found again by requests with the same one
 
 
 class AbortRequests(msgspec.Struct, frozen=True, tag="abort"):

@@ -61,6 +61,7 @@ class InputProcessor:
         *,
         priority: int = 0,
         arrival_time: float = 0.0,
+        cache_salt: str = "",
     ) -> EngineCoreRequest:
         """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
 
@@ -89,6 +90,7 @@ class InputProcessor:
             bad_words_token_ids=self._bad_words(params.bad_words or ()),
             priority=priority,
             arrival_time=arrival_time,
+            cache_salt=cache_salt,
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:

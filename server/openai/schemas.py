@@ -74,12 +74,12 @@ class SamplingRequest(ModelRequest):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Field(ge=-INT32, le=INT32)] | None = None
+    cache_salt: Salt | None = None
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    cache_salt: Salt | None = None
     length_penalty: float | None = None  # of beam search, which is refused
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None

@@ -123,6 +123,22 @@ def test_abort_ends_the_iterator(fake_worker: str, settings: Settings) -> None:
     run(body, fake_worker, settings(max_model_len=100_000))
 
 
+def test_the_engine_hears_the_salt(
+    fake_worker: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(llm: AsyncLLM) -> None:
+        sent: list[Any] = []
+        send = llm.engine.send
+        monkeypatch.setattr(
+            llm.engine, "send", lambda message: (sent.append(message), send(message))
+        )
+        await collect(llm, "ab", SamplingParams(n=2, max_tokens=1), cache_salt="s")
+        await collect(llm, "ab", SamplingParams(max_tokens=1))
+        assert [message.cache_salt for message in sent] == ["s", "s", ""]
+
+    run(body, fake_worker, settings())
+
+
 def test_slow_reader_gets_merged_deltas(fake_worker: str, settings: Settings) -> None:
     async def body(llm: AsyncLLM) -> None:
         outputs: list[RequestOutput] = []

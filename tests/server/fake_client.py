@@ -48,6 +48,7 @@ class FakeClient:
         self.params: list[SamplingParams] = []
         self.request_ids: list[str] = []
         self.priorities: list[int] = []
+        self.cache_salts: list[str] = []
         self.add_special_tokens: list[bool] = []
         self.num_running = 0
         self.aborted: list[str] = []
@@ -74,6 +75,7 @@ class FakeClient:
         *,
         request_id: str | None = None,
         priority: int = 0,
+        cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         assert request_id is not None
@@ -81,6 +83,7 @@ class FakeClient:
         self.params.append(sampling_params)
         self.request_ids.append(request_id)
         self.priorities.append(priority)
+        self.cache_salts.append(cache_salt)
         self.add_special_tokens.append(add_special_tokens)
         token_ids = self._inputs.encode(prompt, add_special_tokens)
         request = self._inputs.process(request_id, token_ids, sampling_params)

@@ -17,11 +17,11 @@ BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "Hi"},
     RESPONSES: {"input": "Hi"},
 }
+EMBEDDINGS: dict[str, Any] = {"input": "Hi"}
 WITHOUT_EFFECT: dict[str, Any] = {
     "user": "me",
     "metadata": {"a": "b"},
     "store": True,
-    "cache_salt": "tenant_1-x",
     "length_penalty": 1.0,
     "parallel_tool_calls": False,
     "prediction": {"type": "content", "content": "x"},
@@ -36,7 +36,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
 
 
 def post(http: TestClient, path: str, **fields: Any) -> Any:
-    return http.post(path, json={"model": "fake"} | BODIES[path] | fields)
+    return http.post(path, json={"model": "fake"} | BODIES.get(path, EMBEDDINGS) | fields)
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -72,6 +72,15 @@ def test_cache_salts(http: TestClient, path: str, salt: object) -> None:
     response = post(http, path, cache_salt=salt)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "cache_salt"
+
+
+@pytest.mark.parametrize("path", [*BODIES, "/v1/embeddings"])
+def test_the_cache_salt_goes_with_the_request(
+    http: TestClient, engine: FakeClient, path: str
+) -> None:
+    for more in ({"cache_salt": "tenant_1-x"}, {"cache_salt": None}, {}):
+        post(http, path, **more)
+    assert engine.cache_salts == ["tenant_1-x", "", ""]
 
 
 def test_continuous_usage(http: TestClient) -> None:
