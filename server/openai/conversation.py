@@ -132,13 +132,20 @@ async def render(
         "tools": None if options.tool_choice == "none" else options.tools or None,
     }
     try:
-        if sum(len(str(message["content"])) for message in messages) > LONG_CHARS:
+        if _may_be_long(messages, options.tools):
             return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **arguments)
         return tokenizer.apply_chat_template(messages, **arguments)
     except InvalidRequestError as error:
         if error.param == "messages":
             error.param = param
         raise
+
+
+def _may_be_long(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
+    """Tools and calls are not measured, which would take as long as writing them."""
+    if tools or any("tool_calls" in message for message in messages):
+        return True
+    return sum(len(str(message["content"])) for message in messages) > LONG_CHARS
 
 
 def _variables_of(tokenizer: Tokenizer) -> frozenset[str]:

@@ -1,5 +1,6 @@
 """Fields beyond the prompt: those without effect, those refused by name, those for the template."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +173,26 @@ def test_the_template_gets_the_variables_that_it_reads(
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("chat_template_kwargs.unread" in line for line in said)
     assert not any("enable_thinking" in line for line in said)
+
+
+def test_what_may_be_long_is_written_beside_the_event_loop(
+    http: TestClient, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    render = engine.tokenizer.apply_chat_template
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(engine.tokenizer, "apply_chat_template", noted)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    call = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+    (question,) = BODIES[CHAT]["messages"]
+    for more in ({}, {"tools": [tool]}, {"messages": [question, call]},
+                 {"messages": [question | {"content": "x" * 20_001}]}):  # fmt: skip
+        post(http, CHAT, **more)
+    assert [name.startswith("asyncio_") for name in threads] == [False, True, True, True]
 
 
 def test_lm_eval_scores_prompts_of_ids(http: TestClient) -> None:
