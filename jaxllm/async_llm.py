@@ -141,6 +141,7 @@ class AsyncLLM:
         request_id: str | None = None,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         """See ``EngineClient.generate``. A slow reader gets several steps in one output."""
@@ -158,6 +159,7 @@ class AsyncLLM:
             priority=priority,
             arrival_time=arrival_time,
             tenant=tenant,
+            cache_salt=cache_salt,
         )
         self._guard.check((token_ids, sampling_params))
         children = fan_out(request, sampling_params.n)

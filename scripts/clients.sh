@@ -10,10 +10,12 @@ wanted=$(cksum <scripts/clients.sh)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then exit 0; fi
 rm -f "$stamp"
 
+twice() { "$@" || { echo "real clients: once more: $*" >&2 && sleep 5 && "$@"; }; } # networks fail
+
 # uv, because pip takes minutes to choose versions for some of them.
 if [ ! -x $home/uv/bin/uv ]; then
     .venv/bin/python -m venv $home/uv
-    $home/uv/bin/python -m pip install --quiet --quiet --disable-pip-version-check uv >&2
+    twice $home/uv/bin/python -m pip install --quiet --quiet --disable-pip-version-check uv >&2
 fi
 uv=$home/uv/bin/uv
 
@@ -22,7 +24,7 @@ install() {
     shift
     echo "real clients: installing $name" >&2
     $uv venv --quiet --clear --python .venv/bin/python "$home/$name"
-    $uv pip install --quiet --python "$home/$name/bin/python" "$@" >&2
+    twice $uv pip install --quiet --python "$home/$name/bin/python" "$@" >&2
 }
 
 install openai openai==3.52.0
@@ -34,7 +36,7 @@ install schemathesis schemathesis==4.32.5
 
 if command -v npm >/dev/null 2>&1; then
     echo "real clients: installing openai for Node" >&2
-    npm install --silent --no-audit --no-fund --prefix $home/node openai@6.49.0 >&2
+    twice npm install --silent --no-audit --no-fund --prefix $home/node openai@6.49.0 >&2
 else
     echo "real clients: no npm on this machine, so none for Node" >&2
 fi

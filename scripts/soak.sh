@@ -2,20 +2,26 @@
 # What the server survives, with figures: engines killed and stopped under load, drains under load,
 # bad and random requests, random JSON schemas, hundreds of streams.
 #
-#   scripts/soak.sh [--ci]     --ci: a minute's worth
+#   scripts/soak.sh [--ci] [DIR]     --ci: a minute's worth; DIR: for the figures, as JSON
+#                                    (without --ci it is scripts/bench/results, unless given)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -x .venv/bin/python ] || scripts/setup.sh dev
 
-python=.venv/bin/python
+requests=20000 seconds=60 lives=(--kills 50 --hangs 20 --drains 100) results=scripts/bench/results
 if [ "${1:-}" = --ci ]; then
-    $python scripts/soak_life.py --kills 4 --hangs 2 --drains 3
-    $python scripts/soak_fuzz.py --requests 4000
-    $python scripts/soak_schemas.py --count 1000
-    exec $python scripts/soak_streams.py --seconds 10
+    requests=4000 seconds=10 lives=(--kills 4 --hangs 2 --drains 3) results=
+    shift
+else
+    scripts/clients.sh || echo "soak: without schemathesis, which could not be installed" >&2
 fi
-scripts/clients.sh || echo "soak: without schemathesis, which could not be installed" >&2
-$python scripts/soak_fuzz.py --requests 20000
-$python scripts/soak_schemas.py --count 5000
-$python scripts/soak_streams.py --seconds 60
-exec $python scripts/soak_life.py --kills 50 --hangs 20 --drains 100
+results=${1:-$results}
+if [ -n "$results" ]; then mkdir -p "$results"; fi
+
+soak() { # NAME ARGUMENT...
+    .venv/bin/python "scripts/soak_$1.py" "${@:2}" ${results:+--json "$results/cpu-$1.json"}
+}
+soak fuzz --requests $requests
+soak schemas --count $((requests / 4))
+soak streams --seconds $seconds
+soak life "${lives[@]}"

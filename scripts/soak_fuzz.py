@@ -26,7 +26,13 @@ sys.path.insert(0, str(ROOT))  # for tests, wherever this is started from
 from tests.conftest import write_tiny_tokenizer  # noqa: E402
 from tests.server import fuzz  # noqa: E402
 from tests.server.attacked_server import AttackedServer, attacked_server  # noqa: E402
-from tests.server.schema_fuzz import PROGRAM, run_schemathesis  # noqa: E402
+from tests.server.schema_fuzz import (  # noqa: E402
+    ACCEPTANCE,
+    CHECKS,
+    MAX_BODY_BYTES,
+    PROGRAM,
+    run_schemathesis,
+)
 
 ROUND = 1000
 SCHEMA_EXAMPLES = 200  # of every operation
@@ -61,7 +67,11 @@ def by_schema(
     examples = max(1, SCHEMA_EXAMPLES * requests // 20_000)
     with server.as_before():
         report = run_schemathesis(
-            server.url, max_examples=examples, seed=seed, limit_s=SCHEMA_LIMIT_S
+            server.url,
+            max_examples=examples,
+            seed=seed,
+            limit_s=SCHEMA_LIMIT_S,
+            checks=(*CHECKS, ACCEPTANCE),
         )
     if not report.passed:
         failures.append(report.output)
@@ -98,7 +108,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with (
         tempfile.TemporaryDirectory() as directory,
-        attacked_server(write_tiny_tokenizer(Path(directory)), step_seconds=0) as server,
+        attacked_server(
+            write_tiny_tokenizer(Path(directory)), step_seconds=0, max_body_bytes=MAX_BODY_BYTES
+        ) as server,
     ):
         results = soak(server, args.requests, args.seed)
     command = f"scripts/soak_fuzz.py --requests {args.requests} --seed {args.seed}"

@@ -1,6 +1,6 @@
 """Kills, hangs and drains of a server under load, over and over, with the figures of each kind.
 
-    soak_life.py [--kills 20] [--hangs 4] [--drains 10]
+    soak_life.py [--kills 20] [--hangs 4] [--drains 10] [--json FILE]
 
 The engine is a fake one, so that the HTTP process and its supervision are what is tested. Exits
 with 1 at the first client that was not told the truth in time. A server is used for two deaths: the
@@ -9,6 +9,7 @@ third within a minute ends it, as it should.
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -115,18 +117,18 @@ def drains(tokenizer_dir: Path, count: int) -> tuple[dict[str, int], list[float]
     return totals, seconds
 
 
-def show_strikes(name: str, outcomes: Sequence[Outcome]) -> None:
+def figures(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Milliseconds, and how many."""
     told = sorted(after for outcome in outcomes for after in outcome.told_after)
-    rows = {
+    seconds = {
         "told, p50": told[len(told) // 2],
         "told, p99": told[len(told) * 99 // 100],
         "told, last": told[-1],
         "not ready, last": max(outcome.not_ready_after for outcome in outcomes),
         "ready again, last": max(outcome.ready_after for outcome in outcomes),
     }
-    print(f"{name}: {len(outcomes)}, streams told the truth: {len(told)} of {len(told)}")
-    for label, value in rows.items():
-        print(f"  {label:<18} {1000 * value:8.0f} ms")
+    counts = {"engines": len(outcomes), "streams told the truth": len(told)}
+    return counts | {f"{name}, ms": round(1000 * value) for name, value in seconds.items()}
 
 
 def main() -> None:
@@ -134,17 +136,23 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--hangs", type=int, default=4)
     parser.add_argument("--drains", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
+    counts = f"--kills {args.kills} --hangs {args.hangs} --drains {args.drains}"
+    report: dict[str, Any] = {"command": f"scripts/soak_life.py {counts}"}
     with tempfile.TemporaryDirectory() as directory:
         tokenizer_dir = write_tiny_tokenizer(Path(directory))
         if args.kills:
-            show_strikes("kills", strikes(tokenizer_dir, signal.SIGKILL, args.kills))
+            report["kills"] = figures(strikes(tokenizer_dir, signal.SIGKILL, args.kills))
         if args.hangs:
-            show_strikes("hangs", strikes(tokenizer_dir, signal.SIGSTOP, args.hangs))
+            report["hangs"] = figures(strikes(tokenizer_dir, signal.SIGSTOP, args.hangs))
         if args.drains:
             totals, seconds = drains(tokenizer_dir, args.drains)
-            print(f"drains: {args.drains}, streams by their end: {totals}")
-            print(f"  exit, last         {1000 * max(seconds):8.0f} ms after the last answer")
+            last = {"exit after the last answer, ms": round(1000 * max(seconds))}
+            report["drains"] = {"servers": args.drains, "streams by their end": totals} | last
+    print(json.dumps(report, indent=2))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

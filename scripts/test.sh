@@ -3,14 +3,27 @@
 #
 #   scripts/test.sh [PYTEST-ARGUMENT...]     for example: scripts/test.sh tests/core -x
 #
-# The parity tests compare with transformers and torch, which live in .venv-reference.
+# The parity tests compare with transformers and torch, which live in .venv-reference. Without
+# arguments real clients are installed too, into .venv-clients, and the tests run in two processes;
+# those with limits of time run afterwards, alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 scripts/setup.sh dev
+
+# Both come from the network while the checks take the processor.
+logs=$(mktemp -d)
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$logs"' EXIT
+nice .venv/bin/python tests/conformance/reference_env.py .venv-reference >"$logs/reference" 2>&1 &
+reference=$!
+clients=
+if [ $# = 0 ]; then
+    nice scripts/clients.sh >"$logs/clients" 2>&1 &
+    clients=$!
+fi
 scripts/check.sh
-if ! .venv/bin/python tests/conformance/reference_env.py .venv-reference; then
-    cat >&2 <<'TEXT'
+if ! wait $reference; then
+    cat "$logs/reference" - >&2 <<'TEXT'
 ################################################################################
 # NO REFERENCE ENVIRONMENT: torch or transformers could not be installed (above).
 # Parity is checked against the golden files only; the tests that need the real
@@ -18,4 +31,21 @@ if ! .venv/bin/python tests/conformance/reference_env.py .venv-reference; then
 ################################################################################
 TEXT
 fi
-exec .venv/bin/python -m pytest "$@"
+if [ -n "$clients" ] && ! wait $clients; then
+    cat "$logs/clients" - >&2 <<'TEXT'
+################################################################################
+# NO REAL CLIENTS: not all of them could be installed (above). Their tests are
+# left out. See "Real clients" in CONTRIBUTING.md.
+################################################################################
+TEXT
+fi
+
+pytest=(.venv/bin/python -m pytest)
+if [ $# -gt 0 ]; then
+    "${pytest[@]}" "$@"
+elif command -v nvidia-smi >/dev/null 2>&1; then # one GPU has room for one JAX
+    "${pytest[@]}"
+else
+    "${pytest[@]}" -m "not alone" -n 2 --dist worksteal
+    "${pytest[@]}" -m alone
+fi

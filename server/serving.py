@@ -64,6 +64,7 @@ class Serving:
         request_id: str,
         record: RequestRecord,
         priority: int = 0,
+        cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[tuple[int, RequestOutput]]:
         """Outputs of all prompts as they come, each with its prompt's index. Closing it aborts all.
@@ -84,6 +85,7 @@ class Serving:
                     request_id=f"{request_id}-{index}",
                     priority=priority,
                     tenant=record.tenant,
+                    cache_salt=cache_salt,
                     add_special_tokens=add_special_tokens,
                 )
                 for index, prompt in enumerate(prompts)

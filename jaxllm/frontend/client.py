@@ -41,10 +41,14 @@ class EngineClient(Protocol):
         request_id: str | None = None,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncIterator[RequestOutput]:
         """Yield outputs as they come, as ``sampling_params.output_kind`` says; the last is
         ``finished``.
+
+        ``cache_salt``: a secret of whoever asks; nobody without it finds out, by the time that an
+        answer takes, what was asked before.
 
         Leaving the iterator early (``aclose``, cancellation) aborts the request.
 

@@ -90,6 +90,7 @@ class InputProcessor:
         priority: int = 0,
         arrival_time: float = 0.0,
         tenant: str = "",
+        cache_salt: str = "",
     ) -> EngineCoreRequest:
         """The engine's request, its seed drawn; ``n`` is still the user's, for ``fan_out``.
 
@@ -132,6 +133,7 @@ class InputProcessor:
             priority=priority,
             arrival_time=arrival_time,
             tenant=tenant,
+            cache_salt=cache_salt,
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:

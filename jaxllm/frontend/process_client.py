@@ -64,7 +64,8 @@ class EngineProcess:
         self._deaths = DeathRecord()
         self._gave_up = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
-        self._down_because = "The engine has not been started."
+        self._down_because = "The engine has not been started."  # as clients are told
+        self._last_words = ""  # with what only the operator is told: it may name files
         self._info: ModelInfo | None = None
         self.stats: EngineStats | None = None
         self.summary: dict[str, str | int | float] = {}
@@ -134,9 +135,9 @@ class EngineProcess:
             raise self.death() from error
 
     async def given_up(self) -> str:
-        """Waits until the engine has died too often. Returns the reason."""
+        """Waits until the engine has died too often. Returns the reason, for the operator."""
         await self._gave_up.wait()
-        return self._down_because
+        return self._last_words
 
     async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End the engine: ask, then terminate, then kill; without grace, kill it at once. Nothing
@@ -189,7 +190,7 @@ class EngineProcess:
                         worker, watchdog = await self._launch()
                         break
                     except (JaxLLMError, OSError) as error:
-                        self._record_death(f"The engine did not come up again: {error}", 0.0)
+                        self._record_death("The engine did not come up again.", 0.0, error)
                         await asyncio.sleep(RESTART_PAUSE_S)
                 else:
                     return
@@ -244,16 +245,19 @@ class EngineProcess:
         """There is no engine from now on; nobody has been told yet."""
         self._watchdog = None
         self.stats = None
-        self._down_because = reason
+        self._down_because = self._last_words = reason
 
-    def _record_death(self, reason: str, served_s: float) -> None:
+    def _record_death(self, reason: str, served_s: float, cause: Exception | None = None) -> None:
+        """``cause`` is for the log and ``given_up``, not for clients."""
         self._deaths.add(served_s)
         outlook = "It is being restarted."
         if self._deaths.hopeless:
             outlook = f"That was death number {MAX_DEATHS} within {WINDOW_S:.0f} s: it stays down."
             self._gave_up.set()
         self._lose(f"{reason} {outlook}")
-        logger.error("%s", self._down_because)
+        if cause is not None:
+            self._last_words = f"{reason} {cause} {outlook}"
+        logger.error("%s", self._last_words)
         self._on_death(self.death())
 
     async def _end_worker(self, grace_s: float) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +26,8 @@ from jaxllm.sampling.metadata import Logprobs, SamplerOutput
 logger = logging.getLogger(__name__)
 
 _OUR_PACKAGES = ("jaxllm", "pallas_kernels")
+_SUFFIX = ".jaxexport"
+MAX_BYTES, MAX_FILES = 2 * 2**30, 2000  # of a directory: what was of use last stays
 _KERNEL_CALLS = ("mosaic_gpu_v2",)  # custom calls whose form is tied to the version in the key
 _SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl")
 
@@ -57,7 +60,7 @@ class LoweringCache:
         if self._directory is None:
             return jax.jit(function, donate_argnums=donated).lower(*args)
         readable = re.sub(r"[^a-z0-9]+", "-", name)
-        path = self._directory / f"{readable}-{self._key(name, args)}.jaxexport"
+        path = self._directory / f"{readable}-{self._key(name, args)}{_SUFFIX}"
         exported = _read(path)
         if exported is None:
             checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in _KERNEL_CALLS]
@@ -99,12 +102,15 @@ def _source_digest() -> str:
 
 def _read(path: Path) -> jax.export.Exported | None:
     try:
-        return jax.export.deserialize(bytearray(path.read_bytes()))
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
     except FileNotFoundError:
         return None
     except Exception as error:  # a torn or foreign file costs time, never the start
         logger.warning("Lowering anew what %s cannot give: %s", path, error)
         return None
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(path)
+    return exported
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -113,5 +119,20 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
+        _trim(path.parent)
     except OSError as error:
         logger.warning("Cannot keep a lowered program in %s: %s", path.parent, error)
+
+
+def _trim(directory: Path) -> None:
+    """Forget what was of no use for longest; keys change with our source, so old ones never are."""
+    found: list[tuple[float, int, Path]] = []
+    for path in directory.glob(f"*{_SUFFIX}*"):  # what a killed process left half-written, too
+        with suppress(FileNotFoundError):  # another process trims as well
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    kept = 0
+    for index, (_, size, path) in enumerate(sorted(found, reverse=True)):
+        kept += size
+        if kept > MAX_BYTES or index >= MAX_FILES:
+            path.unlink(missing_ok=True)

@@ -38,6 +38,7 @@ async def chat_completions(request: Request) -> Response:
             request_id=reply.id,
             record=record_of(request),
             priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
             # The template has written them.
             add_special_tokens=body.add_special_tokens is True,
         ),

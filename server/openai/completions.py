@@ -32,6 +32,7 @@ async def completions(request: Request) -> Response:
         request_id=reply.id,
         record=record_of(request),
         priority=body.priority or 0,
+        cache_salt=body.cache_salt or "",
         add_special_tokens=body.add_special_tokens is not False,
     )
     choices = _Choices(body, serving.client.tokenizer)

@@ -4,12 +4,24 @@ import asyncio
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.errors import InvalidRequestError
 from jaxllm.tokenizer.tokenizer import Tokenizer
-from server.openai.fields import MAX_MESSAGES, Content, RequestObject, Tools, conflict, missing
+from server.openai.fields import (
+    CONTENT_FORMS,
+    MANY,
+    MAX_MESSAGES,
+    ONE,
+    RequestObject,
+    Tools,
+    conflict,
+    either,
+    given,
+    missing,
+    parts,
+)
 from server.serving import Serving
 
 LONG_CHARS = 20_000  # beyond it, rendering or encoding would hold up the event loop
@@ -30,7 +42,15 @@ _OWN_NAMES = frozenset(
 )
 
 
+_Parts = Annotated[list[dict[str, Any]], parts("text", "input_text"), MANY]
+Content = Annotated[Annotated[str, ONE] | _Parts, CONTENT_FORMS]
+
+
 class ChatMessage(RequestObject):
+    model_config = ConfigDict(
+        json_schema_extra=either(given("role", const="assistant"), given("content"))
+    )
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     tool_calls: Tools | None = None
@@ -66,7 +86,7 @@ class TemplateOptions(RequestObject):
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
     tools: Tools | None = None
-    tool_choice: Any = None
+    tool_choice: Annotated[Any, Field(json_schema_extra={"enum": ["none", "auto", None]})] = None
 
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod
@@ -132,13 +152,20 @@ async def render(
         "tools": None if options.tool_choice == "none" else options.tools or None,
     }
     try:
-        if sum(len(str(message["content"])) for message in messages) > LONG_CHARS:
+        if _may_be_long(messages, options.tools):
             return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **arguments)
         return tokenizer.apply_chat_template(messages, **arguments)
     except InvalidRequestError as error:
         if error.param == "messages":
             error.param = param
         raise
+
+
+def _may_be_long(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:
+    """Tools and calls are not measured, which would take as long as writing them."""
+    if tools or any("tool_calls" in message for message in messages):
+        return True
+    return sum(len(str(message["content"])) for message in messages) > LONG_CHARS
 
 
 def _variables_of(tokenizer: Tokenizer) -> frozenset[str]:

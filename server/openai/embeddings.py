@@ -63,6 +63,7 @@ async def embeddings(request: Request) -> Response:
             request_id=f"embd-{uuid4().hex}",
             record=record_of(request),
             priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
             add_special_tokens=body.add_special_tokens is not False,
         ),
         prompt="input",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from jaxllm.sampling_params import MAX_LOGPROBS
+from jaxllm.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS
 
 MAX_PROMPTS = 64
 MAX_INPUTS = 2048  # of an embedding request
@@ -24,12 +24,19 @@ ONE, MANY, IDS, LISTS = (Tag(f"{TAG}{name}") for name in ("one", "many", "ids", 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
-ShortString = Annotated[str, Field(max_length=MAX_STRING_CHARS)]
+# Said in the schema, checked where it is understood:
+ShortString = Annotated[str, Field(max_length=MAX_STRING_CHARS, json_schema_extra={"minLength": 1})]
 Salt = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Stops = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_STOPS)]
 BadWords = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)]
 Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)]
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
+TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+_Bias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
+_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^[0-9]+$"}}
+LogitBias = Annotated[
+    dict[str, _Bias], Field(max_length=MAX_LOGIT_BIAS, json_schema_extra=_IDS_AS_NAMES)
+]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Count = Annotated[int, Field(ge=0, le=INT32)]
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
@@ -65,15 +72,23 @@ StopField = Annotated[
     Annotated[ShortString, ONE] | Annotated[Stops, MANY],
     text_or_list("a string or an array of strings"),
 ]
-Content = Annotated[
-    Annotated[str, ONE]
-    | Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_MESSAGES), MANY],
-    text_or_list("a string or an array of content parts"),
-]
+
+
+def parts(*kinds: str) -> Any:
+    """``Field`` of a list of text parts whose type is one of ``kinds``."""
+    part = {
+        "type": "object",
+        "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}},
+        "required": ["type", "text"],
+    }
+    return Field(fail_fast=True, max_length=MAX_MESSAGES, json_schema_extra={"items": part})
+
+
+CONTENT_FORMS = text_or_list("a string or an array of content parts")
 _PROMPT_FORMS = _union(
     _prompt_form, "a string, an array of strings, of token ids, or of arrays of token ids"
 )
-_PromptIds = Annotated[list[int], Field(fail_fast=True, min_length=1)]
+_PromptIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 _SomePrompts = Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)
 _SomeInputs = Field(fail_fast=True, min_length=1, max_length=MAX_INPUTS)
 PromptField = Annotated[
@@ -90,6 +105,24 @@ InputField = Annotated[
     | Annotated[list[_PromptIds], _SomeInputs, LISTS],
     _PROMPT_FORMS,
 ]
+
+
+def either(*schemas: dict[str, Any]) -> dict[str, Any]:
+    """Says in an object's schema that at least one of ``schemas`` holds for it."""
+    return {"anyOf": list(schemas)}
+
+
+def both(*schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"allOf": list(schemas)}
+
+
+def given(name: str, **schema: Any) -> dict[str, Any]:
+    """The field ``name`` is there, and as ``schema`` says; without one: not null."""
+    return {"required": [name], "properties": {name: schema or {"not": {"type": "null"}}}}
+
+
+def absent(name: str) -> dict[str, Any]:
+    return {"properties": {name: {"type": "null"}}}
 
 
 class RequestObject(BaseModel):

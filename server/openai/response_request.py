@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
@@ -10,14 +10,18 @@ from jaxllm.sampling_params import SamplingParams
 from server.openai import refused
 from server.openai.conversation import ChatMessage, TemplateOptions
 from server.openai.fields import (
+    CONTENT_FORMS,
     INT32,
     MANY,
     MAX_MESSAGES,
     ONE,
-    Content,
     LogprobCount,
     RequestObject,
+    both,
+    either,
+    given,
     missing,
+    parts,
     text_or_list,
 )
 from server.openai.schemas import SamplingRequest, StreamOptions
@@ -33,8 +37,25 @@ _NEEDED = {
 }
 
 
+_Parts = Annotated[list[dict[str, Any]], parts("input_text", "output_text", "text"), MANY]
+Content = Annotated[Annotated[str, ONE] | _Parts, CONTENT_FORMS]
+
+
+def _kinds() -> dict[str, Any]:
+    """In the schema: what each kind of item needs."""
+    kinds: list[dict[str, Any]] = []
+    for kind, names in _NEEDED.items():
+        needed = [given("type", const=kind), *map(given, names)]
+        if kind == "message":  # which nobody needs to say
+            needed[0] = {"properties": {"type": {"enum": [kind, None]}}}
+        kinds.append(both(*needed))
+    return either(*kinds)
+
+
 class InputItem(RequestObject):
     """A message, or what was said about a call of a function. Reasoning is not shown again."""
+
+    model_config = ConfigDict(json_schema_extra=_kinds())
 
     type: str | None = None
     role: Literal["user", "assistant", "system", "developer"] | None = None

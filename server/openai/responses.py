@@ -31,6 +31,7 @@ async def responses(request: Request) -> Response:
             request_id=draft.id,
             record=record_of(request),
             priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
             add_special_tokens=False,  # the template has written them
         ),
         prompt="input",

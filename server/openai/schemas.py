@@ -6,14 +6,14 @@ strict: no booleans, no strings, no NaN. Unknown fields are kept in ``model_extr
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import (
-    MAX_LOGIT_BIAS,
     MAX_N,
     MAX_STOP_TOKEN_IDS,
+    MIN_REPETITION_PENALTY,
     RequestOutputKind,
     SamplingParams,
 )
@@ -25,6 +25,7 @@ from server.openai.fields import (
     MAX_SEQUENCES,
     BadWords,
     Count,
+    LogitBias,
     LogprobCount,
     ModelRequest,
     Penalty,
@@ -32,8 +33,13 @@ from server.openai.fields import (
     RequestObject,
     Salt,
     StopField,
+    TokenId,
     TokenIds,
+    absent,
+    both,
     conflict,
+    either,
+    given,
     prompts_of,
 )
 from server.openai.structured import (
@@ -71,13 +77,13 @@ class SamplingRequest(ModelRequest):
     seed: Annotated[int, Field(ge=-INT64 - 1, le=INT64)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
-    allowed_token_ids: TokenIds | None = None
+    repetition_penalty: Annotated[float, Field(gt=MIN_REPETITION_PENALTY, le=100)] | None = None
+    logit_bias: LogitBias | None = None
+    allowed_token_ids: Annotated[TokenIds, Field(json_schema_extra={"minItems": 1})] | None = None
     bad_words: BadWords | None = None
     stop: StopField | None = None
     stop_token_ids: (
-        Annotated[list[int], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] | None
+        Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_STOP_TOKEN_IDS)] | None
     ) = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
@@ -90,12 +96,12 @@ class SamplingRequest(ModelRequest):
     guided_choice: Choices | None = None
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = None
+    cache_salt: Salt | None = None
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    cache_salt: Salt | None = None
     guided_decoding_backend: str | None = None
     length_penalty: float | None = None  # of beam search, which is refused
     parallel_tool_calls: bool | None = None
@@ -149,6 +155,13 @@ _SAMPLING_FIELDS = (
 
 class GenerationRequest(SamplingRequest):
     """What completions and chat completions take beyond that."""
+
+    model_config = ConfigDict(
+        json_schema_extra=both(
+            either(absent("stream_options"), given("stream", const=True)),
+            either(absent("prompt_logprobs"), {"properties": {"stream": {"enum": [False, None]}}}),
+        )
+    )
 
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None

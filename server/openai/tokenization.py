@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +12,7 @@ from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.limits import num_prompt_tokens
 from server.openai import refused
 from server.openai.conversation import LONG_CHARS, Messages, TemplateOptions, render
-from server.openai.fields import RequestBody, TokenIds, conflict
+from server.openai.fields import RequestBody, TokenIds, absent, both, conflict, either, given
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
@@ -25,6 +25,11 @@ class TokenizeRequest(RequestBody, TemplateOptions):
     """A text, or a conversation as the model's template writes it."""
 
     REFUSED: ClassVar[dict[str, str]] = refused.TOKENIZATION
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            both(given("prompt"), absent("messages")), both(given("messages"), absent("prompt"))
+        )
+    )
 
     model: str | None = None
     prompt: str | None = None

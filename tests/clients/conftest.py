@@ -135,7 +135,7 @@ def run() -> Run:
 
 
 def need_clients() -> None:
-    """They are not installed with everything else, because that takes minutes."""
+    """They are not installed with everything else; whoever tests one room can do without."""
     if not (HOME / "complete").exists():
         pytest.skip("no real clients here: run scripts/clients.sh first")
 

@@ -26,7 +26,7 @@ from tests.conformance.paged_forward import PagedForward
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "smollm2-135m.npz"
 TOLERANCE = 1e-3
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

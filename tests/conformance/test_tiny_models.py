@@ -13,6 +13,8 @@ from scripts.parity import TINY
 from tests.conformance import recording
 from tests.conformance.paged_forward import PagedForward
 
+pytestmark = pytest.mark.timeout(900)
+
 TOLERANCE = 1e-4  # float32; these models agree to about 5e-6
 
 

@@ -50,9 +50,9 @@ def test_late_long_before_it_hangs() -> None:
 def test_silence_is_answered_by_one_ping_and_then_an_alarm() -> None:
     pings: list[float] = []
     dog = Watchdog(0.2)
-    asyncio.run(asyncio.wait_for(dog.watch(lambda: pings.append(dog.silent_s)), 5))
-    assert len(pings) == 1 and 0.02 < pings[0] < 0.1
-    assert 0.2 <= dog.silent_s < 0.25
+    asyncio.run(asyncio.wait_for(dog.watch(lambda: pings.append(dog.silent_s)), 30))
+    assert len(pings) == 1 and 0.02 < pings[0] < 0.2
+    assert 0.2 <= dog.silent_s < 0.4
 
 
 def test_an_answered_ping_is_followed_by_another() -> None:
@@ -64,7 +64,7 @@ def test_an_answered_ping_is_followed_by_another() -> None:
         if len(pings) < 4:
             dog.heard(stats(0, 1))
 
-    asyncio.run(asyncio.wait_for(dog.watch(ping), 5))
+    asyncio.run(asyncio.wait_for(dog.watch(ping), 30))
     assert len(pings) == 4
 
 

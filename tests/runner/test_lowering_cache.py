@@ -1,5 +1,6 @@
 """Lowered programs on disk: found again only by the same program, and never trusted blindly."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from jaxllm.attention.backends.xla import BACKEND
 from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.runner import lowering_cache
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.programs import Programs
 from tests.fakes.tiny_engine import TinyEngine, request
@@ -70,6 +72,32 @@ def test_a_directory_that_cannot_be_written_is_only_told(
     (tmp_path / "file").write_text("")
     LoweringCache(tmp_path / "file").lower("twice", Counted(), ARGS, ())
     assert "Cannot keep" in caplog.text
+
+
+@pytest.mark.parametrize("bound", ["MAX_BYTES", "MAX_FILES"])
+def test_what_was_of_no_use_for_longest_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    def lower(name: str) -> int:
+        function = Counted()
+        LoweringCache(tmp_path).lower(name, function, ARGS, ())
+        for path in tmp_path.iterdir():  # as if it were long ago
+            status = path.stat()
+            os.utime(path, (status.st_atime, status.st_mtime - 1000))
+        return function.traces
+
+    assert lower("one") == lower("two") == 1
+    torn = tmp_path / "three.jaxexport.tmp-1"
+    torn.write_bytes(b"half a file")
+    os.utime(torn, (0, 0))
+    (tmp_path / "notes").write_text("not ours")
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.jaxexport")]
+    room = {"MAX_BYTES": max(sizes) * 5 // 2, "MAX_FILES": 2}
+    monkeypatch.setattr(lowering_cache, bound, room[bound])
+    assert lower("one") == 0  # of use just now
+    assert lower("three") == 1
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"one", "three", "notes"}
+    assert lower("one") == 0 and lower("two") == 1
 
 
 def test_only_what_our_source_covers_is_kept() -> None:

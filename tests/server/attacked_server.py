@@ -47,16 +47,18 @@ class AttackedServer:
 
     def __post_init__(self) -> None:
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
         self.canary, self.victim = self.ask_canary(), self.stream_victim()
 
     def ask_canary(self) -> str:
-        answer = self.http.post("/v1/completions", json=CANARY, timeout=5)
+        answer = self.http.post("/v1/completions", json=CANARY)
         assert answer.status_code == 200, answer.text
         return answer.json()["choices"][0]["text"]
 
     def stream_victim(self) -> str:
-        stream = read_stream(httpx.post(f"{self.url}/v1/completions", json=VICTIM).content)
+        stream = read_stream(
+            httpx.post(f"{self.url}/v1/completions", json=VICTIM, timeout=60).content
+        )
         assert stream.done
         return "".join(chunk["choices"][0]["text"] for chunk in stream.objects)
 
@@ -67,7 +69,7 @@ class AttackedServer:
         beside = threading.Thread(target=lambda: seen.append(self.stream_victim()))
         beside.start()
         yield
-        beside.join(30)
+        beside.join(60)
         assert seen == [self.victim], "a stream beside it has changed"
         self.check_alive()
 
@@ -75,7 +77,7 @@ class AttackedServer:
         assert self.http.get("/health/ready").status_code == 200
         assert self.http.get("/health/live").status_code == 200
         assert self.ask_canary() == self.canary
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not self.engine.at_rest:
             assert time.monotonic() < deadline, "blocks or requests are left"
             time.sleep(0.002)
@@ -125,14 +127,14 @@ def attacked_server(
     with listening() as listener:
         thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
         thread.start()
-        assert ready.wait(20)
+        assert ready.wait(60)
         server = AttackedServer(made[0], listener.getsockname()[1])
         try:
             yield server
         finally:
             server.http.close()
             stop.set()
-            thread.join(20)
+            thread.join(60)
     assert not failures, failures
 
 

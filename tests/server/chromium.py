@@ -70,7 +70,7 @@ class Page:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 10.0) -> None:
+    def wait_for(self, expression: str, seconds: float = 60.0) -> None:
         """Until the expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(f"Boolean({expression})"):

@@ -76,7 +76,7 @@ def live(engine: FakeClient) -> Iterator[str]:
     settings = ServerSettings(served_model_names=(MODEL,), ping_interval_s=0.2)
     protocol = http_protocol(ConnectionLimits(), RefusalLog())
     app = create_app(engine, settings)
-    config = uvicorn.Config(app, log_config=None, ws="none", http=protocol)
+    config = uvicorn.Config(app, log_config=None, ws="none", loop="asyncio", http=protocol)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -88,4 +88,4 @@ def live(engine: FakeClient) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)

@@ -49,6 +49,7 @@ class FakeClient:
         self.request_ids: list[str] = []
         self.priorities: list[int] = []
         self.tenants: list[str] = []
+        self.cache_salts: list[str] = []
         self.add_special_tokens: list[bool] = []
         self.num_running = 0
         self.aborted: list[str] = []
@@ -76,6 +77,7 @@ class FakeClient:
         request_id: str | None = None,
         priority: int = 0,
         tenant: str = "",
+        cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> AsyncGenerator[RequestOutput]:
         assert request_id is not None
@@ -84,9 +86,12 @@ class FakeClient:
         self.request_ids.append(request_id)
         self.priorities.append(priority)
         self.tenants.append(tenant)
+        self.cache_salts.append(cache_salt)
         self.add_special_tokens.append(add_special_tokens)
         token_ids = self._inputs.encode(prompt, add_special_tokens)
-        grammar = await asyncio.wrap_future(self._inputs.check_grammar(sampling_params))
+        grammar = ""
+        if sampling_params.structured_outputs is not None:
+            grammar = await asyncio.wrap_future(self._inputs.check_grammar(sampling_params))
         request = self._inputs.process(request_id, token_ids, sampling_params, grammar=grammar)
         children = fan_out(request, sampling_params.n)
         text = prompt if isinstance(prompt, str) else None

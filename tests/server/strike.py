@@ -59,7 +59,7 @@ async def strike(url: str, command: Command, number: signal.Signals) -> Outcome:
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
         streams = [asyncio.create_task(stream_until_told(http, begun)) for _ in range(STREAMS)]
         for _ in range(STREAMS):
-            await asyncio.wait_for(begun.acquire(), 20)
+            await asyncio.wait_for(begun.acquire(), 60)
         (engine,) = command.engine_pids()
         os.kill(engine, number)
         struck = time.monotonic()

@@ -162,22 +162,22 @@ def functions_of(path: str) -> frozenset[str]:
 def test_sent(server: AttackedServer, name: str) -> None:
     with server.as_before():
         for send in SENDS[name]():
-            check(send, post(server, send))
+            check(send, post(server.http, send))
 
 
-def post(server: AttackedServer, send: Send) -> httpx.Response:
+def post(http: httpx.Client, send: Send) -> httpx.Response:
     # ASCII, so that half a surrogate pair can be sent
     body = send.body if isinstance(send.body, bytes) else json.dumps(send.body).encode()
     headers = {"content-type": "application/json"} | dict(send.headers)
     if "Content-Type" in headers:
         del headers["content-type"]
-    return server.http.post(send.path, content=body, headers=headers)
+    return http.post(send.path, content=body, headers=headers)
 
 
 def check(send: Send, answer: httpx.Response) -> None:
     said = f"{send.path} {str(send.body)[:200]}: {answer.status_code} {answer.text[:300]}"
     assert answer.status_code in ((200, 400) if send.status == 0 else (send.status,)), said
-    assert answer.elapsed.total_seconds() < send.seconds, said
+    assert answer.elapsed.total_seconds() < 10, said
     if answer.headers["content-type"].startswith("text/event-stream"):
         assert read_stream(answer.content).done, said
     elif answer.status_code == 200:
@@ -206,7 +206,7 @@ def test_ids_of_clients_are_only_echoed(server: AttackedServer) -> None:
 
     def ask(request_id: str) -> tuple[str, str]:
         header = [(b"X-Request-Id", request_id.encode())]
-        answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=header, timeout=30)
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=header, timeout=60)
         return answer.headers["x-request-id"], answer.json()["choices"][0]["text"]
 
     with server.as_before(), concurrent.futures.ThreadPoolExecutor(16) as pool:

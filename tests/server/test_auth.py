@@ -217,6 +217,7 @@ def test_every_key_is_compared_whichever_is_right(
         assert {len(side) for pair in calls for side in pair} == {32}  # digests, not keys
 
 
+@pytest.mark.alone
 def test_comparing_takes_as_long_for_a_near_miss() -> None:
     """Welch's t over 20,000 wrong keys, half of which share all but their last character."""
     rng = random.Random(0)

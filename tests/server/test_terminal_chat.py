@@ -168,7 +168,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._file, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 15.0) -> None:
+    def wait_for(self, text: str, seconds: float = 60.0) -> None:
         """Until it was shown after what was waited for before."""
         deadline = time.monotonic() + seconds
         while text not in self.seen:
@@ -207,7 +207,7 @@ def is_waiting(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -235,7 +235,7 @@ def test_in_a_terminal(url: str, engine: FakeClient) -> None:
         screen.wait_for(ANSWER)
         screen.wait_for("> ")
         screen.type("\x04")  # Ctrl-D
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
     assert "not this" not in str(engine.prompts)
     assert "Hel" in str(engine.prompts[1])
 

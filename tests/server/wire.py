@@ -36,7 +36,12 @@ def running(
     """The port on which ``app`` is served behind the guard. ``send_buffer``: the kernel's."""
     protocol = http_protocol(limits or ConnectionLimits(), refusals or RefusalLog())
     config = uvicorn.Config(
-        app, log_config=None, ws="none", http=protocol, timeout_graceful_shutdown=1
+        app,
+        log_config=None,
+        ws="none",
+        loop="asyncio",  # as in `serve`; "auto" would find uvloop
+        http=protocol,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     with listening() as listener:
@@ -51,7 +56,7 @@ def running(
             yield listener.getsockname()[1]
         finally:
             server.should_exit = True
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 

@@ -21,8 +21,8 @@ class FCFSPolicy:
 
     def __init__(self) -> None:
         self._new: OrderedDict[str, Request] = OrderedDict()
-        # Most came before all that are new; but not who ran alone, before its turn, after a failure.
-        self._preempted: list[Request] = []  # by arrival
+        # By arrival. Not all came before the new ones: after a failure one may run out of turn.
+        self._preempted: list[Request] = []
 
     def rank(self, request: Request) -> int:
         return 0
