@@ -1,7 +1,6 @@
 """Messages, and how the model's own template writes them as one prompt."""
 
 import asyncio
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +9,9 @@ from pydantic_core import PydanticCustomError
 from jaxllm.errors import InvalidRequestError
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.openai.fields import MAX_MESSAGES, Content, RequestObject, Tools, conflict, missing
+from server.openai.json_text import parse_json
 from server.serving import Serving
+from server.turns import declared
 
 LONG_CHARS = 20_000  # beyond it, rendering or encoding would hold up the event loop
 
@@ -34,6 +35,8 @@ class ChatMessage(RequestObject):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     tool_calls: Tools | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # the newer name of the same
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
@@ -48,6 +51,9 @@ class ChatMessage(RequestObject):
         message = self.model_dump(exclude_unset=True)
         role = "system" if self.role == "developer" else self.role
         message |= {"role": role, "content": self.content or ""}
+        thoughts = self.reasoning_content or message.pop("reasoning", None)
+        if thoughts:
+            message["reasoning_content"] = thoughts
         if self.tool_calls:
             message["tool_calls"] = [_with_object(call) for call in self.tool_calls]
         return message
@@ -99,6 +105,10 @@ class TemplateOptions(RequestObject):
             raise conflict("continue_final_message", "it needs add_generation_prompt to be false")
         return self
 
+    def declared_tools(self) -> dict[str, Any]:
+        """What may be called: names, each with the JSON schema of its arguments."""
+        return {} if self.tool_choice == "none" else declared(self.tools)
+
     def template_variables(self) -> dict[str, Any]:
         """For the template itself; it may know none of them."""
         given = dict(self.chat_template_kwargs or {})
@@ -147,13 +157,15 @@ def _variables_of(tokenizer: Tokenizer) -> frozenset[str]:
 
 
 def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI writes a call's arguments as JSON text, templates as what it says."""
+    """OpenAI writes a call's arguments as JSON text, templates as what it says. Text that is not
+    JSON, as a model may write it, or too deep to walk through, stays text.
+    """
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(arguments, str):
         return call
     try:
-        arguments = json.loads(arguments) if arguments else {}
-    except (ValueError, RecursionError):
+        parsed = parse_json(arguments.encode()) if arguments else {}
+    except InvalidRequestError:
         return call
-    return call | {"function": {**function, "arguments": arguments}}
+    return call | {"function": {**function, "arguments": parsed}}
