@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import jaxllm
+from server.anthropic import answers as anthropic
+from server.anthropic.schemas import CountTokensRequest, MessagesRequest
 from server.middleware.auth import OPEN_PATHS
 from server.openai import answers
 from server.openai.embeddings import EmbeddingRequest
@@ -42,6 +44,7 @@ class Operation:
     answer: type[BaseModel] | None  # None: plain text
     body: type[RequestBody] | None = None
     streams: bool = False
+    error: type[BaseModel] = answers.ErrorAnswer
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
@@ -56,6 +59,19 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answers.ResponseObject,
         ResponsesRequest,
         streams=True,
+    ),
+    ("POST", "/v1/messages"): Operation(
+        "Answer a conversation, as Anthropic does",
+        anthropic.Message,
+        MessagesRequest,
+        streams=True,
+        error=anthropic.AnthropicErrorAnswer,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        "Count a conversation's tokens",
+        anthropic.TokenCount,
+        CountTokensRequest,
+        error=anthropic.AnthropicErrorAnswer,
     ),
     ("POST", "/v1/embeddings"): Operation(
         "Embed texts; needs --enable-embeddings", answers.EmbeddingList, EmbeddingRequest
@@ -105,7 +121,7 @@ def _operation(operation: Operation, path: str, model_names: Sequence[str]) -> d
         "summary": operation.summary,
         "responses": {
             "200": {"description": "the answer", "content": content},
-            "default": {"description": "an error", "content": _json(answers.ErrorAnswer)},
+            "default": {"description": "an error", "content": _json(operation.error)},
         },
     }
     if operation.body is not None:
@@ -127,7 +143,8 @@ def _json(model: type[BaseModel]) -> dict[str, Any]:
 def _schemas(model_names: list[str]) -> dict[str, Any]:
     bodies = [item.body for item in OPERATIONS.values() if item.body is not None]
     found = [item.answer for item in OPERATIONS.values() if item.answer is not None]
-    models: list[type[BaseModel]] = [*bodies, *dict.fromkeys(found), answers.ErrorAnswer]
+    errors = [item.error for item in OPERATIONS.values()]
+    models: list[type[BaseModel]] = [*bodies, *dict.fromkeys(found), *dict.fromkeys(errors)]
     _, combined = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
     schemas: dict[str, Any] = combined["$defs"]
     for body in bodies:
