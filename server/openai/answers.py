@@ -132,6 +132,28 @@ class OutputMessage(Answer):
     content: list[OutputText]
 
 
+class ReasoningText(Answer):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Answer):
+    id: str
+    type: Literal["reasoning"]
+    status: Literal["in_progress", "completed", "incomplete"]
+    summary: list[Any]
+    content: list[ReasoningText]
+
+
+class FunctionCall(Answer):
+    id: str
+    type: Literal["function_call"]
+    status: Literal["in_progress", "completed", "incomplete"]
+    call_id: str
+    name: str
+    arguments: str
+
+
 class InputTokensDetails(CachedTokens):
     cache_write_tokens: int
 
@@ -159,7 +181,7 @@ class ResponseObject(Answer):
     max_output_tokens: int | None
     metadata: dict[str, Any]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | ReasoningItem | FunctionCall]
     parallel_tool_calls: bool
     previous_response_id: None
     reasoning: dict[str, str | None]

@@ -17,7 +17,7 @@ from tests.server.test_tools import THOUGHTS, TWO_CALLS, says, with_template
 
 PATH = "/v1/messages"
 MESSAGES: Any = [{"role": "user", "content": "Hi"}]
-BODY: dict[str, Any] = {"model": "fake", "max_tokens": 200, "messages": MESSAGES}
+BODY: Any = {"model": "fake", "max_tokens": 200, "messages": MESSAGES}
 TOOLS: Any = [{"name": name, "input_schema": {"type": "object"}} for name in ("get_weather", "now")]
 
 Serve = Callable[..., TestClient]
