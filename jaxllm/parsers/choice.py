@@ -39,6 +39,7 @@ REASONING_PARSERS: Registry[ReasoningParser] = Registry(
     "reasoning parser",
     {
         "deepseek_r1": "jaxllm.parsers.reasoning.between:DEEPSEEK_R1",
+        "deepseek_v3": "jaxllm.parsers.reasoning.between:THINK",
         "glm45": "jaxllm.parsers.reasoning.between:THINK",
         "granite": "jaxllm.parsers.reasoning.between:GRANITE",
         "mistral": "jaxllm.parsers.reasoning.between:MISTRAL",
@@ -71,7 +72,7 @@ REASONING_MARKS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|channel|>", "<|start|>"), "openai_gptoss"),
     (("[THINK]", "[/THINK]"), "mistral"),
     (("Here is my thought process:",), "granite"),
-    (("</think>", "<｜Assistant｜>"), "deepseek_r1"),
+    (("</think>", "<｜Assistant｜>"), "deepseek_v3"),
     (("</think>", "[gMASK]"), "glm45"),
     (("</think>",), "qwen3"),
 )

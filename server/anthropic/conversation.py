@@ -4,7 +4,8 @@ from typing import Any
 
 from jaxllm.errors import InvalidRequestError
 from server.anthropic.schemas import AnthropicMessage, Block, ConversationRequest
-from server.openai.conversation import TemplateOptions
+from server.openai.conversation import TemplateOptions, with_arguments
+from server.responses import encode_json
 
 
 def template_messages(body: ConversationRequest) -> list[dict[str, Any]]:
@@ -74,9 +75,10 @@ def _add_assistant(messages: list[dict[str, Any]], message: AnthropicMessage, wh
     added: dict[str, Any] = {"role": "assistant"}
     for index, block in enumerate(blocks):
         if block.type == "tool_use":
-            function = {"name": block.name or "", "arguments": block.input or {}}
+            arguments = encode_json(block.input or {}).decode()
+            function = {"name": block.name or "", "arguments": arguments}
             call = {"id": block.id, "type": "function", "function": function}
-            added.setdefault("tool_calls", []).append(call)
+            added.setdefault("tool_calls", []).append(with_arguments(call))
         elif block.type == "thinking":
             added["reasoning_content"] = block.thinking or ""
         elif block.type != "redacted_thinking":

@@ -55,7 +55,7 @@ class ChatMessage(RequestObject):
         if thoughts:
             message["reasoning_content"] = thoughts
         if self.tool_calls:
-            message["tool_calls"] = [_with_object(call) for call in self.tool_calls]
+            message["tool_calls"] = [with_arguments(call) for call in self.tool_calls]
         return message
 
 
@@ -156,7 +156,20 @@ def _variables_of(tokenizer: Tokenizer) -> frozenset[str]:
     return frozenset[str]() if template is None else template.variables
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+class _Arguments(dict[str, Any]):
+    """A call's arguments as an object; for templates that add them to text (DeepSeek's), as the
+    text that they came in.
+    """
+
+    def __init__(self, arguments: dict[str, Any], text: str):
+        super().__init__(arguments)
+        self._text = text or "{}"
+
+    def __radd__(self, before: str) -> str:
+        return before + self._text
+
+
+def with_arguments(call: dict[str, Any]) -> dict[str, Any]:
     """OpenAI writes a call's arguments as JSON text, templates as what it says. Text that is not
     JSON, as a model may write it, or too deep to walk through, stays text.
     """
@@ -168,4 +181,6 @@ def _with_object(call: dict[str, Any]) -> dict[str, Any]:
         parsed = parse_json(arguments.encode()) if arguments else {}
     except InvalidRequestError:
         return call
+    if isinstance(parsed, dict):
+        parsed = _Arguments(parsed, arguments)
     return call | {"function": {**function, "arguments": parsed}}

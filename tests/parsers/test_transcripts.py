@@ -91,7 +91,11 @@ def test_the_template_tells_the_parser(name: str) -> None:
     assert marked(TOOL_MARKS, golden("tool_calls", name)["template"]) == name
 
 
-@pytest.mark.parametrize("name", REASONING_PARSERS.names())
+# By name only: a template of R1's may leave out <think>, after results of tools for one.
+TOLD = [name for name in REASONING_PARSERS.names() if name != "deepseek_r1"]
+
+
+@pytest.mark.parametrize("name", TOLD)
 def test_the_template_tells_the_reasoning_parser(name: str) -> None:
     assert marked(REASONING_MARKS, golden("reasoning", name)["template"]) == name
 

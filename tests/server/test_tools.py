@@ -224,6 +224,18 @@ def test_calls_and_results_reach_the_template(serve: Serve, engine: FakeClient) 
     assert engine.prompts[-1] == "user::Hi;assistant:Hm.:<f:1>;tool::2;"
 
 
+def test_a_template_may_add_arguments_to_text(serve: Serve, engine: FakeClient) -> None:
+    with_template(
+        engine,
+        "{% for c in messages[1].tool_calls %}{% set a = c.function.arguments %}"
+        "{{ '<' + a + '>' }}{{ a | tojson }}{{ a is mapping }}{% endfor %}",
+    )
+    function = {"name": "f", "arguments": '{"a":1}'}
+    message = {"role": "assistant", "tool_calls": [{"function": function}]}
+    ask(serve(), messages=[*MESSAGES, message])
+    assert engine.prompts[-1] == '<{"a":1}>{"a": 1}True'
+
+
 def test_arguments_too_deep_to_walk_through_stay_text(serve: Serve, engine: FakeClient) -> None:
     with_template(engine, "{{ messages[1].tool_calls[0].function.arguments is string }}")
     for depth, text in ((64, "False"), (65, "True"), (50_000, "True")):
