@@ -142,6 +142,17 @@ def test_a_call_that_is_cut_off_has_the_limits_reason(serve: Serve, engine: Fake
     assert call["function"]["arguments"] == '{"city": "'
 
 
+@pytest.mark.parametrize("text", ["Well <tool_c", "Well <tool_call>\n{", "Well.\n"])
+def test_what_was_held_to_the_end_is_told(serve: Serve, engine: FakeClient, text: str) -> None:
+    says(engine, text)
+    http = serve(tool_call_parser="hermes")
+    assert ask(http, tools=TOOLS)["message"]["content"] == text
+    body = {"model": "fake", "messages": MESSAGES, "tools": TOOLS, "stream": True}
+    chunks, _ = events(http.post(PATH, json=body).text)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("content", "") for delta in deltas) == text
+
+
 def test_logprobs_of_a_stream_are_all_there(serve: Serve, engine: FakeClient) -> None:
     says(engine, TWO_CALLS)
     body = {"model": "fake", "messages": MESSAGES, "tools": TOOLS, "stream": True, "logprobs": True}
