@@ -117,11 +117,13 @@ def _operation(operation: Operation, path: str, model_names: Sequence[str]) -> d
     content = text if operation.answer is None else _json(operation.answer)
     if operation.streams:
         content = content | {"text/event-stream": {"schema": _EVENT}}
+    # What is refused below the application is in OpenAI's form on every path.
+    errors = dict.fromkeys((operation.error, answers.ErrorAnswer))
     described: dict[str, Any] = {
         "summary": operation.summary,
         "responses": {
             "200": {"description": "the answer", "content": content},
-            "default": {"description": "an error", "content": _json(operation.error)},
+            "default": {"description": "an error", "content": _json(*errors)},
         },
     }
     if operation.body is not None:
@@ -135,9 +137,11 @@ def _operation(operation: Operation, path: str, model_names: Sequence[str]) -> d
     return described
 
 
-def _json(model: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": _REF.format(model=model.__name__)}
-    return {"application/json": {"schema": reference}}
+def _json(*models: type[BaseModel]) -> dict[str, Any]:
+    """JSON of one of ``models``."""
+    references: list[dict[str, Any]] = [{"$ref": _REF.format(model=m.__name__)} for m in models]
+    schema = references[0] if len(references) == 1 else {"anyOf": references}
+    return {"application/json": {"schema": schema}}
 
 
 def _schemas(model_names: list[str]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from server.openai.fields import (
 from server.openai.schemas import SamplingRequest
 
 
+MAX_BLOCKS = 128  # of one message
+
+
 class Block(RequestObject):
     """A part of a message's content; ``type`` says which fields it has."""
 
@@ -37,7 +40,7 @@ class Block(RequestObject):
 _TEXT = text_or_list("a string or an array of content blocks")
 Blocks = Annotated[
     Annotated[str, ONE]
-    | Annotated[list[Block], Field(fail_fast=True, max_length=MAX_MESSAGES), MANY],
+    | Annotated[list[Block], Field(fail_fast=True, max_length=MAX_BLOCKS), MANY],
     _TEXT,
 ]
 
