@@ -20,7 +20,6 @@ from server.openai.fields import (
 )
 from server.openai.schemas import SamplingRequest
 
-
 MAX_BLOCKS = 128  # of one message
 
 
