@@ -11,6 +11,7 @@ from starlette.routing import Route
 from jaxllm.errors import JaxLLMError
 from jaxllm.frontend.client import EngineClient
 from server.access_log import AccessLog
+from server.anthropic.messages import count_tokens, messages
 from server.errors import handle_error
 from server.middleware.auth import OPEN_PATHS, AuthMiddleware
 from server.middleware.cors import EXPOSED, OriginMiddleware
@@ -39,6 +40,8 @@ ROUTES = (
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/v1/responses", responses, methods=["POST"]),
+    Route("/v1/messages", messages, methods=["POST"]),
+    Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
     Route("/v1/embeddings", embeddings, methods=["POST"]),
     Route("/v1/models", list_models, methods=["GET"]),
     Route("/v1/models/{model:path}", get_model, methods=["GET"]),

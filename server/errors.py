@@ -10,12 +10,14 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from jaxllm.errors import (
     AuthenticationError,
     InvalidRequestError,
     JaxLLMError,
 )
+from server.anthropic.errors import anthropic_error, speaks_anthropic
 from server.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
@@ -107,9 +109,25 @@ def error_status(error: Exception) -> int:
     return error.status if isinstance(error, JaxLLMError) else JaxLLMError.status
 
 
+class ErrorResponse(JSONResponse):
+    """In OpenAI's form, or the one that clients of the request's path expect."""
+
+    def __init__(self, body: dict[str, Any], status: int, headers: dict[str, str]):
+        super().__init__(body, status, headers)
+        self._error = body["error"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if speaks_anthropic(scope.get("path", "")):
+            request_id = self.headers["x-request-id"]
+            self.body = self.render(anthropic_error(self._error, self.status_code, request_id))
+            self.headers["content-length"] = str(len(self.body))
+            self.headers["request-id"] = request_id
+        await super().__call__(scope, receive, send)
+
+
 def error_response(error: Exception, request_id: str) -> Response:
     headers = _headers(error) | {"x-request-id": request_id}
-    return JSONResponse(error_body(error, request_id), error_status(error), headers)
+    return ErrorResponse(error_body(error, request_id), error_status(error), headers)
 
 
 def log_unexpected(error: Exception, request_id: str) -> None:
@@ -142,9 +160,8 @@ def _http_exception_response(request: Request, error: HTTPException, request_id:
         typed = UnknownURLError(f"Unknown request URL: {where}. Please check it for typos.")
     else:
         typed = InvalidRequestError(str(error.detail))
-    response = JSONResponse(error_body(typed, request_id), error.status_code)
-    response.headers.update({"x-request-id": request_id, **(error.headers or {})})
-    return response
+    headers = {"x-request-id": request_id, **(error.headers or {})}
+    return ErrorResponse(error_body(typed, request_id), error.status_code, headers)
 
 
 def _is_internal(error: JaxLLMError) -> bool:

@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import jaxllm
+from server.anthropic import answers as anthropic
+from server.anthropic.schemas import CountTokensRequest, MessagesRequest
 from server.middleware.auth import OPEN_PATHS
 from server.openai import answers
 from server.openai.embeddings import EmbeddingRequest
@@ -42,6 +44,7 @@ class Operation:
     answer: type[BaseModel] | None  # None: plain text
     body: type[RequestBody] | None = None
     streams: bool = False
+    error: type[BaseModel] = answers.ErrorAnswer
 
 
 OPERATIONS: dict[tuple[str, str], Operation] = {
@@ -56,6 +59,19 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         answers.ResponseObject,
         ResponsesRequest,
         streams=True,
+    ),
+    ("POST", "/v1/messages"): Operation(
+        "Answer a conversation, as Anthropic does",
+        anthropic.Message,
+        MessagesRequest,
+        streams=True,
+        error=anthropic.AnthropicErrorAnswer,
+    ),
+    ("POST", "/v1/messages/count_tokens"): Operation(
+        "Count a conversation's tokens",
+        anthropic.TokenCount,
+        CountTokensRequest,
+        error=anthropic.AnthropicErrorAnswer,
     ),
     ("POST", "/v1/embeddings"): Operation(
         "Embed texts; needs --enable-embeddings", answers.EmbeddingList, EmbeddingRequest
@@ -101,11 +117,13 @@ def _operation(operation: Operation, path: str, model_names: Sequence[str]) -> d
     content = text if operation.answer is None else _json(operation.answer)
     if operation.streams:
         content = content | {"text/event-stream": {"schema": _EVENT}}
+    # What is refused below the application is in OpenAI's form on every path.
+    errors = dict.fromkeys((operation.error, answers.ErrorAnswer))
     described: dict[str, Any] = {
         "summary": operation.summary,
         "responses": {
             "200": {"description": "the answer", "content": content},
-            "default": {"description": "an error", "content": _json(answers.ErrorAnswer)},
+            "default": {"description": "an error", "content": _json(*errors)},
         },
     }
     if operation.body is not None:
@@ -119,15 +137,18 @@ def _operation(operation: Operation, path: str, model_names: Sequence[str]) -> d
     return described
 
 
-def _json(model: type[BaseModel]) -> dict[str, Any]:
-    reference = {"$ref": _REF.format(model=model.__name__)}
-    return {"application/json": {"schema": reference}}
+def _json(*models: type[BaseModel]) -> dict[str, Any]:
+    """JSON of one of ``models``."""
+    references: list[dict[str, Any]] = [{"$ref": _REF.format(model=m.__name__)} for m in models]
+    schema = references[0] if len(references) == 1 else {"anyOf": references}
+    return {"application/json": {"schema": schema}}
 
 
 def _schemas(model_names: list[str]) -> dict[str, Any]:
     bodies = [item.body for item in OPERATIONS.values() if item.body is not None]
     found = [item.answer for item in OPERATIONS.values() if item.answer is not None]
-    models: list[type[BaseModel]] = [*bodies, *dict.fromkeys(found), answers.ErrorAnswer]
+    errors = [item.error for item in OPERATIONS.values()]
+    models: list[type[BaseModel]] = [*bodies, *dict.fromkeys(found), *dict.fromkeys(errors)]
     _, combined = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
     schemas: dict[str, Any] = combined["$defs"]
     for body in bodies:

@@ -12,7 +12,9 @@ from starlette.requests import Request
 from jaxllm.errors import ModelNotFoundError, RequestFailedError
 from jaxllm.frontend.client import EngineClient, Prompt
 from jaxllm.outputs import RequestOutput
+from jaxllm.parsers.choice import NONE, Parsers, choose
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import cancel
 from server.drain import Drain
 from server.limits import AdmissionGate, check_scored, num_prompt_tokens
@@ -37,6 +39,7 @@ class Serving:
         self.drain = Drain()
         self.refusals = RefusalLog()
         self.started = int(time.time())
+        self.parsers = _parsers(client.tokenizer, settings)
         self._ignored_fields: set[str] = set()
 
     def check_model(self, name: str) -> None:
@@ -97,6 +100,16 @@ class Serving:
                     if output.error is not None:
                         raise RequestFailedError(output.error)
                     yield index, output
+
+
+def _parsers(tokenizer: Tokenizer, settings: ServerSettings) -> Parsers:
+    """Of the served model's answers; the chat template may tell them."""
+    template = tokenizer.chat_template
+    return choose(
+        settings.tool_call_parser if settings.enable_auto_tool_choice else NONE,
+        settings.reasoning_parser,
+        None if template is None else template.text,
+    )
 
 
 def serving_of(request: Request) -> Serving:

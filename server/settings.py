@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxllm.errors import ConfigError
+from jaxllm.parsers.choice import AUTO, check_names
 from jaxllm.sampling_params import MAX_N
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -52,6 +53,11 @@ class ServerSettings:
     max_num_queued_tokens: int = _flag(4 * 2**20, "their prompts' tokens; beyond them: 429")
     request_timeout: float = _flag(3600.0, "seconds a request may take; beyond them: 504")
     drain_timeout: float = _flag(30.0, "seconds that running requests get after SIGTERM or Ctrl-C")
+    tool_call_parser: str = _flag(
+        AUTO, "how the model writes calls of tools; auto: as its chat template does; or none"
+    )
+    reasoning_parser: str = _flag(AUTO, "how the model marks its thoughts; auto, a name or none")
+    enable_auto_tool_choice: bool = _flag(True, "read calls of tools where a request has tools")
     strict_params: bool = _flag(False, "refuse unknown request fields with 400")
     ui: bool = _flag(False, "serve a page for chatting at /")
     log_level: str = _flag("info", "of the server's own messages", choices=LOG_LEVELS)
@@ -71,6 +77,7 @@ class ServerSettings:
             raise ConfigError(f"--port must be between 0 and 65535, got {self.port}.")
         if not 1 <= self.max_n <= MAX_N:
             raise ConfigError(f"--max-n must be between 1 and {MAX_N}, got {self.max_n}.")
+        check_names(self.tool_call_parser, self.reasoning_parser)
         for name in ("max_connections", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1.")

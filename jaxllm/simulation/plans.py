@@ -48,4 +48,7 @@ def make_plan(
         buckets=make_buckets(rows, tokens, max_num_seqs),
         attention_backend="fake",
         attention_reason="no device",
+        prefix_caching=prefix_caching,
+        host_blocks=host_blocks,
+        offloading=offloading,
     )

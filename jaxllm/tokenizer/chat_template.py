@@ -111,6 +111,11 @@ class ChatTemplate:
             self._compiled[name] = template_environment().from_string(source)
         return self._compiled[name]
 
+    @property
+    def text(self) -> str:
+        """Of all its templates, behind each other."""
+        return "\n".join(self._sources.values())
+
     @cached_property
     def variables(self) -> frozenset[str]:
         """Names that the template reads and does not set itself: others would change nothing."""

@@ -16,7 +16,8 @@ from pydantic import Field, ValidationError
 
 from jaxllm.errors import ConfigError, InvalidRequestError
 from server.openai.fields import RequestObject
-from server.openai.validation import parse_json, to_invalid_request
+from server.openai.json_text import parse_json
+from server.openai.validation import to_invalid_request
 
 MAX_ID_CHARS = 512
 _BEGIN = b'{"id":"batch_req_'  # of every line that we write

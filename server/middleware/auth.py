@@ -1,4 +1,6 @@
-"""Bearer keys. Every path needs one but those listed here; an unknown path needs one too."""
+"""Keys, as Bearer or in ``x-api-key``. Every path needs one but those listed here; an unknown path
+needs one too.
+"""
 
 import hashlib
 import hmac
@@ -31,7 +33,7 @@ class AuthMiddleware:
             return
         tenant: str | AuthenticationError = ANYBODY
         if self._tenants and scope["path"] not in self._open_paths:
-            tenant = self._tenant(Headers(scope=scope).getlist("authorization"))
+            tenant = self._tenant(_credentials(Headers(scope=scope)))
         if isinstance(tenant, AuthenticationError):
             response = error_response(tenant, scope["state"]["request_id"])
             await response(scope, receive, send)
@@ -51,6 +53,12 @@ class AuthMiddleware:
         given = _digest(key.strip().encode("latin-1"))
         found = [name for own, name in self._tenants.items() if hmac.compare_digest(given, own)]
         return found[0] if found else AuthenticationError("Incorrect API key provided.")
+
+
+def _credentials(headers: Headers) -> list[str]:
+    """Values of the Authorization header; without any, of what Anthropic's clients send instead."""
+    given = headers.getlist("authorization")
+    return given or [f"Bearer {key}" for key in headers.getlist("x-api-key")]
 
 
 def tenant_of(key: str) -> str:

@@ -14,27 +14,35 @@ from server.errors import request_id_of
 from server.openai.conversation import render
 from server.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.reply import Reply, finish_reason
+from server.openai.said import delta_of, message_of
 from server.openai.schemas import ChatCompletionRequest
 from server.openai.stream import Choice, Outputs, about, stream_chunks
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
-from server.serving import Serving, serving_of
+from server.serving import serving_of
 from server.sse import EventStream
+from server.turns import Turns
 
 
 async def chat_completions(request: Request) -> Response:
     body = await read_request(request, ChatCompletionRequest)
     serving = serving_of(request)
-    params = body.sampling_params()
     messages = [message.as_template_message() for message in body.messages]
     prompt = await render(messages, body, serving)
+    turns = Turns(
+        serving.parsers,
+        prompt,
+        body.declared_tools(),
+        parallel=body.parallel_tool_calls is not False,
+        thoughts=body.include_reasoning is not False,
+    )
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = Reply("chatcmpl", kind, body.model)
     outputs = about(
         serving.generate(
             [prompt],
-            params,
+            turns.params(body.sampling_params()),
             request_id=reply.id,
             record=record_of(request),
             priority=body.priority or 0,
@@ -47,16 +55,20 @@ async def chat_completions(request: Request) -> Response:
     )
     if body.stream:
         return EventStream(
-            _chunks(outputs, reply, body, serving),
+            _chunks(outputs, reply, body, turns, serving.client.tokenizer),
             request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
-    answer = _answer(outputs, reply, body, serving.client.tokenizer)
+    answer = _answer(outputs, reply, body, turns, serving.client.tokenizer)
     return JSONResponse(await unless_disconnected(request.receive, answer))
 
 
 async def _answer(
-    outputs: Outputs, reply: Reply, body: ChatCompletionRequest, tokenizer: Tokenizer
+    outputs: Outputs,
+    reply: Reply,
+    body: ChatCompletionRequest,
+    turns: Turns,
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     choices: list[Choice] = []
     scored_prompt = None
@@ -65,13 +77,13 @@ async def _answer(
             reply.usage.add(index, output)
             scored_prompt = prompt_logprobs(output.prompt_logprobs)
             for completion in output.outputs:
-                message = {"role": "assistant", "content": completion.text, "refusal": None}
+                message = message_of(turns.read(completion.index, completion))
                 choices.append(
                     {
                         "index": completion.index,
                         "message": message,
                         "logprobs": _logprobs(completion, body, tokenizer),
-                        "finish_reason": finish_reason(completion),
+                        "finish_reason": _reason(completion, turns, completion.index),
                         "stop_reason": completion.stop_reason,
                     }
                 )
@@ -80,7 +92,11 @@ async def _answer(
 
 
 def _chunks(
-    outputs: Outputs, reply: Reply, body: ChatCompletionRequest, serving: Serving
+    outputs: Outputs,
+    reply: Reply,
+    body: ChatCompletionRequest,
+    turns: Turns,
+    tokenizer: Tokenizer,
 ) -> AsyncGenerator[list[dict[str, Any]]]:
     def opening(base: int, output: RequestOutput) -> list[Choice]:
         return [
@@ -88,13 +104,19 @@ def _chunks(
             for index in range(body.num_choices)
         ]
 
-    def delta(index: int, completion: CompletionOutput) -> Choice | None:
-        logprobs = _logprobs(completion, body, serving.client.tokenizer)
-        if not completion.text and not (logprobs and completion.token_ids):
-            return None
-        return _choice(index, {"content": completion.text}, logprobs=logprobs)
+    def deltas(index: int, completion: CompletionOutput) -> list[Choice]:
+        logprobs = _logprobs(completion, body, tokenizer)
+        found = [delta_of(event) for event in turns.read(index, completion)]
+        told = [delta for delta in found if delta is not None]
+        if not told and logprobs and completion.token_ids:
+            told = [{"content": ""}]
+        choices = [_choice(index, delta) for delta in told]
+        if choices:  # tokens and events do not fall together, so all scores go to the first
+            choices[0]["logprobs"] = logprobs
+        return choices
 
     def ending(index: int, completion: CompletionOutput, reason: str) -> Choice:
+        reason = _reason(completion, turns, index) or reason
         return _choice(index, {}, reason) | {"stop_reason": completion.stop_reason}
 
     return stream_chunks(
@@ -103,18 +125,18 @@ def _chunks(
         num_choices=body.num_choices,
         options=body.stream_options,
         opening=opening,
-        delta=delta,
+        deltas=deltas,
         ending=ending,
     )
 
 
-def _choice(
-    index: int,
-    delta: dict[str, Any],
-    reason: str | None = None,
-    logprobs: dict[str, Any] | None = None,
-) -> Choice:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+def _choice(index: int, delta: dict[str, Any], reason: str | None = None) -> Choice:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+
+
+def _reason(completion: CompletionOutput, turns: Turns, index: int) -> str | None:
+    reason = finish_reason(completion)
+    return "tool_calls" if reason == "stop" and turns.called(index) else reason
 
 
 def _logprobs(

@@ -126,11 +126,11 @@ def _chunks(
             return []
         return [choices.echo(base + index, output) for index in range(body.num_choices)]
 
-    def delta(index: int, completion: CompletionOutput) -> Choice | None:
+    def deltas(index: int, completion: CompletionOutput) -> list[Choice]:
         scored = body.logprobs is not None and completion.token_ids
         if not completion.text and not scored:
-            return None
-        return choices.part(index, completion.text, completion.token_ids, completion.logprobs)
+            return []
+        return [choices.part(index, completion.text, completion.token_ids, completion.logprobs)]
 
     def ending(index: int, completion: CompletionOutput, reason: str) -> Choice:
         end = choices.part(index, "", (), None, reason)
@@ -142,6 +142,6 @@ def _chunks(
         num_choices=body.num_choices,
         options=body.stream_options,
         opening=opening,
-        delta=delta,
+        deltas=deltas,
         ending=ending,
     )

@@ -1,7 +1,6 @@
 """Messages, and how the model's own template writes them as one prompt."""
 
 import asyncio
-import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -22,7 +21,9 @@ from server.openai.fields import (
     missing,
     parts,
 )
+from server.openai.json_text import parse_json
 from server.serving import Serving
+from server.turns import declared
 
 LONG_CHARS = 20_000  # beyond it, rendering or encoding would hold up the event loop
 
@@ -54,6 +55,8 @@ class ChatMessage(RequestObject):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     tool_calls: Tools | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # the newer name of the same
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:
@@ -68,8 +71,11 @@ class ChatMessage(RequestObject):
         message = self.model_dump(exclude_unset=True)
         role = "system" if self.role == "developer" else self.role
         message |= {"role": role, "content": self.content or ""}
+        thoughts = self.reasoning_content or message.pop("reasoning", None)
+        if thoughts:
+            message["reasoning_content"] = thoughts
         if self.tool_calls:
-            message["tool_calls"] = [_with_object(call) for call in self.tool_calls]
+            message["tool_calls"] = [with_arguments(call) for call in self.tool_calls]
         return message
 
 
@@ -118,6 +124,10 @@ class TemplateOptions(RequestObject):
         if self.continue_final_message and self.add_generation_prompt:
             raise conflict("continue_final_message", "it needs add_generation_prompt to be false")
         return self
+
+    def declared_tools(self) -> dict[str, Any]:
+        """What may be called: names, each with the JSON schema of its arguments."""
+        return {} if self.tool_choice == "none" else declared(self.tools)
 
     def template_variables(self) -> dict[str, Any]:
         """For the template itself; it may know none of them."""
@@ -173,14 +183,31 @@ def _variables_of(tokenizer: Tokenizer) -> frozenset[str]:
     return frozenset[str]() if template is None else template.variables
 
 
-def _with_object(call: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI writes a call's arguments as JSON text, templates as what it says."""
+class _Arguments(dict[str, Any]):
+    """A call's arguments as an object; for templates that add them to text (DeepSeek's), as the
+    text that they came in.
+    """
+
+    def __init__(self, arguments: dict[str, Any], text: str):
+        super().__init__(arguments)
+        self._text = text or "{}"
+
+    def __radd__(self, before: str) -> str:
+        return before + self._text
+
+
+def with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI writes a call's arguments as JSON text, templates as what it says. Text that is not
+    JSON, as a model may write it, or too deep to walk through, stays text.
+    """
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(arguments, str):
         return call
     try:
-        arguments = json.loads(arguments) if arguments else {}
-    except (ValueError, RecursionError):
+        parsed = parse_json(arguments.encode()) if arguments else {}
+    except InvalidRequestError:
         return call
-    return call | {"function": {**function, "arguments": arguments}}
+    if isinstance(parsed, dict):
+        parsed = _Arguments(parsed, arguments)
+    return call | {"function": {**function, "arguments": parsed}}

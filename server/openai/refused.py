@@ -50,7 +50,6 @@ RESPONSE = GENERATION | {
     "conversation": "conversations are not stored; send the whole one as input",
     "prompt": "prompts are not stored; send the text as input",
     "background": "responses are not stored; use stream",
-    "tools": "tools are not implemented here; /v1/chat/completions shows them to the model",
     "context_management": "send the conversation as it shall be read",
     "chat_template": "the model's own template is used",
     "image": _TEXT_ONLY,

@@ -8,29 +8,31 @@ from uuid import uuid4
 
 from jaxllm.errors import JaxLLMError
 from jaxllm.outputs import CompletionOutput
+from jaxllm.parsers.events import Content, Reasoning, ToolArguments, ToolCallStart
+from jaxllm.parsers.events import Event as Said
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.openai.logprobs import chat_logprobs
 from server.openai.reply import Usage, finish_reason
+from server.openai.response_items import Event, ResponseItems
 from server.openai.response_request import ResponsesRequest
 from server.openai.stream import Outputs
-
-Event = dict[str, Any]
+from server.turns import Turns
 
 
 class ResponseDraft:
-    """Holds one message with one text, since there are no tools. ``id`` also names the request in
-    the engine. Events are numbered in the order in which they are made.
+    """``id`` also names the request in the engine. Events are numbered in the order in which they
+    are made.
     """
 
-    def __init__(self, body: ResponsesRequest, tokenizer: Tokenizer):
+    def __init__(self, body: ResponsesRequest, tokenizer: Tokenizer, turns: Turns):
         self.id = f"resp_{uuid4().hex}"
-        self._item_id = f"msg_{uuid4().hex}"
         self._created_at = int(time.time())
         self._body = body
         self._tokenizer = tokenizer
+        self._turns = turns
         self._usage = Usage()
-        self._pieces: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
+        self._items = ResponseItems(self._event)
+        self._scores: list[dict[str, Any]] = []  # of tokens whose text is still to come
         self._num_events = 0
         self._status = "in_progress"
 
@@ -38,14 +40,14 @@ class ResponseDraft:
         """The whole object. Raises JaxLLMError, also when the output never ended."""
         async for _ in self.events(outputs):
             continue
-        return self._response([self._item()])
+        return self._response()
 
     async def events(self, outputs: Outputs) -> AsyncGenerator[list[Event]]:
         """The events that each output brings, together. Raises as ``answer``."""
         async with aclosing(outputs):
             async for _, output in outputs:
                 self._usage.add(0, output)
-                events = [] if self._num_events else [*self._created(), *self._opening()]
+                events = [] if self._num_events else self._created()
                 for completion in output.outputs:
                     events += self._advance(completion)
                 if events:
@@ -59,74 +61,50 @@ class ResponseDraft:
         self._status = "failed"
         code = "invalid_prompt" if error["type"] == "invalid_request_error" else "server_error"
         said = {"code": code, "message": error["message"]}
-        response = self._response([self._item()] if self._pieces else [], error=said)
-        return [*events, self._event("response.failed", response=response)]
+        return [*events, self._event("response.failed", response=self._response(error=said))]
 
     def _created(self) -> list[Event]:
         names = ("response.created", "response.in_progress")
-        return [self._event(name, response=self._response([])) for name in names]
-
-    def _opening(self) -> list[Event]:
-        item = {**self._item(), "content": []}
-        part = {**self._part(), "logprobs": []}
-        return [
-            self._event("response.output_item.added", output_index=0, item=item),
-            self._text_event("response.content_part.added", part=part),
-        ]
+        return [self._event(name, response=self._response()) for name in names]
 
     def _advance(self, completion: CompletionOutput) -> list[Event]:
-        scored: list[dict[str, Any]] = []
         if completion.logprobs is not None:
             top = self._body.top_logprobs or 0
             ids, positions = completion.token_ids, completion.logprobs
-            scored = chat_logprobs(ids, positions, top, self._tokenizer)["content"]
-        self._pieces.append(completion.text)
-        self._logprobs += scored
+            self._scores += chat_logprobs(ids, positions, top, self._tokenizer)["content"]
         events: list[Event] = []
-        if completion.text or scored:
-            delta = {"delta": completion.text, "logprobs": scored}
-            events.append(self._text_event("response.output_text.delta", **delta))
+        for said in self._turns.read(0, completion):
+            events += self._say(said)
         reason = finish_reason(completion)
         if reason is None:
             return events
+        if (self._scores and self._items.in_message) or not self._items.objects("completed"):
+            events += self._items.text("", self._scores)
         self._status = "incomplete" if reason == "length" else "completed"
-        text, item = self._part(), self._item()
-        done = {"text": text["text"], "logprobs": self._logprobs}
-        return [
-            *events,
-            self._text_event("response.output_text.done", **done),
-            self._text_event("response.content_part.done", part=text),
-            self._event("response.output_item.done", output_index=0, item=item),
-            self._event(f"response.{self._status}", response=self._response([item])),
-        ]
+        events += self._items.close(self._status)
+        return [*events, self._event(f"response.{self._status}", response=self._response())]
+
+    def _say(self, said: Said) -> list[Event]:
+        """Scores are told of text only, since nothing else has a place for them."""
+        scores, self._scores = self._scores, []
+        match said:
+            case Content(text):
+                return self._items.text(text, scores)
+            case Reasoning(text):
+                return self._items.thoughts(text)
+            case ToolCallStart(_, name, id):
+                return self._items.call(name, id)
+            case ToolArguments(_, text):
+                return self._items.arguments(text)
+        return []
 
     def _event(self, kind: str, **fields: Any) -> Event:
         self._num_events += 1
         return {"type": kind, "sequence_number": self._num_events - 1, **fields}
 
-    def _text_event(self, kind: str, **fields: Any) -> Event:
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        return self._event(kind, **place, **fields)
-
-    def _part(self) -> dict[str, Any]:
-        text = "".join(self._pieces)
-        part = {"type": "output_text", "text": text, "annotations": []}
-        return part | {"logprobs": self._logprobs}
-
-    def _item(self) -> dict[str, Any]:
-        status = "incomplete" if self._status == "failed" else self._status
-        return {
-            "id": self._item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": status,
-            "content": [self._part()],
-        }
-
-    def _response(
-        self, output: list[dict[str, Any]], error: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _response(self, error: dict[str, Any] | None = None) -> dict[str, Any]:
         body, incomplete = self._body, self._status == "incomplete"
+        output = self._items.objects("incomplete" if error else self._status)
         params = body.sampling_params()
         return {
             "id": self.id,
@@ -148,7 +126,7 @@ class ResponseDraft:
             "temperature": params.temperature,
             "text": {"format": body.text_format()},
             "tool_choice": body.tool_choice or "auto",
-            "tools": [],
+            "tools": [tool.as_object() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
@@ -14,6 +14,7 @@ from server.openai.fields import (
     INT32,
     MANY,
     MAX_MESSAGES,
+    MAX_TOOLS,
     ONE,
     LogprobCount,
     RequestObject,
@@ -87,6 +88,40 @@ class InputItem(RequestObject):
         return self.type or "message"
 
 
+class FunctionTool(RequestObject):
+    type: str
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @field_validator("type")
+    @classmethod
+    def _only_functions(cls, value: str) -> str:
+        if value != "function":
+            raise PydanticCustomError(
+                "unsupported_value",
+                "this server has no tools of its own; supported is 'function'",
+            )
+        return value
+
+    def as_object(self) -> dict[str, Any]:
+        """As an answer shows it again."""
+        return {
+            "type": "function",
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+            "strict": self.strict,
+        }
+
+    def as_template_tool(self) -> dict[str, Any]:
+        """As chat completions have it, and so templates."""
+        function = {"name": self.name, "description": self.description or ""}
+        function |= {"parameters": self.parameters or {"type": "object", "properties": {}}}
+        return {"type": "function", "function": function}
+
+
 class ReasoningOptions(RequestObject):
     effort: Annotated[str, Field(max_length=32)] | None = None
 
@@ -116,6 +151,7 @@ class ResponsesRequest(SamplingRequest):
     top_logprobs: LogprobCount | None = None
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
+    tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["disabled"] | None = None
@@ -148,7 +184,10 @@ class ResponsesRequest(SamplingRequest):
 
     def template_options(self) -> TemplateOptions:
         effort = None if self.reasoning is None else self.reasoning.effort
-        return TemplateOptions(reasoning_effort=effort)
+        tools = [tool.as_template_tool() for tool in self.tools or ()]
+        return TemplateOptions(
+            reasoning_effort=effort, tools=tools or None, tool_choice=self.tool_choice
+        )
 
     def messages(self) -> list[dict[str, Any]]:
         """As ``ChatMessage.as_template_message`` gives them, instructions first."""

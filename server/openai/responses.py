@@ -17,17 +17,21 @@ from server.record import record_of
 from server.responses import JSONResponse
 from server.serving import serving_of
 from server.sse import EventStream, named_event
+from server.turns import Turns
 
 
 async def responses(request: Request) -> Response:
     body = await read_request(request, ResponsesRequest)
     serving = serving_of(request)
-    draft = ResponseDraft(body, serving.client.tokenizer)
-    prompt = await render(body.messages(), body.template_options(), serving, param="input")
+    options = body.template_options()
+    prompt = await render(body.messages(), options, serving, param="input")
+    parallel = body.parallel_tool_calls is not False
+    turns = Turns(serving.parsers, prompt, options.declared_tools(), parallel=parallel)
+    draft = ResponseDraft(body, serving.client.tokenizer, turns)
     outputs = about(
         serving.generate(
             [prompt],
-            body.sampling_params(),
+            turns.params(body.sampling_params()),
             request_id=draft.id,
             record=record_of(request),
             priority=body.priority or 0,

@@ -97,6 +97,7 @@ class SamplingRequest(ModelRequest):
     guided_grammar: str | None = None
     guided_whitespace_pattern: str | None = None
     cache_salt: Salt | None = None
+    parallel_tool_calls: bool | None = None  # false: no call but the first is told
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
@@ -104,7 +105,6 @@ class SamplingRequest(ModelRequest):
     store: bool | None = None
     guided_decoding_backend: str | None = None
     length_penalty: float | None = None  # of beam search, which is refused
-    parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -232,6 +232,7 @@ class ChatCompletionRequest(GenerationRequest, TemplateOptions):
     top_logprobs: LogprobCount | None = None
     add_special_tokens: bool | None = None
     modalities: list[Literal["text"]] | None = None
+    include_reasoning: bool | None = None
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:

@@ -31,7 +31,7 @@ async def stream_chunks(
     num_choices: int,
     options: StreamOptions | None,
     opening: Callable[[int, RequestOutput], list[Choice]],
-    delta: Callable[[int, CompletionOutput], Choice | None],
+    deltas: Callable[[int, CompletionOutput], list[Choice]],
     ending: Callable[[int, CompletionOutput, str], Choice],
 ) -> AsyncGenerator[list[dict[str, Any]]]:
     """Opening, deltas and one end per choice; then, if asked for, the usage. Chunks that are there
@@ -60,9 +60,7 @@ async def stream_chunks(
                 index = base + completion.index
                 if index not in open_choices:
                     continue
-                choice = delta(index, completion)
-                if choice is not None:
-                    choices.append(choice)
+                choices += deltas(index, completion)
                 reason = finish_reason(completion)
                 if reason is not None:
                     open_choices.discard(index)

@@ -6,7 +6,6 @@ Everything a client can get wrong about a request's form is found here, before a
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic_core
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.requests import Request
@@ -14,11 +13,10 @@ from starlette.requests import Request
 from jaxllm.errors import InvalidRequestError
 from server.errors import UnsupportedMediaTypeError
 from server.openai.fields import TAG, ModelRequest, RequestBody
+from server.openai.json_text import parse_json
 from server.openai.schemas import GenerationRequest
 from server.record import record_of
 from server.serving import serving_of
-
-MAX_DEPTH = 64  # of arrays and objects in one another
 
 _EXPECTED = {
     "int_type": "an integer",
@@ -96,36 +94,6 @@ async def _read_body(request: Request) -> bytes:
     if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise UnsupportedMediaTypeError("Send the body without a Content-Encoding.")
     return await request.body()
-
-
-def parse_json(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN or Infinity, no lone surrogates, bounded depth."""
-    try:
-        value = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"We could not parse the JSON body of your request: {error}.", code="invalid_json"
-        ) from None
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH:  # else it cannot be that deep
-        _check_depth(value)
-    return value
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for container in level
-            for item in (container.values() if isinstance(container, dict) else container)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return
-    raise InvalidRequestError(
-        f"The JSON body of your request is nested more than {MAX_DEPTH} levels deep.",
-        code="invalid_json",
-    )
 
 
 def to_invalid_request(error: ValidationError) -> InvalidRequestError:

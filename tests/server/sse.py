@@ -10,7 +10,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-TERMINAL_TYPES = {"response.completed", "response.incomplete", "response.failed", "error"}
+TERMINAL_TYPES = {"response.completed", "response.incomplete", "response.failed"}
+TERMINAL_TYPES |= {"message_stop", "error"}
 FINISH_REASONS = {"stop", "length", "tool_calls", "content_filter", "function_call"}
 
 

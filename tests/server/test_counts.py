@@ -17,7 +17,7 @@ from server.openai.fields import (
     MAX_STRING_CHARS,
     MAX_TOOLS,
 )
-from server.openai.validation import MAX_DEPTH, parse_json
+from server.openai.json_text import MAX_DEPTH, parse_json
 from tests.server.fake_client import FakeClient
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

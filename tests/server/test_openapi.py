@@ -74,6 +74,8 @@ ASKED: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/v1/completions", {"prompt": "a", "stop": "wör"}),
     ("POST", "/v1/responses", {"input": "Hi", "include": ["message.output_text.logprobs"]}),
     ("POST", "/v1/responses", {"input": "Hi", "max_output_tokens": 1, "reasoning": {}}),
+    ("POST", "/v1/messages", {"messages": MESSAGES, "max_tokens": 5}),
+    ("POST", "/v1/messages/count_tokens", {"messages": MESSAGES}),
     ("POST", "/tokenize", {"prompt": "a", "return_token_strs": True}),
     ("POST", "/tokenize", {"prompt": "a"}),
     ("POST", "/detokenize", {"tokens": [1]}),

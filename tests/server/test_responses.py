@@ -1,6 +1,6 @@
 """POST /v1/responses with OpenAI's own client: whole and streamed, errors, input forms."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from jaxllm.errors import EngineDeadError
 from tests.server.fake_client import ANSWER, FakeClient
 from tests.server.sse import read_stream
+from tests.server.test_tools import THOUGHTS, TWO_CALLS, says
 
 PATH = "/v1/responses"
 BODY = {"model": "fake", "input": "Hi"}
@@ -179,7 +180,7 @@ def test_sampling_parameters_reach_the_engine(http: TestClient, engine: FakeClie
         ({"previous_response_id": "resp_1"}, "previous_response_id", "unsupported_parameter"),
         ({"conversation": "c"}, "conversation", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_parameter"),
-        ({"tools": [{"type": "web_search"}]}, "tools", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search", "name": "w"}]}, "tools[0].type", "unsupported_value"),
         ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
         ({"truncation": "auto"}, "truncation", "invalid_value"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
@@ -208,3 +209,88 @@ def test_refusals(http: TestClient, fields: dict[str, Any], param: str, code: st
     assert response.status_code == (404 if param == "model" else 400), response.text
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
+
+
+TOOLS: Any = [
+    {"type": "function", "name": name, "parameters": {"type": "object"}, "strict": False}
+    for name in ("get_weather", "now")
+]
+SAID = [
+    ("reasoning", "Hm, é."),
+    ("message", "Yes.Well."),
+    ("function_call", '{"city": "Zürich"}'),
+    ("function_call", "{}"),
+]
+
+
+def said_by(output: list[Any]) -> list[tuple[str, str]]:
+    return [
+        (item.type, item.arguments if item.type == "function_call" else item.content[0].text)
+        for item in output
+    ]
+
+
+def speaking(serve: Callable[..., TestClient], engine: FakeClient) -> openai.OpenAI:
+    says(engine, THOUGHTS + TWO_CALLS)
+    http = serve(tool_call_parser="hermes", reasoning_parser="qwen3")
+    return openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=http)
+
+
+def test_calls_and_thoughts(serve: Callable[..., TestClient], engine: FakeClient) -> None:
+    client = speaking(serve, engine)
+    answer = client.responses.create(model="fake", input="Hi", tools=TOOLS)
+    assert said_by(answer.output) == SAID
+    assert answer.output_text == "Yes.Well."
+    calls = [item for item in answer.output if item.type == "function_call"]
+    assert [call.name for call in calls] == ["get_weather", "now"]
+    assert len({call.call_id for call in calls} | {call.id for call in calls}) == 4
+    assert [tool.type for tool in answer.tools] == ["function", "function"]
+    one = client.responses.create(model="fake", input="Hi", tools=TOOLS, parallel_tool_calls=False)
+    assert said_by(one.output) == SAID[:3]
+    none = client.responses.create(model="fake", input="Hi", tools=TOOLS, tool_choice="none")
+    assert [item.type for item in none.output] == ["reasoning", "message"]
+
+
+def test_calls_and_thoughts_are_streamed(
+    serve: Callable[..., TestClient], engine: FakeClient
+) -> None:
+    client = speaking(serve, engine)
+    with client.responses.stream(model="fake", input="Hi", tools=TOOLS) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert said_by(list(final.output)) == SAID
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    order = [(getattr(event, "output_index", None), event.type) for event in events]
+    kinds = [kind.removeprefix("response.") for _, kind in dict.fromkeys(order)]
+    texts = ["content_part.added", "{0}.delta", "{0}.done", "content_part.done"]
+    items = [texts, texts, *[["function_call_arguments.delta", "function_call_arguments.done"]] * 2]
+    names = ["reasoning_text", "output_text", "", ""]
+    assert kinds == [
+        "created",
+        "in_progress",
+        *(
+            kind.format(name)
+            for name, item in zip(names, items, strict=True)
+            for kind in ("output_item.added", *item, "output_item.done")
+        ),
+        "completed",
+    ]
+    deltas: Any = [e for e in events if e.type == "response.function_call_arguments.delta"]
+    assert "".join(e.delta for e in deltas if e.output_index == 2) == SAID[2][1]
+
+
+def test_a_call_that_is_cut_off_is_incomplete(
+    serve: Callable[..., TestClient], engine: FakeClient
+) -> None:
+    says(engine, TWO_CALLS)
+    http = serve(tool_call_parser="hermes")
+    answer = ask(http, tools=TOOLS, max_output_tokens=65)
+    assert answer["status"] == "incomplete"
+    assert [item["status"] for item in answer["output"]] == ["completed", "incomplete"]
+    assert answer["output"][1]["arguments"] == '{"city": "'
+
+
+def test_an_answer_without_text_is_an_empty_message(http: TestClient, engine: FakeClient) -> None:
+    says(engine, "")
+    (item,) = ask(http)["output"]
+    assert (item["type"], item["content"][0]["text"]) == ("message", "")

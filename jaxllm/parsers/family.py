@@ -1,0 +1,78 @@
+"""What a family of models is to the rest: how its text is read, and how a call would be written."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from secrets import choice, token_hex
+from string import ascii_letters, digits
+from typing import Any, Literal
+
+from jaxllm.parsers.machine import Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How calls stand in the text, as data: enough to force them with a grammar.
+
+    The text is ``opening``, calls with ``separator`` between them, ``closing``. A call is
+    ``begin``, its name, ``before_arguments``, its arguments, ``end``. ``arguments`` says how those
+    are written. "json": an object. "python": ``a=1, b="x"``. "tagged": for each, ``tag`` with
+    ``{name}`` and ``{value}``, strings bare and other values as JSON. Special tokens are spelled
+    out.
+    """
+
+    begin: str
+    before_arguments: str
+    end: str
+    opening: str = ""
+    separator: str = ""
+    closing: str = ""
+    arguments: Literal["json", "python", "tagged"] = "json"
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedCalls:
+    """Which calls an answer must hold: one at least, each of one of ``tools``."""
+
+    form: CallForm
+    tools: Mapping[str, Any]  # name -> JSON schema of its arguments
+    parallel: bool  # more than one may follow
+
+
+def new_call_id() -> str:
+    return f"call_{token_hex(12)}"
+
+
+def nine_characters() -> str:
+    """Mistral's templates take no other ids."""
+    return "".join(choice(ascii_letters + digits) for _ in range(9))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolParser:
+    """``special_tokens``: the markers are special tokens, so the text must keep those.
+    ``reads_reasoning``: the same grammar reads the model's thoughts, and none stands before it.
+    """
+
+    grammar: Grammar
+    form: CallForm
+    special_tokens: bool = False
+    reads_reasoning: bool = False
+    new_id: Callable[[], str] = new_call_id
+
+    def forced(self, tools: Mapping[str, Any], named: str | None, parallel: bool) -> ForcedCalls:
+        """For ``tool_choice``: "required", or the tool ``named``. Raises KeyError: no such tool."""
+        chosen = tools if named is None else {named: tools[named]}
+        return ForcedCalls(self.form, chosen, parallel and named is None)
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningParser:
+    """``begun_by``: whether a prompt has begun the thoughts, which the answer then goes on with.
+    The other fields are as in ``ToolParser``.
+    """
+
+    grammar: Grammar
+    begun_by: Callable[[str], bool]
+    special_tokens: bool = False
+    reads_calls: bool = False

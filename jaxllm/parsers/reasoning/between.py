@@ -1,0 +1,49 @@
+"""Thoughts between two markers, at the beginning of an answer and nowhere else."""
+
+from collections.abc import Callable
+
+from jaxllm.parsers.family import ReasoningParser
+from jaxllm.parsers.machine import Grammar
+from jaxllm.parsers.reader import Markers, Mismatch, Reader, Steps
+
+TAGS = ("<think>",), ("</think>",)
+BRACKETS = ("[THINK]",), ("[/THINK]",)
+SENTENCES = (
+    ("Here is my thought process:", "Here's my thought process:"),
+    ("Here is my response:", "Here's my response:"),
+)
+
+
+def _between(openings: tuple[str, ...], closings: tuple[str, ...]) -> Grammar:
+    markers = Markers(*closings)
+
+    def grammar(r: Reader) -> Steps[None]:
+        begun = False
+        with r.attempt():
+            yield from r.spaces()
+            for opening in openings:
+                begun = begun or (yield from r.accept(opening))
+            begun = begun or r.in_reasoning
+            if not begun:
+                raise Mismatch
+        if begun:
+            if closing := (yield from r.until(markers, r.reasoning)):
+                yield from r.expect(closing)
+            yield from r.spaces()
+
+    return grammar
+
+
+def _ends_with(*literals: str) -> Callable[[str], bool]:
+    return lambda prompt: prompt.rstrip().endswith(literals)
+
+
+def _not_closed(prompt: str) -> bool:
+    return not prompt.rstrip().endswith(TAGS[1])
+
+
+# R1's answers begin with thoughts whether or not prompt or model have written the tag.
+DEEPSEEK_R1 = ReasoningParser(_between(*TAGS), _not_closed)
+THINK = ReasoningParser(_between(*TAGS), _ends_with(*TAGS[0]))
+MISTRAL = ReasoningParser(_between(*BRACKETS), _ends_with(*BRACKETS[0]), special_tokens=True)
+GRANITE = ReasoningParser(_between(*SENTENCES), _ends_with(*SENTENCES[0]))

@@ -1,0 +1,112 @@
+"""What /v1/messages and /v1/messages/count_tokens take. Names are Anthropic's, or vLLM's."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from jaxllm.sampling_params import SamplingParams
+from server.openai import refused
+from server.openai.fields import (
+    INT32,
+    MANY,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    ONE,
+    ModelRequest,
+    RequestObject,
+    Stops,
+    text_or_list,
+)
+from server.openai.schemas import SamplingRequest
+
+MAX_BLOCKS = 128  # of one message
+
+
+class Block(RequestObject):
+    """A part of a message's content; ``type`` says which fields it has."""
+
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str | None = None
+    input: dict[str, Any] | None = None
+    tool_use_id: str | None = None
+    content: Any = None
+
+
+_TEXT = text_or_list("a string or an array of content blocks")
+Blocks = Annotated[
+    Annotated[str, ONE]
+    | Annotated[list[Block], Field(fail_fast=True, max_length=MAX_BLOCKS), MANY],
+    _TEXT,
+]
+
+
+class AnthropicMessage(RequestObject):
+    role: Literal["user", "assistant"]
+    content: Blocks
+
+
+class AnthropicTool(RequestObject):
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    type: str | None = None
+
+    @field_validator("type")
+    @classmethod
+    def _only_own(cls, value: str | None) -> str | None:
+        if value not in (None, "custom"):
+            raise PydanticCustomError("unsupported_value", "this server brings no tools of its own")
+        return value
+
+
+class ToolChoice(RequestObject):
+    type: Literal["auto", "none", "any", "tool"]
+    disable_parallel_tool_use: bool | None = None
+
+    @field_validator("type")
+    @classmethod
+    def _not_forced(cls, value: str) -> str:
+        if value in ("any", "tool"):
+            raise PydanticCustomError(
+                "unsupported_value", "only 'none' and 'auto' are supported by this server"
+            )
+        return value
+
+
+class Thinking(RequestObject):
+    type: Literal["enabled", "disabled", "adaptive"]
+
+
+class ConversationRequest(ModelRequest):
+    messages: Annotated[
+        list[AnthropicMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
+    ]
+    system: Blocks | None = None
+    tools: Annotated[list[AnthropicTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+
+class CountTokensRequest(ConversationRequest):
+    pass
+
+
+class MessagesRequest(ConversationRequest, SamplingRequest):
+    REFUSED: ClassVar[dict[str, str]] = refused.GENERATION | {
+        "container": "this server runs no code",
+        "mcp_servers": "this server works alone",
+    }
+
+    max_tokens: Annotated[int, Field(ge=1, le=INT32)]
+    stop_sequences: Stops | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values that do not go together."""
+        overrides: dict[str, Any] = {"max_tokens": self.max_tokens}
+        if self.stop_sequences:
+            overrides["stop"] = self.stop_sequences
+        return self._sampling_params(**overrides)

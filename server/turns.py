@@ -1,0 +1,77 @@
+"""What the choices of one request say: their text read for thoughts and calls, as it comes.
+
+Knows no API's objects; routes turn its events into theirs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jaxllm.outputs import CompletionOutput
+from jaxllm.parsers.choice import Parsers
+from jaxllm.parsers.events import Content, Event, Reasoning, ToolCallStart, merged
+from jaxllm.parsers.family import new_call_id
+from jaxllm.parsers.machine import AnswerParser
+from jaxllm.sampling_params import SamplingParams
+
+
+def declared(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """Names of functions, each with the JSON schema of its arguments, of tools in OpenAI's form."""
+    functions = [tool.get("function") for tool in tools or ()]
+    return {
+        function["name"]: function.get("parameters")
+        for function in functions
+        if isinstance(function, Mapping) and isinstance(function.get("name"), str)
+    }
+
+
+class Turns:
+    """``parallel``: false leaves out all calls but the first. ``thoughts``: false, the thoughts."""
+
+    def __init__(
+        self,
+        parsers: Parsers,
+        prompt: str,
+        tools: Mapping[str, Any],
+        *,
+        parallel: bool = True,
+        thoughts: bool = True,
+    ):
+        self._parsers, self._prompt, self._tools = parsers, prompt, tools
+        self._parallel, self._thoughts = parallel, thoughts
+        self._new_id = parsers.tool.new_id if parsers.tool is not None else new_call_id
+        self._readers: dict[int, AnswerParser | None] = {}
+        self._called: set[int] = set()
+
+    def params(self, params: SamplingParams) -> SamplingParams:
+        """With special tokens in the text where markers are such tokens."""
+        if self._parsers.wants_special_tokens(bool(self._tools)):
+            return replace(params, skip_special_tokens=False)
+        return params
+
+    def read(self, index: int, completion: CompletionOutput) -> list[Event]:
+        """What is new in a choice; ``completion`` brings only that, or is the only one."""
+        if index not in self._readers:
+            self._readers[index] = self._parsers.answer(self._prompt, self._tools)
+        reader = self._readers[index]
+        if reader is None:
+            return [Content(completion.text)] if completion.text else []
+        events = reader.feed(completion.text)
+        if completion.finished:
+            events += reader.finish()
+        return [self._named(index, event) for event in merged(events) if self._wanted(event)]
+
+    def called(self, index: int) -> bool:
+        """Whether the choice has called a tool."""
+        return index in self._called
+
+    def _wanted(self, event: Event) -> bool:
+        if isinstance(event, Reasoning):
+            return self._thoughts
+        return self._parallel or isinstance(event, Content) or event.index == 0
+
+    def _named(self, index: int, event: Event) -> Event:
+        if not isinstance(event, ToolCallStart):
+            return event
+        self._called.add(index)
+        return event if event.id is not None else replace(event, id=self._new_id())
