@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from jaxllm.config.model import ModelConfig
+from jaxllm.config.model import ModelConfig, RowParam
 
 
 class BatchKind(StrEnum):
@@ -36,6 +36,7 @@ class EnginePlan:
     attention_backend: str
     attention_reason: str  # why this backend; logged at start
     embeddings: bool = False  # whether requests may ask for them
+    attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
 
     @property
     def max_blocks_per_row(self) -> int:

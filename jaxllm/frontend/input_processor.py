@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
+from jaxllm.engine.request_validator import check_attention_params
 from jaxllm.frontend.client import Prompt
 from jaxllm.messages import EngineCoreRequest, ModelInfo
 from jaxllm.sampling_params import SamplingParams
@@ -78,6 +79,7 @@ class InputProcessor:
             )
         max_tokens = self._max_tokens(len(prompt_token_ids), params)
         self._check_params(params)
+        check_attention_params(params.attention_params or {}, self._info.attention_params)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         return EngineCoreRequest(

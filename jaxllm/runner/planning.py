@@ -6,6 +6,7 @@ decides everything else, and ``fit_plan`` completes it.
 
 from dataclasses import replace
 
+from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.errors import ConfigError, OutOfMemoryError
@@ -62,6 +63,7 @@ def draft_plan(
         attention_backend=attention[0],
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
+        attention_params=request_params(model.config),
     )
 
 

@@ -37,6 +37,10 @@ from server.openai.fields import (
 )
 
 
+# What the engine's attention variant declares: a number, or a list of them.
+AttentionParam = float | Annotated[list[float], Field(fail_fast=True, max_length=64)]
+
+
 class StreamOptions(RequestObject):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -74,6 +78,7 @@ class SamplingRequest(ModelRequest):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     priority: Annotated[int, Field(ge=-INT32, le=INT32)] | None = None
+    attention_params: Annotated[dict[str, AttentionParam], Field(max_length=64)] | None = None
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
@@ -118,6 +123,7 @@ _SAMPLING_FIELDS = (
     "min_tokens",
     "skip_special_tokens",
     "include_stop_str_in_output",
+    "attention_params",
 )
 
 
