@@ -57,7 +57,7 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    # For the params that the engine's attention variant lets requests bring: a number or a list each.
+    # What the engine's attention variant lets requests bring, by name: a number or a list each.
     attention_params: Mapping[str, float | Sequence[float]] | None = None
     # The answer is the prompt's embedding: the last token's final hidden state, of length 1. Needs
     # max_tokens=0, and an engine started with enable_embeddings.

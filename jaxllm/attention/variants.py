@@ -1,7 +1,7 @@
-"""Which attention variant a layer has: by name, from a user's Python file, or from a file of layers.
+"""Which attention variant a layer has: by name, from a user's file, or from a file of layers.
 
-A file is Python code that runs in the engine: it is what the operator names on the command line, and
-never what a checkpoint or a request brings.
+A Python file runs in the engine: it is what the operator names on the command line, and never what
+a checkpoint or a request brings.
 """
 
 import importlib.util
@@ -51,7 +51,7 @@ def find_variant(name: str) -> AttentionVariant:
     found = VARIANTS.get(name) or _registered.get(name)
     if found is None:
         known = ", ".join([*VARIANTS, *_registered])
-        raise ConfigError(f"There is no attention variant {name!r}; known: {known}, and FILE.py:NAME.")
+        raise ConfigError(f"There is no attention variant {name!r}; known: {known}, FILE.py:NAME.")
     return found
 
 
@@ -81,7 +81,7 @@ def choose_attention(
 ) -> tuple[AttentionChoice, ...]:
     """What ``--attention`` and ``--attention-params`` say of every layer; () for a model's own.
 
-    A file of layers is ``{"layers": [...]}``, each a name or ``{"variant": NAME, "params": {...}}``,
+    A file of layers is ``{"layers": [...]}``, each a name or ``{"variant": NAME, "params": {}}``,
     repeated until the model has no more layers. ``params_file`` holds values for all layers that
     declare them and have none of their own.
 
@@ -111,13 +111,15 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
     if isinstance(entry, str):
         entry = {"variant": entry}
     if not isinstance(entry, dict) or not isinstance(entry.get("variant"), str):
-        raise ConfigError(f'A layer is a name or {{"variant": NAME, "params": ...}}, not {entry!r}.')
+        raise ConfigError(
+            f'A layer is a name or {{"variant": NAME, "params": {{}}}}, not {entry!r}.'
+        )
     name, own = entry["variant"], entry.get("params", {})
     variant = find_variant(name)
     if variant.lookahead:
         raise ConfigError(
-            f"{name} looks ahead, which an engine that prefills in chunks does not serve; it can be "
-            "used with pallas_kernels alone."
+            f"{name} looks ahead, which an engine that prefills in chunks does not serve; it can "
+            "be used with pallas_kernels alone."
         )
     try:
         values = {p.name: shared[p.name] for p in variant.params if p.name in shared} | own

@@ -27,7 +27,7 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """The attention variant of one layer, and the values of its params: numbers or nested tuples."""
+    """The attention variant of one layer, and values of its params: numbers or nested tuples."""
 
     variant: str
     values: tuple[tuple[str, Any], ...] = ()

@@ -65,7 +65,9 @@ def check_attention_params(
         param = declared.get(name)
         if param is None:
             names = ", ".join(declared) or "none"
-            raise _wrong_param(name, f"is none that this engine's attention takes; it takes: {names}")
+            raise _wrong_param(
+                name, f"is none that this engine's attention takes; it takes: {names}"
+            )
         numbers = list(value) if isinstance(value, Sequence) else [value]
         if isinstance(value, Sequence) != (param.size is not None) or (
             param.size not in (None, len(numbers))

@@ -4,8 +4,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.engine.request_validator import check_attention_params
+from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.frontend.client import Prompt
 from jaxllm.messages import EngineCoreRequest, ModelInfo
 from jaxllm.sampling_params import SamplingParams

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from jaxllm.attention.variants import row_params
 from jaxllm.attention.kv_cache import bytes_per_block
+from jaxllm.attention.variants import row_params
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, OutOfMemoryError

@@ -35,9 +35,9 @@ def paged_decode(
 
     Rows with seq_len 0 return zeros. With ``window`` a query sees itself and the ``window - 1``
     tokens before it. ``row_params`` is what rows bring of the variant's params, see
-    ``param_arrays``. ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA. ``plan`` is
-    ``plan_decode`` of the same lengths, window, variant and config: layers that share it compute it
-    once.
+    ``param_arrays``. ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA.
+    ``plan`` is ``plan_decode`` of the same lengths, window, variant and config: layers that share
+    it compute it once.
     """
     heads, dim = q.shape[1:]
     kv_heads, page_size = kv.shape[2], kv.shape[3]

@@ -25,7 +25,7 @@ class DecodePlan(NamedTuple):
     """With room for S partial sums there are up to N = R + S items and X = S / 2 split rows."""
 
     # row, first split, end split, first slot (-1: the whole row), length; for a variant with a
-    # kv_range the end of what is visible is the length, and two more: its begin, the query's position
+    # kv_range the length is the end of what is visible, and two more: its begin, and the query
     items: Int[Array, "N 5"] | Int[Array, "N 7"]
     counts: Int[Array, "3"]  # items; splits in a partial sum, 1 or those of a chunk; split rows
     split_rows: Int[Array, "X 4"]  # row, first slot, first and end partial sum from position 0 on

@@ -70,7 +70,8 @@ def paged_prefill_sm90(
 
     ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
     a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
-    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises ValueError for tile sizes that do not fit the shape.
+    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
+    ValueError for tile sizes that do not fit the shape.
     """
     config = config or default_prefill_config(q.shape[1], kv.shape[2])
     _check(q, kv, config, scale)

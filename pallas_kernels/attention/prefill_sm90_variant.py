@@ -26,7 +26,7 @@ def prefill_operands(
     variant: AttentionVariant, arrays: Params, table: Int[Array, "N F"], op: PrefillOp
 ) -> list[Array]:
     """The params as the kernel reads them, in order of declaration: per_head [H], per_layer [1],
-    per_row as it is, per_distance [H, 2, ROWS, positions]; with a kv_range the tiles' spans at last.
+    per_row as it is, per_distance [H, 2, ROWS, positions]; if ranged the tiles' spans.
     """
     operands: list[Array] = []
     for param in variant.params:
@@ -42,8 +42,8 @@ def prefill_operands(
 
 
 def _diagonals(table: Float[Array, "H size"], block: int) -> Float[Array, "H 2 ROWS positions"]:
-    """Row i is shifted by i: a tile of queries and keys needs a rectangle. Twice, the second moved by
-    one: threads load pairs of numbers, which begin at even places."""
+    """Row i is shifted by i: a tile of queries and keys needs a rectangle. Twice, the second moved
+    by one: threads load pairs of numbers, which begin at even places."""
     line = by_position(table, _edge(block))
     width = (line.shape[1] - ROWS) // 2 * 2 + 2
     line = jnp.pad(line, ((0, 0), (0, 3)), mode="edge")
@@ -128,4 +128,3 @@ class PrefillMods:
         spread_decay = lax.broadcast_in_dim(decay, accumulated.shape, [0])
         total = total * decay + jnp.exp2(logit - raised)
         return accumulated * spread_decay, raised, total
-

@@ -76,7 +76,9 @@ def _params_of(
             case "per_head":
                 value = value[None, :, None]
             case "per_distance":
-                value = jnp.moveaxis(value[:, jnp.minimum(distance[:, 0], value.shape[1] - 1)], 0, 1)
+                value = jnp.moveaxis(
+                    value[:, jnp.minimum(distance[:, 0], value.shape[1] - 1)], 0, 1
+                )
             case "per_row" if param.size is None:
                 value = value[rows][:, None, None]
             case "per_row":

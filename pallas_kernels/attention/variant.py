@@ -8,7 +8,6 @@ After FlexAttention (Dong et al. 2024, arXiv:2412.05496), over logical positions
 """
 
 import inspect
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -77,7 +76,9 @@ class Param:
             if array.dtype.kind not in "iuf":
                 raise ValueError
         except ValueError:
-            raise VariantError(f"param {self.name}: {_short(value)} is not made of numbers") from None
+            raise VariantError(
+                f"param {self.name}: {_short(value)} is not made of numbers"
+            ) from None
         shape = self.shape(num_heads)
         if array.ndim and array.shape != shape:
             raise VariantError(
@@ -108,9 +109,9 @@ class AttentionVariant:
     - ``score_mod(score, q_pos, kv_pos, head, params) -> score``: float32, after scaling.
     - ``mask_mod(q_pos, kv_pos, head, params) -> bool``: True where visible, in addition to
       causality.
-    - ``kv_range(q_first, q_last, params) -> (first, last)``: no query from ``q_first`` to ``q_last``
-      of one row sees a position before ``first`` or after ``last``. Scalars; traced outside kernels,
-      so any JAX operation will do, and a per_head param is all heads' numbers at once.
+    - ``kv_range(q_first, q_last, params) -> (first, last)``: no query from ``q_first`` to
+      ``q_last`` of one row sees a position before ``first`` or after ``last``. Scalars; traced
+      outside kernels, so any JAX operation will do, and a per_head param is all heads' numbers at once.
     - ``sinks``: name of a per_head param, a logit per head that takes part in softmax and has no
       value.
     - ``lookahead``: ``mask_mod`` decides alone, up to what has been written: what a query may see
@@ -194,8 +195,8 @@ def _check_function(where: str, function: Any, count: int) -> None:
     for name, value in {**outside.globals, **outside.nonlocals}.items():
         if isinstance(value, np.ndarray | jax.Array) and value.size > 1:
             raise VariantError(
-                f"{where} uses the array {name!r} from outside, which no kernel can: declare it as a "
-                "Param"
+                f"{where} uses the array {name!r} from outside, which no kernel can: declare it "
+                "as a Param"
             )
 
 

@@ -1,9 +1,9 @@
 """Whether a variant computes everywhere what its functions say. Used before it serves, by tests and
 by whoever writes one; never on the serving path.
 
-A random batch over shuffled pages, with NaN wherever nothing may be read, is attended by the float32
-reference, by plain XLA and by the Hopper kernels: interpreted where asked, and lowered for CUDA,
-which needs no GPU.
+A random batch over shuffled pages, with NaN wherever nothing may be read, is attended by the
+float32 reference, by plain XLA and by the Hopper kernels: interpreted where asked, and lowered for
+CUDA, which needs no GPU.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ def hint_of(variant: AttentionVariant, error: Exception) -> str:
     if "captures constants" in text or "should pass them as inputs" in text:
         return f"{variant.name}: a function closes over an array: declare it as a Param"
     if "Register bitwidth in target type" in text:
-        return f"{variant.name}: a bool cannot be negated inside the kernels: turn the comparison round"
+        return f"{variant.name}: kernels cannot negate a bool: turn the comparison round"
     for name, hint in HINTS.items():
         if re.search(rf"\b{name}(_p)?\b", text):
             return f"{variant.name}: {name} does not lower inside the kernels: {hint}"

@@ -36,8 +36,7 @@ def param_arrays(
 
 
 class KvSpan(NamedTuple):
-    """Positions that some queries may see: ``begin <= position < end``; both 0 if there are none.
-    """
+    """Positions that some queries may see: ``begin <= position < end``; 0 and 0 for none."""
 
     begin: Int[Array, " N"]
     end: Int[Array, " N"]
@@ -90,8 +89,8 @@ def by_position(table: Array, tile: int) -> Array:
 
 
 def slice_start(q_pos: Array, kv_pos: Array, size: int, tile: int, rows: int = 0) -> Array:
-    """Where in ``by_position`` the keys from ``kv_pos`` on begin, for the query at ``q_pos``; within
-    bounds even for the ``rows`` queries after it, whose keys begin one earlier each."""
+    """Where in ``by_position`` the keys from ``kv_pos`` on begin, for the query at ``q_pos``;
+    within bounds even for the ``rows`` queries after it, whose keys begin one earlier each."""
     start = kv_pos - q_pos + (size - 1 + tile)
     return jax.lax.clamp(jnp.int32(rows), start, jnp.int32(size + tile + rows))
 

@@ -57,8 +57,8 @@ def paged_decode(
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
 ) -> Float[Array, "R H D"]:
-    """One query per row, at position ``seq_lens - 1``. Rows with seq_len 0 return zeros. ``row_params``
-    is what rows bring of the variant's params, see ``param_arrays``."""
+    """One query per row, at position ``seq_lens - 1``. Rows with seq_len 0 return zeros.
+    ``row_params`` is what rows bring of the variant's params, see ``param_arrays``."""
     positions = (seq_lens - 1)[:, None]
     rows = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
     queries = _Queries(q[:, None], positions, rows, seq_lens)
@@ -186,9 +186,7 @@ def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, 
         return begin, jnp.max(queries.written)
     last = jnp.max(positions, axis=1)
     first = jnp.min(jnp.where(positions < 0, last[:, None], positions), axis=1)
-    spans = kv_spans(
-        mods.variant, mods.params, queries.rows, first, last, queries.written, window
-    )
+    spans = kv_spans(mods.variant, mods.params, queries.rows, first, last, queries.written, window)
     empty = spans.end == 0
     begin = jnp.min(jnp.where(empty, jnp.iinfo(jnp.int32).max, spans.begin))
     end = jnp.max(spans.end)
@@ -197,10 +195,10 @@ def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, 
 
 def _logits(
     scores: Float[Array, "N K Q C"], kv_pos: Int[Array, " C"], queries: _Queries, mods: _Mods
-) -> tuple[Float[Array, "N K Q C"], Bool[Array, "N #K Q C"]]:
+) -> tuple[Float[Array, "N K Q C"], Bool[Array, "N _K Q C"]]:
     """Scores as the variant wants them, and what is visible."""
     variant, kv_heads = mods.variant, scores.shape[1]
-    n, s = queries.positions.shape
+    s = queries.positions.shape[1]
     groups = scores.shape[2] // s
     q_pos = jnp.tile(queries.positions, (1, groups))[:, None, :, None]
     key = kv_pos[None, None, None]
@@ -224,7 +222,10 @@ def _logits(
 
 
 def _values(
-    head: Int[Array, "1 K Q 1"], distance: Int[Array, "N 1 Q C"], rows: Int[Array, " N"], mods: _Mods
+    head: Int[Array, "1 K Q 1"],
+    distance: Int[Array, "N 1 Q C"],
+    rows: Int[Array, " N"],
+    mods: _Mods,
 ) -> SimpleNamespace:
     """The params, each of a shape that broadcasts with the scores."""
     values: dict[str, Array | tuple[Array, ...]] = {}
@@ -254,7 +255,7 @@ def _add_sinks(logits: Float[Array, " H"], queries: int, state: _Softmax) -> _So
 
 def _update(
     scores: Float[Array, "N K Q C"],
-    visible: Bool[Array, "N #K Q C"],
+    visible: Bool[Array, "N _K Q C"],
     values: Float[Array, "N K C D"],
     state: _Softmax,
 ) -> _Softmax:

@@ -36,7 +36,6 @@ from server.openai.fields import (
     prompts_of,
 )
 
-
 # What the engine's attention variant declares: a number, or a list of them.
 AttentionParam = float | Annotated[list[float], Field(fail_fast=True, max_length=64)]
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxllm.attention.variants import choose_attention, find_variant, register_variant
 from jaxllm.errors import ConfigError, InvalidRequestError
 from jaxllm.llm import LLM
 from jaxllm.models.llama import LlamaForCausalLM
-from jaxllm.models.hf_config import HFConfig
 from jaxllm.runner.lowering_cache import is_ours
 from jaxllm.sampling_params import SamplingParams
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
@@ -45,15 +45,16 @@ def greedy(llm: LLM, **brought: Any) -> list[int]:
 
 
 def by_hand(llm: LLM, bias: Any) -> list[int]:
-    """Greedy tokens of a forward over the whole sequence, with ``bias[layer]`` [H, N, N] added to the
-    scores of causal attention."""
+    """Greedy tokens of a forward over the whole sequence, with ``bias(layer)`` [H, N, N] added to
+    the scores of causal attention."""
     core: Any = llm._core
     runner: Any = core.executor
     model = runner._programs.model.merge(runner._params)
-    tokens = list(PROMPT)
-    for _ in range(NEW):
-        tokens.append(int(jnp.argmax(_logits(model, jnp.asarray(tokens, jnp.int32), bias))))
-    return tokens[len(PROMPT) :]
+    step = jax.jit(lambda tokens: _logits(model, tokens, bias))
+    tokens = np.array([*PROMPT, *[0] * NEW], np.int32)  # what follows is not seen
+    for end in range(len(PROMPT), len(tokens)):
+        tokens[end] = int(np.argmax(step(tokens)[end - 1]))
+    return tokens[len(PROMPT) :].tolist()
 
 
 def _logits(model: Any, tokens: jax.Array, bias: Any) -> jax.Array:
@@ -71,7 +72,7 @@ def _logits(model: Any, tokens: jax.Array, bias: Any) -> jax.Array:
         out = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v)
         x = x + part.o(out.reshape(count, -1))
         x = x + layer.mlp(layer.mlp_norm(x))
-    return model.compute_logits(model.norm(x)[-1:])[0]
+    return model.compute_logits(model.norm(x))
 
 
 def _rotated(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:

@@ -48,7 +48,7 @@ _Sight = tuple[int | None, AttentionVariant]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Prepared:
-    """A decode plan for each of ``sights``, because what a layer sees decides which splits exist."""
+    """A decode plan for each of ``sights``: what a layer sees decides which splits exist."""
 
     sights: tuple[_Sight, ...] = field(metadata={"static": True})
     plans: tuple[DecodePlan, ...]

@@ -20,9 +20,7 @@ def slopes(num_heads: int) -> tuple[float, ...]:
     return (*first, *between)
 
 
-def _bias(
-    score: Array, q_pos: Array, kv_pos: Array, head: Array, params: SimpleNamespace
-) -> Array:
+def _bias(score: Array, q_pos: Array, kv_pos: Array, head: Array, params: SimpleNamespace) -> Array:
     return score - params.slopes * (q_pos - kv_pos).astype(jnp.float32)
 
 

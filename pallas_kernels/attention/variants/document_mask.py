@@ -1,5 +1,5 @@
-"""Several documents in one prompt that do not see each other: a request names where the second, third
-and so on begin. Places that are not used stay at the largest int32.
+"""Several documents in one prompt that do not see each other: a request names where the second,
+third and so on begin. Places that are not used stay at the largest int32.
 """
 
 from functools import reduce

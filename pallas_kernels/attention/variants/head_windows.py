@@ -1,5 +1,5 @@
-"""A sliding window of its own for every head (MoA, arXiv:2406.14909). Pages that no head sees are not
-read.
+"""A sliding window of its own for every head (MoA, arXiv:2406.14909). Pages that no head sees
+are not read.
 """
 
 from types import SimpleNamespace

@@ -1,5 +1,5 @@
-"""The first ``prefix_len`` tokens of a request see each other in both directions, the rest is causal
-(T5's prefix LM, arXiv:1910.10683). The prefix must be prefilled in one step.
+"""The first ``prefix_len`` tokens of a request see each other in both directions, the rest is
+causal (T5's prefix LM, arXiv:1910.10683). The prefix must be prefilled in one step.
 """
 
 from types import SimpleNamespace

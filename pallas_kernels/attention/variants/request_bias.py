@@ -1,5 +1,5 @@
-"""A bias that a request brings for a span of its tokens: to stress or to fade part of a prompt (after
-post-hoc attention steering, Zhang et al. 2023, arXiv:2311.02262).
+"""A bias that a request brings for a span of its tokens: to stress or to fade part of a prompt
+(after post-hoc attention steering, Zhang et al. 2023, arXiv:2311.02262).
 """
 
 from types import SimpleNamespace

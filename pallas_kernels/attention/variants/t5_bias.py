@@ -1,5 +1,5 @@
-"""Relative position bias by distance, as T5's decoder has it (Raffel et al. 2019, arXiv:1910.10683):
-a table over 32 buckets of distance, written out up to the last bucket.
+"""Relative position bias by distance, as T5's decoder has it (Raffel et al. 2019,
+arXiv:1910.10683): a table over 32 buckets of distance, written out up to the last bucket.
 """
 
 import math
@@ -29,9 +29,7 @@ def by_distance(table: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ..
     return tuple(tuple(table[place][head] for place in places) for head in heads)
 
 
-def _bias(
-    score: Array, q_pos: Array, kv_pos: Array, head: Array, params: SimpleNamespace
-) -> Array:
+def _bias(score: Array, q_pos: Array, kv_pos: Array, head: Array, params: SimpleNamespace) -> Array:
     return score + params.bias
 
 
