@@ -63,8 +63,9 @@ def combine_partials(
     ctas = min(op.config.num_ctas, plan.split_rows.shape[0] * units)
 
     def body(*refs: Ref, staging: Ref) -> None:
-        inputs, out = refs[:4], refs[-1]
-        gmem, cta = _Gmem(*inputs, out, *refs[4:-1]), lax.axis_index("cta")
+        values, stats, rows, counts, *joined, target = refs
+        gmem = _Gmem(values, stats, rows, counts, target, joined[0] if joined else None)
+        cta = lax.axis_index("cta")
         total = gmem.counts[2] * units
 
         def describe(turn: Array) -> _Unit:

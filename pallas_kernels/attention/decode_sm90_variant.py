@@ -57,7 +57,7 @@ class DecodeMods:
                 case "per_row" if param.size is None:
                     self._scalars[param.name] = ref[item.row]
                 case "per_row":
-                    values = tuple(ref[item.row, i] for i in range(param.size))
+                    values = tuple(ref[item.row, i] for i in range(param.size or 0))
                     self._scalars[param.name] = values
 
     def __call__(self, scores: Array, token: Array, position: Array) -> tuple[Array, Array | None]:

@@ -161,7 +161,8 @@ def _scratch(
 def _body(*refs: Any, op: PrefillOp, **shared: Any) -> None:
     inputs, operands, out = refs[:5], refs[5:-1], refs[-1]
     params = len(op.variant.params)
-    gmem = Gmem(*inputs, out, tuple(operands[:params]), *operands[params:])
+    spans = operands[params] if op.ranged else None
+    gmem = Gmem(*inputs, out=out, params=tuple(operands[:params]), spans=spans)
     smem = Shared(**shared)
     warpgroup, config = lax.axis_index("wg"), op.config
 

@@ -83,7 +83,7 @@ class PrefillMods:
                 case "per_row" if param.size is None:
                     self._scalars[param.name] = ref[item.slot]
                 case "per_row":
-                    values = tuple(ref[item.slot, i] for i in range(param.size))
+                    values = tuple(ref[item.slot, i] for i in range(param.size or 0))
                     self._scalars[param.name] = values
 
     def __call__(self, scores: Array, position: Array, key: Array) -> tuple[Array, Array | None]:

@@ -82,7 +82,7 @@ def _params_of(
             case "per_row" if param.size is None:
                 value = value[rows][:, None, None]
             case "per_row":
-                value = tuple(value[rows, i][:, None, None] for i in range(param.size))
+                value = tuple(value[rows, i][:, None, None] for i in range(param.size or 0))
             case "per_layer":
                 pass
         shaped[param.name] = value

@@ -111,7 +111,7 @@ class AttentionVariant:
       causality.
     - ``kv_range(q_first, q_last, params) -> (first, last)``: no query from ``q_first`` to
       ``q_last`` of one row sees a position before ``first`` or after ``last``. Scalars; traced
-      outside kernels, so any JAX operation will do, and a per_head param is all heads' numbers at once.
+      outside kernels, so any JAX operation will do, and a per_head param holds all heads' numbers.
     - ``sinks``: name of a per_head param, a logit per head that takes part in softmax and has no
       value.
     - ``lookahead``: ``mask_mod`` decides alone, up to what has been written: what a query may see

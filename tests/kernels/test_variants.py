@@ -1,7 +1,7 @@
 """Every attention variant in the table: reference, plain XLA and the Hopper kernels agree."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -176,11 +176,11 @@ def test_functions_that_give_something_else_are_refused() -> None:
     ("make", "message"),
     [
         (lambda: Param("a b", "per_head"), "no name"),
-        (lambda: Param("a", "per_page"), "kind"),
+        (lambda: Param("a", cast(Any, "per_page")), "kind"),
         (lambda: Param("a", "per_distance"), "needs its size"),
         (lambda: Param("a", "per_head", size=3), "takes no size"),
         (lambda: AttentionVariant("v", sinks="a"), "sinks"),
-        (lambda: AttentionVariant("v", mask_mod=lambda q: q), "4 arguments"),
+        (lambda: AttentionVariant("v", mask_mod=cast(Any, lambda q: q)), "4 arguments"),
         (lambda: AttentionVariant("v", lookahead=True), "lookahead"),
         (lambda: VARIANTS["alibi"].bind({"slope": 1}), "no param 'slope'; it has: slopes"),
         (lambda: VARIANTS["alibi"].bind({"slopes": [1.0, 2.0]}, 4), r"shape \[4\]"),
