@@ -89,7 +89,7 @@ def _attend(
         return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), WGMMA.reduce(1))
 
     zeros = plgpu.layout_cast(jnp.zeros((ROWS, dim), jnp.float32), WGMMA)
-    carry = (zeros, rows(_FLOOR), rows(0.0))
+    carry: tuple[Array, Array, Array] = (zeros, rows(_FLOOR), rows(0.0))
     if clear_begin is not item.begin:
         carry = lax.fori_loop(item.begin, clear_begin, functools.partial(step, True), carry)
     if clear_end is not item.begin:

@@ -83,7 +83,6 @@ def test_kernels_equal_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_lowers_for_cuda(name: str) -> None:
     case = case_of(name, "bfloat16")
-    assert why_not_lowered(case) is None
     assert lower_for_cuda(case).count("mosaic_gpu_v2") == 3  # decode, its combine, prefill
 
 
@@ -91,16 +90,18 @@ def test_lowers_for_cuda(name: str) -> None:
 def test_whole_chunked_and_decoded_are_the_same(name: str) -> None:
     """The last row's 40 tokens at once, in two chunks, and the last of them as a decode row."""
     case = case_of(name)
-    chunks = dataclasses.replace(SHAPE, rows=((150, 1), (90, 65), (25, 15)), padding=0)
-    single = dataclasses.replace(SHAPE, rows=((150, 1), (39, 1), (90, 65)), decode_rows=2)
-    whole = np.asarray(by_xla(case))[66:106]
-    chunked = np.asarray(by_xla(part(case, chunks, (0, 1, 2), slice(91, 106))))[66:81]
+    chunks = dataclasses.replace(SHAPE, rows=((150, 1), (90, 33), (25, 15)), padding=31)
+    single = dataclasses.replace(
+        SHAPE, rows=((150, 1), (39, 1), (90, 33)), decode_rows=2, padding=45
+    )
+    whole = np.asarray(by_xla(case))[34:74]
+    chunked = np.asarray(by_xla(part(case, chunks, (0, 1, 2), slice(59, 74), 34)))[34:49]
     np.testing.assert_allclose(chunked, whole[25:], atol=2e-5)
-    decoded = np.asarray(by_xla(part(case, single, (0, 2, 1), slice(105, 106), 1)))[1]
+    decoded = np.asarray(by_xla(part(case, single, (0, 2, 1), slice(73, 74), 1)))[1]
     np.testing.assert_allclose(decoded, whole[39], atol=2e-5)
 
 
-def part(case: Case, spec: Any, order: tuple[int, ...], tokens: slice, at: int = 66) -> Case:
+def part(case: Case, spec: Any, order: tuple[int, ...], tokens: slice, at: int) -> Case:
     """The same rows in another order and with other tokens of theirs in the step; ``tokens`` of the
     old queries are at ``at`` of the new."""
     problem, slots = case.problem, np.array([*order, 3])
@@ -150,7 +151,8 @@ def test_what_does_not_lower_is_named_with_what_to_use() -> None:
         (lambda s, q, k, h, p: s * jnp.power(2.0, s), "exp2"),
         (lambda s, q, k, h, p: s - jnp.floor(s), "astype"),
         (lambda s, q, k, h, p: s - jnp.cumsum(s, axis=-1), "element by element"),
-        (lambda s, q, k, h, p: s + jnp.zeros(3).at[0].get(), "does not lower"),
+        (lambda s, q, k, h, p: jnp.where(jnp.logical_not(k > 3), s, 0.0), "turn the comparison"),
+        (lambda s, q, k, h, p: s + jnp.arange(8.0)[k % 8], "Param"),
     ):
         reason = why_not_lowered(make_case(score(function), dtype="bfloat16"))
         assert reason is not None, word
