@@ -95,7 +95,7 @@ def _attend(
     if clear_end is not item.begin:
         carry = lax.fori_loop(clear_begin, clear_end, functools.partial(step, False), carry)
     carry = lax.fori_loop(clear_end, item.end, functools.partial(step, True), carry)
-    accumulated, _, total = mods.add_sink(*carry)
+    accumulated, total = mods.add_sink(*carry)
     return accumulated * _spread(1.0 / jnp.maximum(total, 1e-30), dim)
 
 

@@ -115,16 +115,14 @@ class PrefillMods:
             tiles[name] = plgpu.load(rectangle, layout=WGMMA, optimized=False)
         return tiles
 
-    def add_sink(
-        self, accumulated: Array, maximum: Array, total: Array
-    ) -> tuple[Array, Array, Array]:
+    def add_sink(self, accumulated: Array, maximum: Array, total: Array) -> tuple[Array, Array]:
         """A logit that takes part in softmax and has no value; maxima are in base 2."""
         name = self._op.variant.sinks
         if name is None:
-            return accumulated, maximum, total
+            return accumulated, total
         logit = self._scalars[name] * LOG2E
         raised = jnp.maximum(maximum, logit)
         decay = jnp.exp2(maximum - raised)
         spread_decay = lax.broadcast_in_dim(decay, accumulated.shape, [0])
         total = total * decay + jnp.exp2(logit - raised)
-        return accumulated * spread_decay, raised, total
+        return accumulated * spread_decay, total
