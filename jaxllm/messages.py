@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from jaxllm.config.model import RowParam
 from jaxllm.sampling_params import SamplingParams
 
 
@@ -102,6 +103,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     vocab_size: int  # width of the logits
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None = None
+    attention_params: tuple[RowParam, ...] = ()
     embedding_size: int = 0  # numbers in an embedding; 0: the engine was not started for them
 
 

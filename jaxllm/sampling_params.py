@@ -58,6 +58,8 @@ class SamplingParams:
     detokenize: bool = True
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    # What the engine's attention variant lets requests bring, by name: a number or a list each.
+    attention_params: Mapping[str, float | Sequence[float]] | None = None
     # The answer is the prompt's embedding: the last token's final hidden state, of length 1. Needs
     # max_tokens=0, and an engine started with enable_embeddings.
     embed: bool = False
@@ -79,6 +81,8 @@ class SamplingParams:
                 )
         if self.logit_bias is not None:
             set_(self, "logit_bias", _logit_bias(self.logit_bias))
+        if self.attention_params is not None:
+            set_(self, "attention_params", _attention_params(self.attention_params))
         if self.top_k == -1:
             set_(self, "top_k", 0)
         self._check_numbers()
@@ -164,6 +168,16 @@ def _token_ids(name: str, value: Sequence[int] | None) -> tuple[int, ...]:
     for item in ids:
         _integer(name, item, 0, 2**31 - 1)
     return ids
+
+
+def _attention_params(value: Mapping[str, object]) -> dict[str, float | tuple[float, ...]]:
+    out: dict[str, float | tuple[float, ...]] = {}
+    for name, given in value.items():
+        numbers = tuple(given) if isinstance(given, list | tuple) else (given,)
+        for number in numbers:
+            _number(f"attention_params.{name}", number, -(2.0**31) + 1, 2.0**31 - 1)
+        out[name] = numbers if isinstance(given, list | tuple) else numbers[0]  # pyright: ignore
+    return out
 
 
 def _logit_bias(value: Mapping[int, float]) -> dict[int, float]:

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
 
+from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import BatchKind
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 
 if TYPE_CHECKING:
     from jaxllm.attention.metadata import AttentionMetadata
@@ -21,6 +23,7 @@ class AttentionSpec:
     head_dim: int
     scale: float
     window: int | None = None  # a query sees itself and the window - 1 tokens before it
+    variant: AttentionVariant = CAUSAL
 
     @classmethod
     def all_of(cls, config: ModelConfig) -> "tuple[AttentionSpec, ...]":
@@ -31,7 +34,8 @@ class AttentionSpec:
     def of(cls, config: ModelConfig, layer: int) -> "AttentionSpec":
         dim = config.head_dim
         heads = (config.num_heads, config.num_kv_heads, dim)
-        return cls(*heads, scale=dim**-0.5, window=config.window(layer))
+        variant = variant_of(config, layer)
+        return cls(*heads, scale=dim**-0.5, window=config.window(layer), variant=variant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,8 @@ class AttentionBackend(Protocol):
         page_size: int,
     ) -> Any:
         """What all layers of a step share: tile maps and the like. ``specs`` holds each kind of
-        layer once; they differ in the window only.
+        layer once; they differ in window and variant
+        only.
         """
         ...
 

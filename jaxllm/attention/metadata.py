@@ -32,6 +32,7 @@ class AttentionMetadata:
     seq_lens: Int[Array, " R"]  # tokens in the cache after this step
     block_tables: Int[Array, "R M"]  # logical page -> page; entries past seq_lens mean nothing
     num_decode_rows: Int[Array, ""]
+    row_params: dict[str, Array] = field(default_factory=dict)  # of variants: [R] or [R, size] each
 
     def valid(self) -> Bool[Array, " T"]:
         return self.positions >= 0

@@ -31,6 +31,10 @@ class EngineConfig:
         None, "longest prompt + output; default: what the model allows"
     )
     seed: int = flag(0, "seeds dummy weights and the requests that bring no seed")
+    attention: str | None = flag(
+        None, "variant: a name, FILE.py:NAME, or FILE.json with one per layer; default: the model's"
+    )
+    attention_params: str | None = flag(None, "JSON file with values for the variant's params")
     block_size: int = flag(64, "tokens per KV-cache block")
     gpu_memory_utilization: float = flag(0.92, "share of the accelerator's memory to use")
     kv_cache_memory_bytes: int | None = flag(None, "size of the KV cache; default: measured")

@@ -3,7 +3,7 @@ jit.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,23 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionChoice:
+    """The attention variant of one layer, and values of its params: numbers or nested tuples."""
+
+    variant: str
+    values: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowParam:
+    """What a request may bring for attention variants."""
+
+    name: str
+    size: int | None  # None: one number, else a list of so many
+    whole: bool  # numbers only
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +65,7 @@ class ModelConfig:
     qk_norm: bool = False
     sandwich_norms: bool = False  # GLM-4-0414: a norm after attention and after the MLP too
     sliding_windows: tuple[int | None, ...] = ()  # per layer; () means none anywhere
+    attention: tuple[AttentionChoice, ...] = ()  # per layer; () means causal everywhere
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     dtype: str = "bfloat16"  # what the checkpoint was saved in

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from jaxllm.config.model import ModelConfig
+from jaxllm.config.model import ModelConfig, RowParam
 
 
 class BatchKind(StrEnum):
@@ -40,6 +40,7 @@ class EnginePlan:
     prefix_cache_scope: str = "key"  # or "all": whether tenants share what they have in common
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
+    attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
 
     @property
     def max_blocks_per_row(self) -> int:

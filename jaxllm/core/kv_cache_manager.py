@@ -13,6 +13,7 @@ Blocks that have to leave the device may be saved to the host's memory, and load
 tokens come back. Within a step all saves go first, then copies, then loads.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -277,7 +278,9 @@ class KVCacheManager:
         if not chain:
             asked = request.core_request
             tenant = "" if self._for_all else asked.tenant
-            chain.append(self._hasher.root(self._identity, tenant, asked.cache_salt))
+            attention = json.dumps(asked.sampling_params.attention_params, sort_keys=True)
+            root = (self._identity, attention, tenant, asked.cache_salt)
+            chain.append(self._hasher.root(*root))
         done = (len(chain) - 1) * self.block_size
         if num_tokens - done >= self.block_size:
             self._hasher.extend(chain, request.tokens_between(done, num_tokens))

@@ -90,7 +90,11 @@ class EngineCore:
         """
         plan = self.scheduler.plan
         validate_request(
-            request, plan.model.vocab_size, plan.max_model_len, embeddings=plan.embeddings
+            request,
+            plan.model.vocab_size,
+            plan.max_model_len,
+            embeddings=plan.embeddings,
+            attention_params=plan.attention_params,
         )
         self.scheduler.add_request(request)
         self._queue_times.add(request.request_id)

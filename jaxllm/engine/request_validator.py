@@ -4,19 +4,25 @@ The frontend checks the same and more, but here is the last place before numbers
 an index out of range does not crash a device, it silently reads or writes something else.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxllm.config.model import RowParam
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
 
 
 def validate_request(
-    request: EngineCoreRequest, vocab_size: int, max_model_len: int, *, embeddings: bool = False
+    request: EngineCoreRequest,
+    vocab_size: int,
+    max_model_len: int,
+    *,
+    embeddings: bool = False,
+    attention_params: Sequence[RowParam] = (),
 ) -> None:
     """Check what the engine relies on. ``vocab_size`` is the width of the logits; ``embeddings``:
-    are there programs for them?
+    are there programs for them? ``attention_params``: what a request may bring.
 
     Raises:
         InvalidRequestError: a field is out of range; ``param`` names it.
@@ -39,6 +45,7 @@ def validate_request(
         raise InvalidRequestError(
             "An embedding needs max_tokens=0 and an engine with embeddings enabled.", param="embed"
         )
+    check_attention_params(params.attention_params or {}, attention_params)
     _check_length(request, max_model_len)
     for param, ids in (
         ("prompt", request.prompt_token_ids),
@@ -51,6 +58,34 @@ def validate_request(
         _check_token_ids(param, ids, vocab_size)
     if not all(request.bad_words_token_ids):
         raise InvalidRequestError("bad_words must not hold an empty word.", param="bad_words")
+
+
+def check_attention_params(
+    given: Mapping[str, float | Sequence[float]], known: Sequence[RowParam]
+) -> None:
+    """Raises InvalidRequestError for names and shapes that the engine's variants do not declare."""
+    declared = {param.name: param for param in known}
+    for name, value in given.items():
+        param = declared.get(name)
+        if param is None:
+            names = ", ".join(declared) or "none"
+            raise _wrong_param(
+                name, f"is none that this engine's attention takes; it takes: {names}"
+            )
+        numbers = list(value) if isinstance(value, Sequence) else [value]
+        if isinstance(value, Sequence) != (param.size is not None) or (
+            param.size not in (None, len(numbers))
+        ):
+            wanted = "one number" if param.size is None else f"a list of {param.size} numbers"
+            raise _wrong_param(name, f"must be {wanted}")
+        if param.whole and not all(float(number).is_integer() for number in numbers):
+            raise _wrong_param(name, "must hold whole numbers")
+
+
+def _wrong_param(name: str, reason: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"attention_params: {name!r} {reason}.", param="attention_params", code="invalid_value"
+    )
 
 
 def _check_length(request: EngineCoreRequest, max_model_len: int) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
+from jaxllm.engine.request_validator import check_attention_params
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.frontend.client import Prompt
 from jaxllm.grammar.checker import GrammarChecker
@@ -120,6 +121,7 @@ class InputProcessor:
             if not grammar:
                 raise ValueError("structured_outputs have not been checked.")
             params = replace(params, structured_outputs=None)
+        check_attention_params(params.attention_params or {}, self._info.attention_params)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         return EngineCoreRequest(

@@ -83,9 +83,9 @@ class LoweringCache:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def is_ours(*classes: type) -> bool:
+def is_ours(*things: type | Callable[..., Any]) -> bool:
     """Whether all come from our own packages, whose source the key covers."""
-    return all(cls.__module__.partition(".")[0] in _OUR_PACKAGES for cls in classes)
+    return all(thing.__module__.partition(".")[0] in _OUR_PACKAGES for thing in things)
 
 
 @cache

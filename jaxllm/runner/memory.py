@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import psutil
 
 from jaxllm.attention.kv_cache import bytes_per_block
+from jaxllm.attention.variants import row_params
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, OutOfMemoryError
@@ -125,7 +126,7 @@ def memory_plan(
 
 def row_bytes(plan: EnginePlan) -> int:
     """Row buffers, and one mask of full rows for every number of rows."""
-    layout = RowLayout(plan.max_blocks_per_row)
+    layout = RowLayout(plan.max_blocks_per_row, row_params(plan.model))
     buffers = row_buffers_spec(layout, plan.max_num_seqs, plan.model.vocab_size)
     masked = sum({bucket.num_rows for bucket in plan.buckets})
     return _bytes(jax.tree.leaves(buffers)) + masked * mask_words(plan.model.vocab_size) * 4

@@ -7,6 +7,7 @@ decides everything else, and ``fit_plan`` completes it.
 from dataclasses import replace
 
 from jaxllm.attention.kv_cache import bytes_per_block
+from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.errors import ConfigError, OutOfMemoryError
@@ -71,6 +72,7 @@ def draft_plan(
         prefix_cache_scope=config.prefix_cache_scope,
         host_blocks=_host_blocks(config, model, platform, dtype),
         offloading=config.kv_offloading_size > 0,
+        attention_params=request_params(model.config),
     )
 
 

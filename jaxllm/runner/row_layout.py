@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxllm.sampling.metadata import SamplingMetadata
 from jaxllm.sampling_params import MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
+from pallas_kernels.attention.variant import Param
 
 SCALARS = (
     "temperature",
@@ -36,9 +37,11 @@ MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS  # the request's own and the mod
 
 @dataclass(frozen=True)
 class RowLayout:
-    """``max_blocks``: entries of a block table."""
+    """``max_blocks``: entries of a block table. ``attention``: what requests may bring for
+    attention variants."""
 
     max_blocks: int
+    attention: tuple[Param, ...] = ()
 
     @cached_property
     def columns(self) -> dict[str, int]:
@@ -61,8 +64,12 @@ class RowLayout:
         return self.bias_values + MAX_LOGIT_BIAS
 
     @property
-    def width(self) -> int:
+    def attention_params(self) -> int:
         return self.block_table + self.max_blocks
+
+    @property
+    def width(self) -> int:
+        return self.attention_params + sum(param.size or 1 for param in self.attention)
 
     def ints(self, state: Int[Array, "R C"], name: str) -> Int[Array, " R"]:
         return state[:, self.columns[name]]
@@ -71,7 +78,20 @@ class RowLayout:
         return lax.bitcast_convert_type(self.ints(state, name), jnp.float32)
 
     def block_tables(self, state: Int[Array, "R C"]) -> Int[Array, "R M"]:
-        return state[:, self.block_table : self.width]
+        return state[:, self.block_table : self.attention_params]
+
+    def row_params(self, state: Int[Array, "R C"]) -> dict[str, Array]:
+        """[R], or [R, size], of every param in its dtype."""
+        params: dict[str, Array] = {}
+        start = self.attention_params
+        for param in self.attention:
+            size = param.size or 1
+            cells = state[:, start : start + size]
+            cells = cells if param.size is not None else cells[:, 0]
+            is_float = param.dtype == "float32"
+            params[param.name] = lax.bitcast_convert_type(cells, jnp.float32) if is_float else cells
+            start += size
+        return params
 
     def has_penalty(self, state: Int[Array, "R C"]) -> Array:
         """bool [R]"""

@@ -158,6 +158,15 @@ class RowState:
         self.patches.write(start + layout.stop_ids, stop_ids)
         self.patches.write(start + layout.bias_ids, bias)
         self.patches.write(start + layout.bias_values, map(_bits, bias.values()))
+        brought = params.attention_params or {}
+        cells = [
+            (param.check(brought[param.name], 1) if param.name in brought else param.value(1))
+            .reshape(-1)
+            .view(np.int32)
+            for param in layout.attention
+        ]
+        if cells:
+            self.patches.write(start + layout.attention_params, np.concatenate(cells).tolist())
 
 
 def _masked(request: EngineCoreRequest) -> bool:

@@ -78,6 +78,7 @@ def forward(
         seq_lens=views.seq_lens,
         block_tables=program.rows.block_tables(state[views.rows]),
         num_decode_rows=views.num_decode_rows[0],
+        row_params=program.rows.row_params(state[views.rows]),
     )
     attend = StepAttention.bind(
         program.backend,

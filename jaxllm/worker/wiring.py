@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.select import select_backend
+from jaxllm.attention.variants import choose_attention
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.env import cache_dir, cpu_count, prepare_accelerator
 from jaxllm.config.model import ModelConfig
@@ -159,6 +160,8 @@ def open_model(config: EngineConfig) -> OpenedModel:
         allowed_sources=allowed_sources,
     )
     source, model_config = _read_model(config, files)
+    chosen = choose_attention(config.attention, config.attention_params, model_config)
+    model_config = replace(model_config, attention=chosen)
     dtype = _dtype(config, model_config)
     platform = kernel_platform()
     refusal = refuses_add_rms_norm_sm90(model_config.hidden_size, dtype, platform)
@@ -291,6 +294,7 @@ def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> Mo
         vocab_size=plan.model.vocab_size,
         eos_token_ids=plan.model.eos_token_ids,
         bos_token_id=plan.model.bos_token_id,
+        attention_params=plan.attention_params,
         embedding_size=plan.model.hidden_size if plan.embeddings else 0,
     )
 

@@ -1,5 +1,7 @@
 """Paged attention: the kernel where it takes the shape, plain XLA elsewhere."""
 
+from typing import Any
+
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import xla
@@ -11,6 +13,8 @@ from pallas_kernels.attention.decode_config import (
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_params import Params, param_arrays
 
 
 def paged_decode(
@@ -22,17 +26,18 @@ def paged_decode(
     scale: float,
     platform: str,
     window: int | None = None,
-    softcap: float | None = None,
+    variant: AttentionVariant = CAUSAL,
+    row_params: Params | None = None,
     config: DecodeConfig | None = None,
     plan: DecodePlan | None = None,
 ) -> Float[Array, "R H D"]:
     """One query per row, at position ``seq_lens - 1``, over the row's pages.
 
     Rows with seq_len 0 return zeros. With ``window`` a query sees itself and the ``window - 1``
-    tokens before it; ``softcap`` c turns a logit x into ``c tanh(x / c)``. ``platform`` is
-    ``"sm_90"`` for Hopper; every other value takes XLA. ``plan`` is ``plan_decode`` of the same
-    lengths, window and config: layers that share it compute it once. Raises ValueError for a
-    softcap that only the kernel could serve.
+    tokens before it. ``row_params`` is what rows bring of the variant's params, see
+    ``param_arrays``. ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA.
+    ``plan`` is ``plan_decode`` of the same lengths, window, variant and config: layers that share
+    it compute it once.
     """
     heads, dim = q.shape[1:]
     kv_heads, page_size = kv.shape[2], kv.shape[3]
@@ -48,9 +53,12 @@ def paged_decode(
                 num_kv_heads=kv_heads,
                 window=window,
                 config=config,
+                variant=variant,
+                num_heads=heads,
+                row_params=row_params,
             )
-        op = DecodeOp(scale, window, softcap, config)
-        return paged_decode_sm90(q, kv, block_tables, plan, op=op)
-    if softcap is not None:
-        raise ValueError(f"softcap needs the kernel, but {reason}")
-    return xla.paged_decode(q, kv, block_tables, seq_lens, scale=scale, window=window)
+        op = DecodeOp(scale, window, variant, config)
+        params = param_arrays(variant, heads, q.shape[0], row_params)
+        return paged_decode_sm90(q, kv, block_tables, plan, params, op=op)
+    rest: dict[str, Any] = {"variant": variant, "row_params": row_params}
+    return xla.paged_decode(q, kv, block_tables, seq_lens, scale=scale, window=window, **rest)

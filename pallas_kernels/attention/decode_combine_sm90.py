@@ -16,11 +16,13 @@ from pallas_kernels.attention.decode_sm90_items import DecodeOp
 from pallas_kernels.attention.decode_sm90_sums import (
     MASKED,
     TILE,
+    WGMMA,
     Ref,
     Sum,
     empty_sum,
     join,
     load_partial,
+    sink_sum,
     store_answer,
 )
 
@@ -33,6 +35,7 @@ class _Gmem(NamedTuple):
     rows: Ref
     counts: Ref
     out: Ref
+    sinks: Ref = None
 
 
 class _Unit(NamedTuple):
@@ -50,16 +53,19 @@ def combine_partials(
     values: Float[Array, "S K D N"],
     stats: Float[Array, "S K 2 N"],
     plan: DecodePlan,
-    *,
+    *sinks: Float[Array, "K N"],
     op: DecodeOp,
 ) -> Float[Array, "R K G D"]:
-    """Returns ``out`` with the rows of several items replaced; G may be less than N."""
+    """Returns ``out`` with the rows of several items replaced; G may be less than N. With
+    ``sinks`` their logits are joined last."""
     kv_heads, dim, heads = values.shape[1:]
     units = kv_heads * (dim // _DIM) * (heads // GROUP_TILE)  # of a row
     ctas = min(op.config.num_ctas, plan.split_rows.shape[0] * units)
 
     def body(*refs: Ref, staging: Ref) -> None:
-        gmem, cta = _Gmem(*refs), lax.axis_index("cta")
+        values, stats, rows, counts, *joined, target = refs
+        gmem = _Gmem(values, stats, rows, counts, target, joined[0] if joined else None)
+        cta = lax.axis_index("cta")
         total = gmem.counts[2] * units
 
         def describe(turn: Array) -> _Unit:
@@ -87,7 +93,7 @@ def combine_partials(
         scratch_types={"staging": plgpu.SMEM((GROUP_TILE, _DIM), out.dtype, transforms=TILE)},
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=op.interpret_params(),
-    )(values, stats, plan.split_rows, plan.counts, target)
+    )(values, stats, plan.split_rows, plan.counts, *sinks, target)
     return jax.freeze(target)
 
 
@@ -117,6 +123,9 @@ def _combine(batch: int, gmem: _Gmem, staging: Ref, unit: _Unit) -> None:
     size = jnp.int32(batch)
     batches = (lax.div(unit.first, size), lax.div(unit.end + (size - 1), size))
     answer = lax.fori_loop(*batches, one_batch, nothing)
+    if gmem.sinks is not None:
+        logits = plgpu.load(gmem.sinks.at[head, tile], layout=WGMMA.reduce(0), optimized=False)
+        answer = join(answer, sink_sum(logits, _DIM))
     store_answer(answer, staging, gmem.out.at[unit.row, head, tile, columns])
 
 

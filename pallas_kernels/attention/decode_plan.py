@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from pallas_kernels.attention.decode_config import DecodeConfig
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_params import Params, kv_spans, param_arrays
 
 # Room for partial sums, per CTA. Items so short that they leave more are not worth it, and so the
 # room grows neither with the batch nor with the length of a row.
@@ -22,7 +24,9 @@ _ITEM_COST = 0.5  # of one item beside its splits, in splits
 class DecodePlan(NamedTuple):
     """With room for S partial sums there are up to N = R + S items and X = S / 2 split rows."""
 
-    items: Int[Array, "N 5"]  # row, first split, end split, first slot (-1: the whole row), length
+    # row, first split, end split, first slot (-1: the whole row), length; for a variant with a
+    # kv_range the length is the end of what is visible, and two more: its begin, and the query
+    items: Int[Array, "N 5"] | Int[Array, "N 7"]
     counts: Int[Array, "3"]  # items; splits in a partial sum, 1 or those of a chunk; split rows
     split_rows: Int[Array, "X 4"]  # row, first slot, first and end partial sum from position 0 on
 
@@ -68,9 +72,18 @@ def plan_decode(
     num_kv_heads: int,
     window: int | None = None,
     config: DecodeConfig,
+    variant: AttentionVariant = CAUSAL,
+    num_heads: int = 0,
+    row_params: Params | None = None,
 ) -> DecodePlan:
     """Cuts rows at multiples of an item's size, counted from position 0, and orders the items
-    longest first. An empty row is an item too: its output is zero."""
+    longest first. An empty row is an item too: its output is zero.
+    ``num_heads`` and ``row_params`` matter to a variant with a kv_range."""
+    query, begin = seq_lens - 1, None
+    if variant.kv_range is not None:
+        slots = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
+        params = param_arrays(variant, num_heads, seq_lens.shape[0], row_params)
+        begin, seq_lens = kv_spans(variant, params, slots, query, query, seq_lens, window)
     rows, size = seq_lens.shape[0], config.split_tokens
     num_slots = max_slots(
         rows,
@@ -80,7 +93,10 @@ def plan_decode(
         window=window,
         config=config,
     )
-    seen = jnp.zeros_like(seq_lens) if window is None else jnp.maximum(seq_lens - window, 0)
+    if begin is not None:
+        seen = begin
+    else:
+        seen = jnp.zeros_like(seq_lens) if window is None else jnp.maximum(seq_lens - window, 0)
     spans = _Spans(seen // size, jnp.maximum(seq_lens - 1, 0) // size)
     longest = -(-max_pages * page_size // size)
     shift = _item_shift(spans, longest, num_slots, num_kv_heads, config)
@@ -97,16 +113,17 @@ def plan_decode(
     row = jnp.where(is_full, _owner(full_ends, item), tail_row)
     place = jnp.where(is_full, item - (full_ends - pieces + 1)[row], pieces[row] - 1)
     place = place + (spans.first[row] >> shift)
-    begin = jnp.maximum(place << shift, spans.first[row])
+    first = jnp.maximum(place << shift, spans.first[row])
     end = jnp.minimum((place + 1) << shift, spans.last[row] + 1)
-    slot = row_slots[row] + (begin >> unit) - (spans.first[row] >> unit)
+    slot = row_slots[row] + (first >> unit) - (spans.first[row] >> unit)
     slot = jnp.where(pieces[row] > 1, slot, -1)
 
     split_ends = jnp.cumsum(pieces > 1)
     split = _owner(split_ends, jnp.arange(num_slots // 2, dtype=jnp.int32))
     partials = (spans.first[split] >> unit, (spans.last[split] >> unit) + 1)
+    ranged = () if begin is None else (begin[row], query[row])
     return DecodePlan(
-        _table(row, begin, end, slot, seq_lens[row]),
+        _table(row, first, end, slot, seq_lens[row], *ranged),
         _table(full_ends[-1] + rows, 1 << unit, split_ends[-1]),
         _table(split, row_slots[split], *partials),
     )

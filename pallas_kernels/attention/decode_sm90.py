@@ -33,6 +33,8 @@ from pallas_kernels.attention.decode_sm90_consumer import Outputs, consume
 from pallas_kernels.attention.decode_sm90_items import DecodeOp, DecodeShape, Walk
 from pallas_kernels.attention.decode_sm90_producer import produce
 from pallas_kernels.attention.decode_sm90_sums import TILE, Ref
+from pallas_kernels.attention.decode_sm90_variant import decode_operands
+from pallas_kernels.attention.variant_params import Params
 
 
 @functools.partial(jax.jit, static_argnames="op")
@@ -41,10 +43,12 @@ def paged_decode_sm90(
     kv: Float[Array, "P 2 K B D"],
     block_tables: Int[Array, "R M"],
     plan: DecodePlan,
+    params: Params | None = None,
     *,
     op: DecodeOp,
 ) -> Float[Array, "R H D"]:
-    """``plan`` is ``plan_decode`` of the same window and config. Jitted so that the layers of a
+    """``plan`` is ``plan_decode`` of the same window, variant and config; ``params`` is
+    ``param_arrays`` of a variant that has any. Jitted so that the layers of a
     model lower and compile it once."""
     rows, heads, dim = q.shape
     kv_heads, page = kv.shape[2], kv.shape[3]
@@ -54,11 +58,13 @@ def paged_decode_sm90(
     if group > GROUP_TILE and group % GROUP_TILE:  # a copy takes one tile that ends early, not two
         missing = shape.padded - group
         grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
+    operands = decode_operands(op.variant, params or {}, shape)
     call = _call(shape, op, grouped.shape[2], plan.num_slots)
-    out, *partials = call(grouped, kv, block_tables, plan.items, plan.counts)
+    out, *partials = call(grouped, kv, block_tables, plan.items, plan.counts, *operands)
     if partials:
         values, stats = partials
-        out = combine_partials(out, values, stats, plan, op=op)
+        sinks = [operands[i] for i, p in enumerate(op.variant.params) if p.name == op.variant.sinks]
+        out = combine_partials(out, values, stats, plan, *sinks, op=op)
     return out[:, :, :group].reshape(q.shape)
 
 
@@ -71,7 +77,8 @@ def _call(shape: DecodeShape, op: DecodeOp, stored: int, slots: int) -> Callable
     ]
 
     def body(*refs: Ref, **smem: Ref) -> None:
-        queries, kv, tables, items, counts, *out = refs
+        queries, kv, tables, items, counts, *rest = refs
+        params, out = rest[: len(op.variant.params)], rest[len(op.variant.params) :]
         walk = Walk(shape, op, items, counts)
         warpgroup = lax.axis_index("warpgroup")
 
@@ -81,7 +88,7 @@ def _call(shape: DecodeShape, op: DecodeOp, stored: int, slots: int) -> Callable
 
         @pl.when(warpgroup == 0)
         def _() -> None:
-            consume(walk, counts, Outputs(*out), smem)
+            consume(walk, counts, tuple(params), Outputs(*out), smem)
 
     return plgpu.kernel(
         body,

@@ -4,7 +4,6 @@ Tiles are [tokens, heads] for scores and [dim, heads] for sums. Softmax is onlin
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jaxtyping import Array
 
 from pallas_kernels.attention.decode_sm90_items import DecodeShape, Item, Walk, whole_tile
 from pallas_kernels.attention.decode_sm90_sums import (
+    LOG2E,
     MASKED,
     WGMMA,
     Ref,
@@ -26,7 +26,9 @@ from pallas_kernels.attention.decode_sm90_sums import (
     power_of_two,
     store_answer,
     store_partial,
+    whole,
 )
+from pallas_kernels.attention.decode_sm90_variant import DecodeMods
 
 _Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 _TRANSPOSED = plgpu.Layout.WGMMA_TRANSPOSED
@@ -38,7 +40,9 @@ class Outputs(NamedTuple):
     stats: Ref = None  # [S, K, 2, N]
 
 
-def consume(walk: Walk, counts: Ref, out: Outputs, smem: dict[str, Ref]) -> None:
+def consume(
+    walk: Walk, counts: Ref, params: tuple[Ref, ...], out: Outputs, smem: dict[str, Ref]
+) -> None:
     shape, op = walk.shape, walk.op
     chunk_splits = op.config.splits_per_chunk
     nothing = functools.partial(empty_sum, shape.dim, shape.padded)
@@ -58,11 +62,12 @@ def consume(walk: Walk, counts: Ref, out: Outputs, smem: dict[str, Ref]) -> None
         item = Item(*description)
         following = walk.describe(turn + 1)
         query = lax.rem(turn, jnp.int32(2))
+        mods = DecodeMods(op, shape, params, item)
         plgpu.barrier_wait(smem["q_full"].at[query])
 
         def one_split(split: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
             step, chunk = carry
-            step, part = _sum_split(walk, item, smem, query, split, step)
+            step, part = _sum_split(walk, item, mods, smem, query, split, step)
             leave(item, split - item.first_split, splits_per_partial == 1, part)
             return step, join(chunk, part)
 
@@ -83,7 +88,8 @@ def consume(walk: Walk, counts: Ref, out: Outputs, smem: dict[str, Ref]) -> None
         @pl.when(item.slot < 0)
         def _() -> None:
             heads = whole_tile(shape.padded)
-            store_answer(row, smem["out"], out.answers.at[item.row, item.head, heads])
+            answer = row if mods.sink is None else join(row, mods.sink)
+            store_answer(answer, smem["out"], out.answers.at[item.row, item.head, heads])
 
         return step, following
 
@@ -93,11 +99,17 @@ def consume(walk: Walk, counts: Ref, out: Outputs, smem: dict[str, Ref]) -> None
 
 
 def _sum_split(
-    walk: Walk, item: Item, smem: dict[str, Ref], query: Array, split: Array, step: Array
+    walk: Walk,
+    item: Item,
+    mods: DecodeMods,
+    smem: dict[str, Ref],
+    query: Array,
+    split: Array,
+    step: Array,
 ) -> tuple[Array, Sum]:
     shape, heads = walk.shape, walk.shape.padded
     first, end = item.blocks(walk.op, shape.block, split, split + 1)
-    one_block = functools.partial(_one_block, walk, item, smem, query)
+    one_block = functools.partial(_one_block, walk, item, mods, smem, query)
     state = (
         step,
         filled((shape.dim, heads), 0.0),
@@ -109,7 +121,13 @@ def _sum_split(
 
 
 def _one_block(
-    walk: Walk, item: Item, smem: dict[str, Ref], query: Array, block: Array, carry: Any
+    walk: Walk,
+    item: Item,
+    mods: DecodeMods,
+    smem: dict[str, Ref],
+    query: Array,
+    block: Array,
+    carry: Any,
 ) -> Any:
     shape, op, heads = walk.shape, walk.op, walk.shape.padded
     step, accumulated, total, maximum = carry
@@ -124,11 +142,12 @@ def _one_block(
 
     scores = pl.run_scoped(keys_by_queries, _Accumulator((shape.block, heads), jnp.float32))
     plgpu.barrier_arrive(smem["k_free"].at[stage])
-    scores = _logits(walk, item, position, scores)
+    scores = _logits(walk, item, mods, position, scores)
 
-    # A block always has a visible token, so the maximum is a real logit and exp2 of a masked one 0.
+    # A block always has a visible token, so the maximum is a real logit and exp2 of a masked one 0;
+    # where a variant hides all of it the maximum is the least int32, far above a masked one.
     # It is kept whole: then every decay is exact (decode_sm90_sums.py).
-    raised = jnp.maximum(maximum, _whole(scores.max(axis=0)))
+    raised = jnp.maximum(maximum, whole(scores.max(axis=0)))
     decay = power_of_two(maximum - raised)
     weights = jnp.exp2(scores - across(raised, scores))
     total = total * across(decay, total) + weights
@@ -155,21 +174,19 @@ def _one_block(
     return step + 1, accumulated, total, raised
 
 
-def _whole(logits: Array) -> Array:
-    return logits.astype(jnp.int32).astype(jnp.float32)
-
-
-def _logits(walk: Walk, item: Item, position: Array, scores: Array) -> Array:
+def _logits(walk: Walk, item: Item, mods: DecodeMods, position: Array, scores: Array) -> Array:
     """To base 2, where exp2 is one instruction; what the query does not see is masked."""
-    op, log2e = walk.op, math.log2(math.e)
-    if op.softcap is None:
-        scores = scores * (op.scale * log2e)
-    else:
-        scores = jnp.tanh(scores * (op.scale / op.softcap)) * (op.softcap * log2e)
+    op, variant = walk.op, walk.op.variant
+    scores = scores * (op.scale * LOG2E if variant.score_mod is None else op.scale)
     token = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=WGMMA) + position
+    scores, seen = mods(scores, token, position)
+    if variant.score_mod is not None:
+        scores = scores * LOG2E
     visible = token < item.length
-    if op.window is not None:
+    if op.window is not None or item.first is not None:
         visible = visible & (token >= item.begin(op))
+    if seen is not None:
+        visible = visible & seen
     return jnp.where(visible, scores, MASKED)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from pallas_kernels.attention.decode_config import DecodeConfig, padded_group
 from pallas_kernels.attention.decode_sm90_sums import Ref
+from pallas_kernels.attention.variant import AttentionVariant
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,14 @@ class DecodeOp:
 
     scale: float
     window: int | None
-    softcap: float | None
+    variant: AttentionVariant
     config: DecodeConfig
     interpret: bool = False
     detect_races: bool = False
+
+    def __post_init__(self) -> None:
+        """Values are operands: layers that differ by them share one kernel."""
+        object.__setattr__(self, "variant", self.variant.without_values())
 
     def interpret_params(self) -> Any:
         if not self.interpret:
@@ -65,11 +70,20 @@ class Item(NamedTuple):
     first_split: Array
     end_split: Array
     slot: Array  # of the first partial sum; -1: this is the whole row
-    length: Array  # of the row
+    length: Array  # of the row; with a variant's kv_range: the end of what is visible
     head: Array
+    first: Any = None  # visible position, and the query's: only with a variant's kv_range
+    position: Any = None
+
+    @property
+    def query(self) -> Array:
+        """Its position."""
+        return self.length - 1 if self.position is None else self.position
 
     def begin(self, op: DecodeOp) -> Array:
         """The first position the query sees."""
+        if self.first is not None:
+            return self.first
         if op.window is None:
             return jnp.int32(0)
         return lax.max(self.length - op.window, jnp.int32(0))
@@ -102,4 +116,5 @@ class Walk:
         unit = turn * self._ctas + self._place(turn)
         unit = lax.min(unit, jnp.int32(self._items.shape[0] * self.shape.kv_heads - 1))
         item, head = (f(unit, jnp.int32(self.shape.kv_heads)) for f in (lax.div, lax.rem))
-        return (*(self._items[item, field] for field in range(5)), head)
+        fields = [self._items[item, field] for field in range(self._items.shape[1])]
+        return (*fields[:5], head, *fields[5:])

@@ -10,6 +10,7 @@ difference whether a compiler contracts products and addition into fused multipl
 the empty sum changes nothing.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 MASKED = -1e30
+LOG2E = math.log2(math.e)
 WGMMA = plgpu.Layout.WGMMA
 _TRANSPOSED = plgpu.Layout.WGMMA_TRANSPOSED
 TILE = (
@@ -58,6 +60,18 @@ def join(left: Sum, right: Sum) -> Sum:
         left.total * a + right.total * b,
         maximum,
     )
+
+
+def sink_sum(logits: Float[Array, " N"], dim: int) -> Sum:
+    """A logit per head without a value, as a sum that can be joined."""
+    scaled = logits * LOG2E
+    maximum = whole(scaled)
+    zeros = filled((dim, logits.shape[0]), 0.0)
+    return Sum(zeros, jnp.exp2(scaled - maximum), maximum)
+
+
+def whole(logits: Array) -> Array:
+    return logits.astype(jnp.int32).astype(jnp.float32)
 
 
 def power_of_two(exponent: Array) -> Array:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variants.softcap import SOFTCAP
+
 
 @dataclass(frozen=True)
 class DecodeSpec:
@@ -16,6 +19,10 @@ class DecodeSpec:
     window: int | None = None
     softcap: float | None = None
     max_pages: int | None = None  # width of the block tables; None: the longest row
+
+    @property
+    def variant(self) -> AttentionVariant:
+        return CAUSAL if self.softcap is None else SOFTCAP.bind({"cap": self.softcap})
 
     @property
     def width(self) -> int:

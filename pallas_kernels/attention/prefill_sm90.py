@@ -17,12 +17,15 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.attention.prefill_sm90_consumer import consume
 from pallas_kernels.attention.prefill_sm90_items import Gmem, PrefillOp, Shared
 from pallas_kernels.attention.prefill_sm90_producer import produce
+from pallas_kernels.attention.prefill_sm90_variant import prefill_operands
 from pallas_kernels.attention.prefill_tiles import (
     ROWS,
     PrefillConfig,
     PrefillTiles,
     padded_tokens,
 )
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_params import Params, param_arrays
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
@@ -58,15 +61,17 @@ def paged_prefill_sm90(
     *,
     scale: float,
     window: int | None = None,
-    softcap: float | None = None,
+    variant: AttentionVariant = CAUSAL,
+    row_params: Params | None = None,
     config: PrefillConfig | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H D"]:
     """Causal attention of all tokens that ``tiles`` covers; the other tokens' output is zero.
 
     ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
-    a query sees itself and the ``window - 1`` tokens before it. ``scale`` must be positive.
-    Raises ValueError for tile sizes that do not fit the shape.
+    a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
+    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
+    ValueError for tile sizes that do not fit the shape.
     """
     config = config or default_prefill_config(q.shape[1], kv.shape[2])
     _check(q, kv, config, scale)
@@ -74,8 +79,9 @@ def paged_prefill_sm90(
     missing = padded_tokens(tokens, config) - tokens
     if missing:
         q = jnp.pad(q, ((0, missing), (0, 0), (0, 0)))
-    op = PrefillOp(float(scale), window, softcap, config)
-    out = _launch(q, kv, block_tables, *tiles, op=op, interpret=interpret)
+    params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
+    op = PrefillOp(float(scale), window, variant, config)
+    out = _launch(q, kv, block_tables, *tiles, params, op=op, interpret=interpret)
     return out[:tokens] if missing else out
 
 
@@ -99,6 +105,7 @@ def _launch(
     block_tables: Int[Array, "R M"],
     table: Int[Array, "N F"],
     count: Int[Array, " 1"],
+    params: Params,
     *,
     op: PrefillOp,
     interpret: Any,
@@ -115,7 +122,8 @@ def _launch(
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
     )
-    return kernel(q, kv, block_tables, table, count)
+    operands = prefill_operands(op.variant, params, table, op)
+    return kernel(q, kv, block_tables, table, count, *operands)
 
 
 def _scratch(
@@ -151,7 +159,11 @@ def _scratch(
 
 
 def _body(*refs: Any, op: PrefillOp, **shared: Any) -> None:
-    gmem, smem = Gmem(*refs), Shared(**shared)
+    inputs, operands, out = refs[:5], refs[5:-1], refs[-1]
+    params = len(op.variant.params)
+    spans = operands[params] if op.ranged else None
+    gmem = Gmem(*inputs, out=out, params=tuple(operands[:params]), spans=spans)
+    smem = Shared(**shared)
     warpgroup, config = lax.axis_index("wg"), op.config
 
     @pl.when(warpgroup == _PRODUCER)

@@ -5,7 +5,6 @@ The two consumers alternate between tensor cores and exponentials as in FlashAtt
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.attention.decode_sm90_sums import LOG2E
 from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
@@ -25,6 +25,7 @@ from pallas_kernels.attention.prefill_sm90_items import (
     my_items,
     rows_and_head,
 )
+from pallas_kernels.attention.prefill_sm90_variant import PrefillMods
 from pallas_kernels.attention.prefill_tiles import ROWS
 
 _Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
@@ -36,7 +37,8 @@ def consume(gmem: Gmem, smem: Shared, op: PrefillOp, consumer: Array) -> None:
 
     def one_item(turn: Array, done: Array) -> Array:
         item = read(turn)
-        _store(gmem, smem, op, item, consumer, _attend(smem, op, item, consumer, done))
+        result = _attend(gmem, smem, op, item, consumer, done)
+        _store(gmem, smem, op, item, consumer, result)
         return done + item.end - item.begin
 
     if op.config.take_turns:  # consumer 1 stays half a step behind
@@ -56,12 +58,15 @@ def _spread(rows: Array, columns: int) -> Array:
     return lax.broadcast_in_dim(rows, (ROWS, columns), [0])
 
 
-def _attend(smem: Shared, op: PrefillOp, item: Item, consumer: Array, done: Array) -> Array:
+def _attend(
+    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, consumer: Array, done: Array
+) -> Array:
     """The consumer's 64 rows of attention output, float32."""
     dim, config = smem.q.shape[2], op.config
-    row, _ = rows_and_head(item, consumer, config)
+    row, head = rows_and_head(item, consumer, config)
+    mods = PrefillMods(op, gmem, item, head)
     low, high = lax.max(item.low, row), lax.min(item.high, row + ROWS)
-    step = functools.partial(_step, smem, op, item, consumer, item.position + row, done)
+    step = functools.partial(_step, smem, op, mods, consumer, item.position + row, done)
 
     @pl.when(item.end > item.begin)
     def _() -> None:
@@ -73,7 +78,9 @@ def _attend(smem: Shared, op: PrefillOp, item: Item, consumer: Array, done: Arra
     clear_end = lax.div(item.position + low + 1, jnp.int32(config.block_kv))
     clear_end = lax.clamp(item.begin, clear_end, item.end)
     clear_begin = item.begin
-    if op.window is not None:
+    if op.variant.mask_mod is not None or op.ranged:
+        clear_end = item.begin  # none is known to be seen whole
+    elif op.window is not None:
         oldest = lax.max(item.position + high - op.window, jnp.int32(0))
         clear_begin = lax.clamp(item.begin, ceil_div(oldest, config.block_kv), item.end)
         clear_end = lax.max(clear_begin, clear_end)
@@ -82,19 +89,20 @@ def _attend(smem: Shared, op: PrefillOp, item: Item, consumer: Array, done: Arra
         return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), WGMMA.reduce(1))
 
     zeros = plgpu.layout_cast(jnp.zeros((ROWS, dim), jnp.float32), WGMMA)
-    carry = (zeros, rows(_FLOOR), rows(0.0))
-    if op.window is not None:
+    carry: tuple[Array, Array, Array] = (zeros, rows(_FLOOR), rows(0.0))
+    if clear_begin is not item.begin:
         carry = lax.fori_loop(item.begin, clear_begin, functools.partial(step, True), carry)
-    carry = lax.fori_loop(clear_begin, clear_end, functools.partial(step, False), carry)
+    if clear_end is not item.begin:
+        carry = lax.fori_loop(clear_begin, clear_end, functools.partial(step, False), carry)
     carry = lax.fori_loop(clear_end, item.end, functools.partial(step, True), carry)
-    accumulated, _, total = carry
+    accumulated, total = mods.add_sink(*carry)
     return accumulated * _spread(1.0 / jnp.maximum(total, 1e-30), dim)
 
 
 def _step(
     smem: Shared,
     op: PrefillOp,
-    item: Item,
+    mods: PrefillMods,
     consumer: Array,
     position: Array,
     done: Array,
@@ -104,7 +112,7 @@ def _step(
 ) -> tuple[Array, Array, Array]:
     """One block of keys: scores, softmax update, weighted values."""
     accumulated, maximum, total = carry
-    config, stages = op.config, jnp.int32(op.config.stages)
+    config, stages, item = op.config, jnp.int32(op.config.stages), mods.item
     step = done + block - item.begin
     stage = lax.rem(step, stages)
 
@@ -121,12 +129,12 @@ def _step(
     def _() -> None:
         plgpu.barrier_arrive(smem.q_free)
 
-    factor = op.scale * math.log2(math.e)
-    if op.softcap is not None:
-        scores = jnp.tanh(scores * (op.scale / op.softcap))
-        factor = op.softcap * math.log2(math.e)
+    factor = op.scale * LOG2E
+    if op.variant.score_mod is not None:
+        scores, factor = scores * op.scale, LOG2E
+    scores, seen = mods(scores, position, block * config.block_kv)
     if masked:
-        scores = _mask(scores, position, block * config.block_kv, op.window)
+        scores = _mask(scores, position, block * config.block_kv, op, item.seq_len, seen)
     # The maximum is kept in scaled units, so that exp2's argument is one multiply-add.
     new_maximum = jnp.maximum(maximum, scores.max(axis=1) * factor)
     decay = jnp.exp2(maximum - new_maximum)
@@ -156,14 +164,18 @@ def _step(
     return accumulated, new_maximum, total
 
 
-def _mask(scores: Array, position: Array, key: Array, window: int | None) -> Array:
+def _mask(
+    scores: Array, position: Array, key: Array, op: PrefillOp, length: Array, seen: Array | None
+) -> Array:
     def index(dimension: int) -> Array:
         return plgpu.broadcasted_iota(jnp.int32, scores.shape, dimension, layout=WGMMA)
 
     ahead = index(1) - index(0) + (key - position)  # key position minus query position
-    visible = ahead <= 0
-    if window is not None:
-        visible &= ahead > -window
+    visible = index(1) + key < length if op.variant.lookahead else ahead <= 0
+    if op.window is not None:
+        visible &= ahead > -op.window
+    if seen is not None:
+        visible &= seen
     return jnp.where(visible, scores, -jnp.inf)
 
 

@@ -13,6 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from pallas_kernels.attention.prefill_tiles import ALIGN, ROWS, PrefillConfig
+from pallas_kernels.attention.variant import AttentionVariant
 
 WGMMA = plgpu.Layout.WGMMA
 
@@ -23,8 +24,17 @@ class PrefillOp:
 
     scale: float
     window: int | None
-    softcap: float | None
+    variant: AttentionVariant
     config: PrefillConfig
+
+    def __post_init__(self) -> None:
+        """Values are operands: layers that differ by them share one kernel."""
+        object.__setattr__(self, "variant", self.variant.without_values())
+
+    @property
+    def ranged(self) -> bool:
+        """Whether tiles come with the positions that they may see."""
+        return self.variant.kv_range is not None or self.variant.lookahead
 
 
 class Shared(NamedTuple):
@@ -53,6 +63,8 @@ class Gmem(NamedTuple):
     table: Any
     count: Any
     out: Any
+    params: tuple[Any, ...] = ()  # of the variant, in order
+    spans: Any = None  # [N, 2] first and last + 1 visible position, if op.ranged
 
 
 class Item(NamedTuple):
@@ -96,6 +108,11 @@ def _read_item(gmem: Gmem, op: PrefillOp, index: Array, units: int) -> Item:
     tile, unit = lax.div(index, jnp.int32(units)), lax.rem(index, jnp.int32(units))
     slot, group, position, low, high, seq_len = (gmem.table[tile, i] for i in range(6))
     begin = jnp.int32(0)
+    if op.ranged:
+        first, stop = gmem.spans[tile, 0], gmem.spans[tile, 1]
+        begin = lax.div(first, jnp.int32(op.config.block_kv))
+        end = lax.max(ceil_div(stop, op.config.block_kv), begin)
+        return Item(slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
     if op.window is not None:
         oldest = position + low - (op.window - 1)
         begin = lax.div(lax.max(oldest, jnp.int32(0)), jnp.int32(op.config.block_kv))

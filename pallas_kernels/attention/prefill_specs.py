@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variants.softcap import SOFTCAP
+
 
 @dataclass(frozen=True)
 class PrefillSpec:
@@ -17,6 +20,10 @@ class PrefillSpec:
     padding: int = 0  # tokens after the last row
     window: int | None = None
     softcap: float | None = None
+
+    @property
+    def variant(self) -> AttentionVariant:
+        return CAUSAL if self.softcap is None else SOFTCAP.bind({"cap": self.softcap})
 
     @property
     def tokens(self) -> int:

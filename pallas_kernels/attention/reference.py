@@ -3,9 +3,14 @@
 Every implementation is compared with it. It gathers whole block tables: never use it to serve.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_params import Params, param_arrays
 
 
 def paged_attention_reference(
@@ -17,12 +22,16 @@ def paged_attention_reference(
     *,
     scale: float,
     window: int | None = None,
+    variant: AttentionVariant = CAUSAL,
+    row_params: Params | None = None,
+    seq_lens: Int[Array, " R"] | None = None,
 ) -> Float[Array, "T H D"]:
     """Causal attention of token t, at ``positions[t]`` of row ``token_rows[t]``, over its row's
-    pages.
+    pages, changed by ``variant``; ``row_params`` is what rows bring of its params.
 
     ``kv[p, 0]`` holds keys, ``kv[p, 1]`` values; query head h reads KV head ``h // (H / K)``.
-    With ``window`` a query sees itself and the ``window - 1`` tokens before it.
+    With ``window`` a query sees itself and the ``window - 1`` tokens before it. ``kv_range`` is not
+    asked. ``seq_lens``, how far rows have been written, bounds a variant with lookahead.
     A position of -1 marks padding, whose output is zero. Returns float32.
     """
     tokens, heads, dim = q.shape
@@ -31,12 +40,50 @@ def paged_attention_reference(
     gathered = gathered.transpose(2, 0, 3, 1, 4, 5).reshape(2, tokens, kv.shape[2], -1, dim)
     keys, values = jnp.repeat(gathered, groups, axis=2)  # [T, H, M * B, D] each
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale
-    kv_pos = jnp.arange(keys.shape[2])[None]
-    visible = kv_pos <= positions[:, None]
+    q_pos, kv_pos = positions[:, None, None], jnp.arange(keys.shape[2])[None, None]
+    head = jnp.arange(heads)[None, :, None]
+    params = param_arrays(variant, heads, block_tables.shape[0], row_params)
+    mods = _params_of(variant, params, token_rows, jnp.maximum(q_pos - kv_pos, 0))
+    if variant.score_mod is not None:
+        scores = variant.score_mod(scores, q_pos, kv_pos, head, mods)
+    if variant.lookahead and seq_lens is not None:
+        visible = (q_pos >= 0) & (kv_pos < seq_lens[token_rows][:, None, None])
+    else:
+        visible = kv_pos <= q_pos
     if window is not None:
-        visible &= kv_pos > positions[:, None] - window
-    visible = visible[:, None]
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        visible &= kv_pos > q_pos - window
+    if variant.mask_mod is not None:
+        visible = visible & variant.mask_mod(q_pos, kv_pos, head, mods)
+    visible = jnp.broadcast_to(visible, scores.shape)
+    logits = jnp.where(visible, scores, -jnp.inf)
+    if variant.sinks is not None:  # one more key, whose value is zero
+        sink = getattr(mods, variant.sinks)
+        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (tokens, heads, 1))], axis=2)
+    weights = jax.nn.softmax(logits, axis=-1)[:, :, : keys.shape[2]]
     weights = jnp.where(visible, weights, 0.0)  # also turns the NaN of an all-masked row to zero
     values = jnp.where(visible[..., None], values, 0.0)
     return jnp.einsum("thn,thnd->thd", weights, values)
+
+
+def _params_of(
+    variant: AttentionVariant, params: Params, rows: Int[Array, " T"], distance: Int[Array, "T 1 N"]
+) -> SimpleNamespace:
+    """The params as they broadcast with scores [T, H, N]."""
+    shaped: dict[str, Array | tuple[Array, ...]] = {}
+    for param in variant.params:
+        value = params[param.name]
+        match param.kind:
+            case "per_head":
+                value = value[None, :, None]
+            case "per_distance":
+                value = jnp.moveaxis(
+                    value[:, jnp.minimum(distance[:, 0], value.shape[1] - 1)], 0, 1
+                )
+            case "per_row" if param.size is None:
+                value = value[rows][:, None, None]
+            case "per_row":
+                value = tuple(value[rows, i][:, None, None] for i in range(param.size or 0))
+            case "per_layer":
+                pass
+        shaped[param.name] = value
+    return SimpleNamespace(**shaped)

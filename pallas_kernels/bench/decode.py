@@ -44,9 +44,6 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         facts = (spec.heads, spec.kv_heads, spec.dim, spec.page, "bfloat16")
         return refuses_decode_sm90(*facts, platform, config)
 
-    def xla_refuses(self, spec: DecodeSpec) -> str | None:
-        return None if spec.softcap is None else "plain XLA has no softcap"
-
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
         calls = XLA_CALLS if config is None else CALLS
         q, caches, tables, lens = decode_inputs(spec, calls)
@@ -55,7 +52,8 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         def attend(q: jax.Array, kv: jax.Array, plan: DecodePlan | None) -> jax.Array:
             rest = (q, kv, tables, lens)
             if config is None:
-                return xla.paged_decode(*rest, scale=scale, window=spec.window)
+                mods = {"window": spec.window, "variant": spec.variant}
+                return xla.paged_decode(*rest, scale=scale, **mods)
             return _kernel(spec, rest, config, plan)
 
         # The plan is made once per step and shared by the layers: not part of what is timed.
@@ -125,7 +123,7 @@ def _kernel(
         scale=spec.dim**-0.5,
         platform="sm_90",
         window=spec.window,
-        softcap=spec.softcap,
+        variant=spec.variant,
         config=config,
         plan=plan,
     )

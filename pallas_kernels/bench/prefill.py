@@ -53,8 +53,6 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
         return refuses_prefill_sm90(*facts, platform)
 
     def xla_refuses(self, spec: PrefillSpec) -> str | None:
-        if spec.softcap is not None:
-            return "plain XLA has no softcap"
         return None if self.amount(spec) else "there is nothing to attend"
 
     def timed(self, spec: PrefillSpec, config: PrefillConfig | None) -> Timed:
@@ -116,7 +114,7 @@ def _attend_kernel(
     config = config or PrefillConfig()
     tiles = make_prefill_tiles(starts, lens, num_decode_rows, spec.tokens, config)
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window}
-    rest |= {"softcap": spec.softcap, "config": config}
+    rest |= {"variant": spec.variant, "config": config}
     return [paged_prefill_sm90(q, kv, tables, tiles, **rest) for q in queries]
 
 
@@ -133,6 +131,7 @@ def _attend_xla(
     tiles = xla.make_tile_map(starts, num_decode_rows, spec.tokens)
     group = 1 if jax.default_backend() == "cpu" else 8
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window, "group": group}
+    rest["variant"] = spec.variant
     return [
         xla.paged_prefill(q, kv, tables, positions, tiles, jnp.zeros_like(q), **rest)
         for q in queries

@@ -67,7 +67,7 @@ def make_plan(spec: DecodeSpec, config: DecodeConfig, seq_lens: jax.Array) -> De
 
 
 def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
-    return DecodeOp(spec.dim**-0.5, spec.window, spec.softcap, config)
+    return DecodeOp(spec.dim**-0.5, spec.window, spec.variant, config)
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:

@@ -57,7 +57,7 @@ def attend(
             tiles,
             scale=spec.dim**-0.5,
             window=spec.window,
-            softcap=spec.softcap,
+            variant=spec.variant,
             config=config,
         )
         for q in queries

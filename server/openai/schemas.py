@@ -52,6 +52,9 @@ from server.openai.structured import (
     only_one,
 )
 
+# What the engine's attention variant declares: a number, or a list of them.
+AttentionParam = float | Annotated[list[float], Field(fail_fast=True, max_length=64)]
+
 
 class StreamOptions(RequestObject):
     include_usage: bool | None = None
@@ -98,6 +101,7 @@ class SamplingRequest(ModelRequest):
     guided_whitespace_pattern: str | None = None
     cache_salt: Salt | None = None
     parallel_tool_calls: bool | None = None  # false: no call but the first is told
+    attention_params: Annotated[dict[str, AttentionParam], Field(max_length=64)] | None = None
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
@@ -150,6 +154,7 @@ _SAMPLING_FIELDS = (
     "min_tokens",
     "skip_special_tokens",
     "include_stop_str_in_output",
+    "attention_params",
 )
 
 

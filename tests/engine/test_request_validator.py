@@ -1,8 +1,10 @@
 import math
+from typing import Any
 
 import msgspec
 import pytest
 
+from jaxllm.config.model import RowParam
 from jaxllm.engine.request_validator import validate_request
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
@@ -69,3 +71,26 @@ def test_bad_requests_name_the_field(request_: EngineCoreRequest, param: str):
 def test_too_long(prompt: int, max_tokens: int):
     with pytest.raises(ContextLengthExceededError, match="32"):
         check(make_request(prompt=prompt, max_tokens=max_tokens))
+
+
+@pytest.mark.parametrize(
+    ("brought", "words"),
+    [
+        ({"bias": 2, "span": [0, 5]}, None),
+        ({"slope": 1.0}, "it takes: bias, span"),
+        ({"bias": [1.0]}, "one number"),
+        ({"span": 3}, "a list of 2 numbers"),
+        ({"span": [1, 2, 3]}, "a list of 2 numbers"),
+        ({"span": [0.5, 2]}, "whole numbers"),
+    ],
+)
+def test_what_requests_bring_for_attention_is_checked(brought: Any, words: str | None) -> None:
+    known = (RowParam("bias", None, False), RowParam("span", 2, True))
+    request = make_request(attention_params=brought)
+    if words is None:
+        validate_request(request, VOCAB, 32, attention_params=known)
+        return
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        validate_request(request, VOCAB, 32, attention_params=known)
+    assert caught.value.param == "attention_params"
+    assert caught.value.status == 400

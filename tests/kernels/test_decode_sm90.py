@@ -20,6 +20,8 @@ from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
 from pallas_kernels.attention.decode_sm90_sums import MASKED, Sum, join
 from pallas_kernels.attention.decode_specs import MIXED, SMALL, SPEED, DecodeSpec
+from pallas_kernels.attention.variant import CAUSAL
+from pallas_kernels.attention.variant_params import param_arrays
 
 # Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
@@ -41,8 +43,10 @@ def plan_of(spec: DecodeSpec, config: DecodeConfig) -> DecodePlan:
 
 def attend(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> np.ndarray:
     q, kv, tables, _ = make_decode_problem(spec)
-    op = DecodeOp(spec.dim**-0.5, spec.window, spec.softcap, config, True, races)
-    return np.asarray(paged_decode_sm90(q, kv, tables, plan_of(spec, config), op=op), np.float32)
+    op = DecodeOp(spec.dim**-0.5, spec.window, spec.variant, config, True, races)
+    params = param_arrays(spec.variant, spec.heads, len(spec.lens), None)
+    plan = plan_of(spec, config)
+    return np.asarray(paged_decode_sm90(q, kv, tables, plan, params, op=op), np.float32)
 
 
 def check(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> None:
@@ -87,7 +91,7 @@ def test_bits_of_a_row_do_not_depend_on_the_batch() -> None:
     full = make_decode_problem(spec)
     alone = dataclasses.replace(spec, lens=(200,), max_pages=11)
     tables = jnp.pad(full.block_tables[:1], ((0, 0), (0, 11 - spec.width)))
-    op = DecodeOp(spec.dim**-0.5, None, None, TINY, True)
+    op = DecodeOp(spec.dim**-0.5, None, CAUSAL, TINY, True)
     got = paged_decode_sm90(full.q[:1], full.kv, tables, plan_of(alone, TINY), op=op)
     np.testing.assert_array_equal(np.asarray(got[0], np.float32), attend(spec, TINY)[0])
 
@@ -152,7 +156,7 @@ def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str) -> None:
                 scale=0.1,
                 platform="sm_90",
                 window=spec.window,
-                softcap=spec.softcap,
+                variant=spec.variant,
                 config=config,
                 plan=plan,
             )
@@ -267,12 +271,10 @@ def test_a_config_that_cannot_run_is_an_error(fields: dict[str, int], message: s
         DecodeConfig(**fields)
 
 
-def test_the_api_falls_back_to_xla_and_says_what_it_cannot_do() -> None:
-    spec = SMALL[2]
+@pytest.mark.parametrize("spec", [SMALL[2], SMALL[6]], ids=lambda spec: spec.name)
+def test_the_api_falls_back_to_xla(spec: DecodeSpec) -> None:
     problem = make_decode_problem(spec)
-    got = paged_decode(*problem, scale=0.125, platform="cpu")
+    got = paged_decode(*problem, scale=0.125, platform="cpu", variant=spec.variant)
     want = np.asarray(right_answer(spec, problem, 0.125))
     error = np.asarray(got, np.float32) - want
     assert np.linalg.norm(error) <= 1e-2 * np.linalg.norm(want)
-    with pytest.raises(ValueError, match="softcap needs the kernel"):
-        paged_decode(*problem, scale=0.125, platform="cpu", softcap=3.0)

@@ -47,7 +47,7 @@ def attend(
         tiles,
         scale=spec.dim**-0.5,
         window=spec.window,
-        softcap=spec.softcap,
+        variant=spec.variant,
         config=config,
         interpret=interpret,
     )

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ from pallas_kernels.attention.prefill_tiles import (
     PrefillTiles,
     make_prefill_tiles,
 )
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_check import make_case, why_not_lowered
+from pallas_kernels.attention.variant_params import param_arrays
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.kv_write.kv_write_sm90 import KVWriteConfig, refuses_kv_write_sm90
 from pallas_kernels.tuning.table import tuned
@@ -39,10 +42,16 @@ logger = logging.getLogger(__name__)
 HOPPER = "9.0"
 
 
-class _Prepared(NamedTuple):
-    """Decode plans by window of the layer (-1: none): a window decides which splits exist."""
+_Sight = tuple[int | None, AttentionVariant]
 
-    plans: dict[int, DecodePlan]
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Prepared:
+    """A decode plan for each of ``sights``: what a layer sees decides which splits exist."""
+
+    sights: tuple[_Sight, ...] = field(metadata={"static": True})
+    plans: tuple[DecodePlan, ...]
     tiles: PrefillTiles | None  # None in a pure decode step
 
 
@@ -64,9 +73,10 @@ class PallasBackend:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
         facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
-        return refuses_decode_sm90(*facts, "sm_90", self.decode_config) or refuses_prefill_sm90(
+        reason = refuses_decode_sm90(*facts, "sm_90", self.decode_config) or refuses_prefill_sm90(
             *facts, "sm_90"
         )
+        return reason or refuses_variant(spec.variant)
 
     def prepare(
         self,
@@ -78,19 +88,23 @@ class PallasBackend:
         rows, max_pages = metadata.block_tables.shape
         decoding = jnp.arange(rows, dtype=jnp.int32) < metadata.num_decode_rows
         lens = jnp.where(decoding, metadata.seq_lens, 0)
-        plans = {
-            spec.window or -1: plan_decode(
+        by_sight = {_sight(spec): spec for spec in specs}
+        plans = tuple(
+            plan_decode(
                 lens,
                 max_pages=max_pages,
                 page_size=page_size,
                 num_kv_heads=spec.num_kv_heads,
                 window=spec.window,
                 config=self.decode_config,
+                variant=spec.variant,
+                num_heads=spec.num_heads,
+                row_params=metadata.row_params,
             )
-            for spec in specs
-        }
+            for spec in by_sight.values()
+        )
         if kind is BatchKind.DECODE:
-            return _Prepared(plans, None)
+            return _Prepared(tuple(by_sight), plans, None)
         tiles = make_prefill_tiles(
             metadata.query_start_loc,
             metadata.seq_lens,
@@ -98,7 +112,7 @@ class PallasBackend:
             metadata.positions.shape[0],
             self._prefill_config(specs[0]),
         )
-        return _Prepared(plans, tiles)
+        return _Prepared(tuple(by_sight), plans, tiles)
 
     def write(
         self,
@@ -145,9 +159,10 @@ class PallasBackend:
     ) -> Float[Array, "T H D"]:
         rows = metadata.seq_lens.shape[0]
         tables = metadata.block_tables
-        op = DecodeOp(spec.scale, spec.window, None, self.decode_config)
-        plan = shared.plans[spec.window or -1]
-        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, op=op)
+        op = DecodeOp(spec.scale, spec.window, spec.variant, self.decode_config)
+        plan = shared.plans[shared.sights.index(_sight(spec))]
+        params = param_arrays(spec.variant, spec.num_heads, rows, metadata.row_params)
+        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op)
         if shared.tiles is None:
             return decoded
         out = paged_prefill_sm90(
@@ -157,6 +172,8 @@ class PallasBackend:
             shared.tiles,
             scale=spec.scale,
             window=spec.window,
+            variant=spec.variant,
+            row_params=metadata.row_params,
             config=self._prefill_config(spec),
         )
         # Decode rows are the first slots, so token i is slot i there.
@@ -166,6 +183,20 @@ class PallasBackend:
     def _prefill_config(self, spec: AttentionSpec) -> PrefillConfig:
         default = default_prefill_config(spec.num_heads, spec.num_kv_heads)
         return tuned("prefill", self._device_kind, default)
+
+
+def _sight(spec: AttentionSpec) -> _Sight:
+    """What decides which positions a layer's queries see."""
+    ranged = spec.variant.kv_range is not None
+    return spec.window, spec.variant if ranged else CAUSAL
+
+
+@functools.cache
+def refuses_variant(variant: AttentionVariant) -> str | None:
+    """Lowered for the shape of tests: what a function may use does not depend on the model's."""
+    if variant.is_plain:
+        return None
+    return why_not_lowered(make_case(variant.without_values(), dtype="bfloat16"))
 
 
 @functools.cache

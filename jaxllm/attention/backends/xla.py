@@ -82,7 +82,14 @@ class XLABackend:
         in_decode = jnp.arange(rows) < metadata.num_decode_rows
         decode_lens = jnp.where(in_decode, metadata.seq_lens, 0)
         decoded = paged_decode(
-            q[:rows], kv, metadata.block_tables, decode_lens, scale=spec.scale, window=spec.window
+            q[:rows],
+            kv,
+            metadata.block_tables,
+            decode_lens,
+            scale=spec.scale,
+            window=spec.window,
+            variant=spec.variant,
+            row_params=metadata.row_params,
         )
         if shared.tiles is None:
             return decoded
@@ -98,6 +105,9 @@ class XLABackend:
             out,
             scale=spec.scale,
             window=spec.window,
+            variant=spec.variant,
+            row_params=metadata.row_params,
+            seq_lens=metadata.seq_lens,
             group=_CPU_TILES if jax.default_backend() == "cpu" else _ACCELERATOR_TILES,
         )
 

@@ -1,0 +1,172 @@
+"""Which attention variant a layer has: by name, from a user's file, or from a file of layers.
+
+A Python file runs in the engine: it is what the operator names on the command line, and never what
+a checkpoint or a request brings.
+"""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config.model import AttentionChoice, ModelConfig, RowParam
+from jaxllm.errors import ConfigError
+from jaxllm.weights.json_file import read_json_object
+from pallas_kernels.attention.variant import AttentionVariant, Param, VariantError
+from pallas_kernels.attention.variant_check import check_functions
+from pallas_kernels.attention.variants import VARIANTS
+
+_registered: dict[str, AttentionVariant] = {}
+
+
+def register_variant(variant: AttentionVariant, name: str | None = None) -> None:
+    """Make a variant of this process known by ``name`` (default: its own), once its functions have
+    been traced. A name of ours cannot be taken; a registered one is replaced.
+
+    Raises:
+        VariantError: its functions cannot serve; says what to do.
+    """
+    name = name or variant.name
+    if name in VARIANTS:
+        raise VariantError(f"{name!r} is the name of a built-in variant: choose another")
+    check_functions(variant)
+    _registered[name] = variant
+    variant_of.cache_clear()
+
+
+def find_variant(name: str) -> AttentionVariant:
+    """By name, or "FILE.py:NAME"; ":NAME" may be left out where the file holds one variant.
+
+    Raises:
+        ConfigError: there is no such variant or file, or it is wrong.
+    """
+    file, _, attribute = name.partition(".py")
+    if name not in VARIANTS and name not in _registered and (attribute or name.endswith(".py")):
+        try:
+            register_variant(_from_file(Path(f"{file}.py"), attribute.removeprefix(":")), name)
+        except VariantError as error:
+            raise ConfigError(f"--attention {name}: {error}") from error
+    found = VARIANTS.get(name) or _registered.get(name)
+    if found is None:
+        known = ", ".join([*VARIANTS, *_registered])
+        raise ConfigError(f"There is no attention variant {name!r}; known: {known}, FILE.py:NAME.")
+    return found
+
+
+def _from_file(path: Path, attribute: str) -> AttentionVariant:
+    if not path.is_file():
+        raise ConfigError(f"There is no file {path} to take an attention variant from.")
+    spec = importlib.util.spec_from_file_location(f"attention_variant_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except VariantError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    found = {k: v for k, v in vars(module).items() if isinstance(v, AttentionVariant)}
+    if attribute in found:
+        return found[attribute]
+    if not attribute and len(found) == 1:
+        return next(iter(found.values()))
+    raise ConfigError(f"{path}: name one of its attention variants ({', '.join(found) or 'none'}).")
+
+
+def choose_attention(
+    attention: str | None, params_file: str | None, model: ModelConfig
+) -> tuple[AttentionChoice, ...]:
+    """What ``--attention`` and ``--attention-params`` say of every layer; () for a model's own.
+
+    A file of layers is ``{"layers": [...]}``, each a name or ``{"variant": NAME, "params": {}}``,
+    repeated until the model has no more layers. ``params_file`` holds values for all layers that
+    declare them and have none of their own.
+
+    Raises:
+        ConfigError: an unknown variant or param, or a value of a wrong shape.
+    """
+    if attention is None:
+        if params_file is not None:
+            raise ConfigError("--attention-params needs --attention.")
+        return ()
+    entries: list[Any] = [attention]
+    if attention.endswith(".json"):
+        entries = read_json_object(Path(attention)).get("layers") or []  # pyright: ignore
+    shared = read_json_object(Path(params_file)) if params_file is not None else {}
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f'{attention} must hold {{"layers": [...]}} with one entry at least.')
+    parsed = [_choice(entry, shared, model.num_heads) for entry in entries]
+    unused = set(shared) - {name for choice in parsed for name, _ in choice.values}
+    if unused:
+        raise ConfigError(f"{params_file}: no variant of this model takes {min(unused)!r}.")
+    chosen = tuple(parsed[layer % len(parsed)] for layer in range(model.num_layers))
+    declared_alike(chosen)
+    return chosen
+
+
+def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionChoice:
+    if isinstance(entry, str):
+        entry = {"variant": entry}
+    if not isinstance(entry, dict) or not isinstance(entry.get("variant"), str):
+        raise ConfigError(
+            f'A layer is a name or {{"variant": NAME, "params": {{}}}}, not {entry!r}.'
+        )
+    name, own = entry["variant"], entry.get("params", {})
+    variant = find_variant(name)
+    if variant.lookahead:
+        raise ConfigError(
+            f"{name} looks ahead, which an engine that prefills in chunks does not serve; it can "
+            "be used with pallas_kernels alone."
+        )
+    try:
+        values = {p.name: shared[p.name] for p in variant.params if p.name in shared} | own
+        bound = variant.bind(values, num_heads)
+        for param in bound.params:
+            param.value(num_heads)
+    except (VariantError, TypeError) as error:
+        raise ConfigError(f"Attention variant {name}: {error}.") from error
+    kept = tuple((p.name, p.default) for p in bound.params if p.name in values)
+    return AttentionChoice(name, kept)
+
+
+def declared_alike(choices: tuple[AttentionChoice, ...]) -> tuple[Param, ...]:
+    """What requests may bring for any layer. Raises ConfigError where two variants mean different
+    things by one name."""
+    found: dict[str, Param] = {}
+    for choice in dict.fromkeys(choices):
+        for param in _bound(choice).row_params:
+            if found.setdefault(param.name, param) != param:
+                raise ConfigError(
+                    f"Two attention variants of this model declare {param.name!r} differently."
+                )
+    return tuple(found.values())
+
+
+def _bound(choice: AttentionChoice) -> AttentionVariant:
+    return find_variant(choice.variant).bind(dict(choice.values))
+
+
+@cache
+def variant_of(model: ModelConfig, layer: int) -> AttentionVariant:
+    return _bound(model.attention[layer]) if model.attention else VARIANTS["causal"]
+
+
+def row_params(model: ModelConfig) -> tuple[Param, ...]:
+    """What a request may bring, in the order in which its row keeps it."""
+    return declared_alike(model.attention)
+
+
+def request_params(model: ModelConfig) -> tuple[RowParam, ...]:
+    """The same for who checks requests and knows no JAX."""
+    found = row_params(model)
+    return tuple(RowParam(param.name, param.size, param.dtype == "int32") for param in found)
+
+
+def functions_of(model: ModelConfig) -> tuple[Callable[..., Any], ...]:
+    """The functions of all variants of the model."""
+    variants = {variant_of(model, layer) for layer in range(model.num_layers)}
+    fields = [(v.score_mod, v.mask_mod, v.kv_range) for v in variants]
+    return tuple(f for functions in fields for f in functions if inspect.isfunction(f))

@@ -1,0 +1,1 @@
+"""Tools for who writes an attention variant. See README.md."""

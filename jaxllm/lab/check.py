@@ -1,0 +1,119 @@
+"""``jaxllm lab check``: does an attention variant compute the same wherever it may be served?"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.attention.variants import find_variant
+from jaxllm.errors import ConfigError
+from pallas_kernels.attention.prefill_problem import PrefillProblem
+from pallas_kernels.attention.variant import VariantError
+from pallas_kernels.attention.variant_check import (
+    SHAPE,
+    Case,
+    by_kernels,
+    by_xla,
+    check_functions,
+    largest_error,
+    make_case,
+    reference,
+    why_not_lowered,
+)
+
+_FLOAT32, _BFLOAT16 = 1e-4, 1e-2  # what rounding may cost, beside the length of the answer
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table. ``ok`` None: not tried here."""
+
+    what: str
+    ok: bool | None
+    said: str
+
+
+def check_variant(
+    name: str, values: dict[str, Any] | None = None, *, interpret: bool = False
+) -> list[Finding]:
+    """``values`` of params, those that requests bring among them.
+
+    Raises:
+        ConfigError: there is no such variant, or a value does not fit it.
+    """
+    values = values or {}
+    variant = find_variant(name)
+    try:
+        brought = {p.name: values[p.name] for p in variant.row_params if p.name in values}
+        rest = {key: value for key, value in values.items() if key not in brought}
+        variant = variant.bind(rest, SHAPE.heads)
+        case = make_case(variant, brought)
+        check_functions(variant)
+    except VariantError as error:
+        raise ConfigError(str(error)) from error
+    narrow = make_case(variant, brought, dtype="bfloat16")
+    findings = [
+        _compare("XLA = float32 reference", lambda: (by_xla(case), reference(case)), _FLOAT32),
+        _compare("chunked = whole", lambda: _parted(case, 15), _FLOAT32),
+        _compare("decode = prefill", lambda: _parted(case, 1), _FLOAT32),
+        _compare("pages in another order", lambda: (_permuted(case), by_xla(case)), 0.0),
+    ]
+    reason = why_not_lowered(narrow)
+    findings.append(Finding("lowers for sm_90", reason is None, reason or "decode and prefill"))
+    if reason is not None or not interpret:
+        return [*findings, Finding("kernels = reference", None, "use --interpret")]
+    return [*findings, _compare("kernels = reference", lambda: _by_kernels(narrow), _BFLOAT16)]
+
+
+def table(findings: list[Finding]) -> list[str]:
+    words = {True: "ok", False: "FAILED", None: "-"}
+    width = max(len(finding.what) for finding in findings)
+    return [f"{f.what:{width}}  {words[f.ok]:6}  {f.said}" for f in findings]
+
+
+def _compare(what: str, pair: Callable[[], tuple[Any, Any]], bound: float) -> Finding:
+    got, want = pair()
+    used = min(len(got), SHAPE.tokens - SHAPE.padding)
+    error = largest_error(got[:used], want[:used])
+    return Finding(what, error <= bound, f"error {error:.1e}, at most {bound:.0e}")
+
+
+def _by_kernels(case: Case) -> tuple[Any, Any]:
+    decoded, prefilled = by_kernels(case, interpret=True)
+    decodes = SHAPE.decode_rows
+    got = np.concatenate([decoded[:decodes], prefilled[decodes:]]).astype(np.float32)
+    return got, reference(case)
+
+
+def _permuted(case: Case) -> Any:
+    count = case.problem.kv.shape[0]
+    order = np.concatenate([[0], np.random.default_rng(3).permutation(count - 1) + 1])
+    tables = jnp.asarray(np.argsort(order).astype(np.int32))[case.problem.block_tables]
+    moved = case.problem._replace(kv=case.problem.kv[order], block_tables=tables)
+    return by_xla(dataclasses.replace(case, problem=moved))
+
+
+def _parted(case: Case, count: int) -> tuple[Any, Any]:
+    """The last ``count`` tokens of the last row, alone in a step (one: as a decode row) and with
+    all others of its prompt."""
+    end = SHAPE.tokens - SHAPE.padding
+    length, row, decodes = sum(SHAPE.rows[-1]), len(SHAPE.rows) - 1, int(count == 1)
+    spec = dataclasses.replace(
+        SHAPE, rows=((length - count, count),), decode_rows=decodes, padding=0
+    )
+    slots, problem = np.array([row, row + 1]), case.problem
+    alone = PrefillProblem(
+        jnp.pad(problem.q[end - count : end], ((0, max(0, 2 - count)), (0, 0), (0, 0))),
+        problem.kv,
+        problem.block_tables[slots],
+        jnp.asarray([0, count, count], jnp.int32),
+        problem.seq_lens[slots],
+        jnp.int32(decodes),
+    )
+    spec = dataclasses.replace(spec, padding=max(0, 2 - count))
+    brought = {name: value[slots] for name, value in case.row_params.items()}
+    got = by_xla(Case(case.variant, spec, alone, brought))
+    return got[:count], by_xla(case)[end - count : end]

@@ -1,0 +1,260 @@
+"""Whether a variant computes everywhere what its functions say. Used before it serves, by tests and
+by whoever writes one; never on the serving path.
+
+A random batch over shuffled pages, with NaN wherever nothing may be read, is attended by the
+float32 reference, by plain XLA and by the Hopper kernels: interpreted where asked, and lowered for
+CUDA, which needs no GPU.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.attention import xla
+from pallas_kernels.attention.decode_config import DecodeConfig
+from pallas_kernels.attention.decode_plan import plan_decode
+from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
+from pallas_kernels.attention.decode_sm90_items import DecodeOp
+from pallas_kernels.attention.prefill_problem import PrefillProblem, make_prefill_problem
+from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
+from pallas_kernels.attention.prefill_specs import PrefillSpec
+from pallas_kernels.attention.prefill_tiles import make_prefill_tiles
+from pallas_kernels.attention.reference import paged_attention_reference
+from pallas_kernels.attention.variant import AttentionVariant, VariantError
+from pallas_kernels.attention.variant_hints import hint_of
+from pallas_kernels.attention.variant_params import Params, param_arrays
+
+# A row that decodes, one that goes on with its prompt, one that starts: all cross a block.
+SHAPE = PrefillSpec("check", 4, 2, 64, 32, ((150, 1), (90, 33), (0, 40)), 1, 6)
+_DECODE = DecodeConfig(split_tokens=128, chunk_tokens=256, stages=2, num_ctas=3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch and what its rows bring; ``spec.rows`` are the batch's slots, the last is padding."""
+
+    variant: AttentionVariant
+    spec: PrefillSpec
+    problem: PrefillProblem
+    row_params: Params
+
+    @property
+    def scale(self) -> float:
+        return self.spec.dim**-0.5
+
+    @property
+    def rest(self) -> dict[str, Any]:
+        return {"scale": self.scale, "variant": self.variant, "row_params": self.row_params}
+
+
+def make_case(
+    variant: AttentionVariant,
+    row_values: dict[str, Any] | None = None,
+    spec: PrefillSpec = SHAPE,
+    dtype: str = "float32",
+) -> Case:
+    """``row_values``: per param what every row brings, or one entry per row of the spec. Raises
+    VariantError for values that do not fit."""
+    slots = len(spec.rows) + 1
+    brought: Params = {}
+    for param in variant.row_params:
+        if row_values and param.name in row_values:
+            values = row_values[param.name]
+            if np.ndim(values) > (param.size is not None):
+                values = [*values, values[-1]]
+            else:
+                values = [values] * slots
+            stacked = np.stack([param.check(value, spec.heads) for value in values])
+            brought[param.name] = jnp.asarray(stacked)
+    return Case(variant, spec, make_prefill_problem(spec, dtype), brought)
+
+
+def reference(case: Case) -> Float[Array, "T H D"]:
+    """Every token's right answer; zero for padding."""
+    spec, problem = case.spec, case.problem
+    slots, positions = _tokens(spec)
+    kv = jnp.nan_to_num(problem.kv)  # the reference gathers what nobody may read, and masks it
+    return paged_attention_reference(
+        problem.q,
+        kv,
+        problem.block_tables,
+        slots,
+        positions,
+        seq_lens=problem.seq_lens,
+        **case.rest,
+    )
+
+
+def by_xla(case: Case) -> Float[Array, "T H D"]:
+    positions = _tokens(case.spec)[1]
+    lens = _decode_lens(case)
+    problem, brought = case.problem, case.row_params
+    return _xla(problem, lens, positions, brought, variant=case.variant, scale=case.scale)
+
+
+@functools.partial(jax.jit, static_argnames=("variant", "scale"))
+def _xla(
+    problem: PrefillProblem,
+    decode_lens: Int[Array, " R"],
+    positions: Int[Array, " T"],
+    row_params: Params,
+    *,
+    variant: AttentionVariant,
+    scale: float,
+) -> Float[Array, "T H D"]:
+    """Jitted by shape and variant, so that batches of the same shape compile once."""
+    rest: dict[str, Any] = {"scale": scale, "variant": variant, "row_params": row_params}
+    q, kv, tables = problem.q, problem.kv, problem.block_tables
+    decoded = xla.paged_decode(q[: len(decode_lens)], kv, tables, decode_lens, **rest)
+    out = jnp.zeros_like(q).at[: decoded.shape[0]].set(decoded)
+    tiles = xla.make_tile_map(problem.query_start_loc, problem.num_decode_rows, q.shape[0])
+    rest["seq_lens"] = problem.seq_lens
+    return xla.paged_prefill(q, kv, tables, positions, tiles, out, **rest)
+
+
+def by_kernels(case: Case, *, interpret: bool) -> tuple[Array, Array]:
+    """Decode's answers of the first slots, and prefill's of all tokens. 16-bit cases only."""
+    spec, problem = case.spec, case.problem
+    rows = len(spec.rows) + 1
+    plan = plan_decode(
+        _decode_lens(case),
+        max_pages=problem.block_tables.shape[1],
+        page_size=spec.page,
+        num_kv_heads=spec.kv_heads,
+        config=_DECODE,
+        variant=case.variant,
+        num_heads=spec.heads,
+        row_params=case.row_params,
+    )
+    params = param_arrays(case.variant, spec.heads, rows, case.row_params)
+    op = DecodeOp(case.scale, None, case.variant, _DECODE, interpret)
+    tables, kv = problem.block_tables, problem.kv
+    decoded = paged_decode_sm90(problem.q[:rows], kv, tables, plan, params, op=op)
+    config = default_prefill_config(spec.heads, spec.kv_heads)
+    config = dataclasses.replace(config, num_ctas=2) if interpret else config
+    tiles = make_prefill_tiles(
+        problem.query_start_loc, problem.seq_lens, problem.num_decode_rows, spec.tokens, config
+    )
+    prefilled = paged_prefill_sm90(
+        problem.q,
+        kv,
+        tables,
+        tiles,
+        config=config,
+        interpret=plgpu.InterpretGPUParams() if interpret else False,
+        **case.rest,
+    )
+    return decoded, prefilled
+
+
+def why_not_lowered(case: Case) -> str | None:
+    """None if both kernels lower for CUDA with the variant in them, else what stands in the way and
+    what to use instead."""
+    try:
+        lower_for_cuda(case)
+    except Exception as error:  # whatever a function written elsewhere or Mosaic may raise
+        return hint_of(case.variant, error)
+    return None
+
+
+def lower_for_cuda(case: Case) -> str:
+    """The text of a program with both kernels."""
+
+    def both(problem: PrefillProblem, row_params: Params) -> tuple[Array, Array]:
+        inner = dataclasses.replace(case, problem=problem, row_params=row_params)
+        return by_kernels(inner, interpret=False)
+
+    traced = jax.jit(both).trace(case.problem, case.row_params)
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def check_functions(variant: AttentionVariant) -> None:
+    """That the functions can be traced, and give what they should for a tile.
+
+    Raises:
+        VariantError: names the function and what is wrong with it.
+    """
+    case = make_case(variant.without_values())
+    for name, function, wanted in (
+        ("score_mod", variant.score_mod, "a float32 score for every pair"),
+        ("mask_mod", variant.mask_mod, "a bool for every pair"),
+    ):
+        if function is not None:
+            _check_result(f"{variant.name}: {name}", _watched(variant, name), case, wanted)
+    try:
+        jax.eval_shape(lambda: by_xla(case))
+    except VariantError:
+        raise
+    except Exception as error:
+        raise VariantError(f"{variant.name} cannot be traced: {error}") from error
+
+
+def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVariant]:
+    """The variant with a function that tells ``seen`` the type of its results."""
+    function: Any = getattr(variant, name)
+
+    def with_(seen: list[Any]) -> AttentionVariant:
+        def score(s: Any, q: Any, k: Any, h: Any, params: Any) -> Any:
+            result = function(s, q, k, h, params)
+            seen.append((jnp.result_type(result), jnp.shape(result), jnp.shape(s)))
+            return s
+
+        def mask(q: Any, k: Any, h: Any, params: Any) -> Any:
+            result = function(q, k, h, params)
+            seen.append((jnp.result_type(result), jnp.shape(result), None))
+            return k <= q
+
+        return dataclasses.replace(variant, **{name: score if name == "score_mod" else mask})
+
+    return with_
+
+
+def _check_result(where: str, watched: Any, case: Case, wanted: str) -> None:
+    seen: list[Any] = []
+    variant = watched(seen)
+    try:
+        jax.eval_shape(lambda: by_xla(dataclasses.replace(case, variant=variant.without_values())))
+    except Exception as error:
+        raise VariantError(f"{where} cannot be traced: {error}") from error
+    for dtype, shape, scores in seen:
+        kind_ok = dtype == jnp.bool_ if scores is None else jnp.issubdtype(dtype, jnp.floating)
+        fits = scores is None or _fits(shape, scores)
+        if not kind_ok or not fits:
+            raise VariantError(f"{where} must give {wanted}, not {dtype}{list(shape)}")
+
+
+def _fits(shape: tuple[int, ...], tile: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, tile) == tile
+    except ValueError:
+        return False
+
+
+def largest_error(got: Any, want: Any) -> float:
+    """The distance of two answers beside the length of the right one."""
+    got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+    if not np.isfinite(got).all():
+        return float("inf")
+    return float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-30))
+
+
+def _decode_lens(case: Case) -> Array:
+    slots = jnp.arange(len(case.spec.rows) + 1)
+    return jnp.where(slots < case.problem.num_decode_rows, case.problem.seq_lens, 0)
+
+
+def _tokens(spec: PrefillSpec) -> tuple[Array, Array]:
+    """Slot and position of every token; -1 for padding."""
+    counts = [new for _, new in spec.rows]
+    slots = np.repeat(np.arange(len(counts) + 1), [*counts, spec.padding])
+    positions = [cached + i for cached, new in spec.rows for i in range(new)]
+    padded = [*positions, *[-1] * spec.padding]
+    return jnp.asarray(slots, jnp.int32), jnp.asarray(padded, jnp.int32)

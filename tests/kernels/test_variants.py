@@ -1,0 +1,214 @@
+"""Every attention variant in the table: reference, plain XLA and the Hopper kernels agree."""
+
+import dataclasses
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.attention.prefill_problem import PrefillProblem
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant, Param, VariantError
+from pallas_kernels.attention.variant_check import (
+    SHAPE,
+    Case,
+    by_kernels,
+    by_xla,
+    check_functions,
+    largest_error,
+    lower_for_cuda,
+    make_case,
+    reference,
+    why_not_lowered,
+)
+from pallas_kernels.attention.variants import VARIANTS
+from pallas_kernels.attention.variants.t5_bias import by_distance
+
+# Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
+
+_T5 = by_distance(np.random.default_rng(0).normal(size=(32, SHAPE.heads)).tolist())
+_LATE = 2**31 - 1
+# Values with which a variant differs from causal attention in every row; then what rows bring.
+VALUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "causal": ({}, {}),
+    "sliding_window": ({"window": 37}, {}),
+    "softcap": ({"cap": 0.7}, {}),
+    "alibi": ({}, {}),
+    "sinks": ({"sink": [-1.0, 0.5, 2.0, 3.0]}, {}),
+    "prefix_lm": ({}, {"prefix_len": [0, 120, 17]}),
+    "document_mask": (
+        {},
+        {"starts": [[70, 100, *[_LATE] * 6], [60, 128, *[_LATE] * 6], [9, *[_LATE] * 7]]},
+    ),
+    "t5_bias": ({"bias": _T5}, {}),
+    "dilated": ({"stride": 3}, {}),
+    "block_global": ({"block": 16, "num_global": 5}, {}),
+    "head_windows": ({"windows": [5, 33, 64, 90]}, {}),
+    "request_bias": ({}, {"bias": [2.0, -3.0, 1.5], "span": [[3, 60], [10, 100], [0, 9]]}),
+}
+NAMES = tuple(VARIANTS)
+
+
+def case_of(name: str, dtype: str = "float32") -> Case:
+    values, brought = VALUES[name]
+    return make_case(VARIANTS[name].bind(values, SHAPE.heads), brought, dtype=dtype)
+
+
+def test_every_variant_is_tested() -> None:
+    assert set(VALUES) == set(VARIANTS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_xla_equals_the_reference(name: str) -> None:
+    case = case_of(name)
+    got, want = np.asarray(by_xla(case)), np.asarray(reference(case))
+    used = SHAPE.tokens - SHAPE.padding
+    np.testing.assert_allclose(got[:used], want[:used], atol=2e-5)
+    plain = np.asarray(reference(dataclasses.replace(case, variant=CAUSAL)))
+    assert (name == "causal") == np.allclose(want, plain, atol=1e-3), "the values say something"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "causal"])
+def test_kernels_equal_the_reference(name: str) -> None:
+    case = case_of(name, "bfloat16")
+    want = np.asarray(reference(case))
+    decoded, prefilled = by_kernels(case, interpret=True)
+    decodes, used = SHAPE.decode_rows, SHAPE.tokens - SHAPE.padding
+    assert largest_error(decoded[:decodes], want[:decodes]) <= 4e-3
+    assert largest_error(prefilled[decodes:used], want[decodes:used]) <= 4e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lowers_for_cuda(name: str) -> None:
+    case = case_of(name, "bfloat16")
+    assert lower_for_cuda(case).count("mosaic_gpu_v2") == 3  # decode, its combine, prefill
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_chunked_and_decoded_are_the_same(name: str) -> None:
+    """The last row's 40 tokens at once, in two chunks, and the last of them as a decode row."""
+    case = case_of(name)
+    chunks = dataclasses.replace(SHAPE, rows=((150, 1), (90, 33), (25, 15)), padding=31)
+    single = dataclasses.replace(
+        SHAPE, rows=((150, 1), (39, 1), (90, 33)), decode_rows=2, padding=45
+    )
+    whole = np.asarray(by_xla(case))[34:74]
+    chunked = np.asarray(by_xla(part(case, chunks, (0, 1, 2), slice(59, 74), 34)))[34:49]
+    np.testing.assert_allclose(chunked, whole[25:], atol=2e-5)
+    decoded = np.asarray(by_xla(part(case, single, (0, 2, 1), slice(73, 74), 1)))[1]
+    np.testing.assert_allclose(decoded, whole[39], atol=2e-5)
+
+
+def part(case: Case, spec: Any, order: tuple[int, ...], tokens: slice, at: int) -> Case:
+    """The same rows in another order and with other tokens of theirs in the step; ``tokens`` of the
+    old queries are at ``at`` of the new."""
+    problem, slots = case.problem, np.array([*order, 3])
+    starts = np.cumsum([0, *(new for _, new in spec.rows), 0])
+    q = np.zeros((spec.tokens, spec.heads, spec.dim), np.float32)
+    q[at : at + tokens.stop - tokens.start] = problem.q[tokens]
+    moved = PrefillProblem(
+        jnp.asarray(q),
+        problem.kv,
+        problem.block_tables[slots],
+        jnp.asarray(starts, jnp.int32),
+        problem.seq_lens[slots],
+        jnp.int32(spec.decode_rows),
+    )
+    brought = {name: value[slots] for name, value in case.row_params.items()}
+    return Case(case.variant, spec, moved, brought)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permuting_pages_changes_nothing(name: str) -> None:
+    case = case_of(name)
+    count = case.problem.kv.shape[0]
+    order = np.concatenate([[0], np.random.default_rng(3).permutation(count - 1) + 1])
+    tables = jnp.asarray(np.argsort(order).astype(np.int32))[case.problem.block_tables]
+    moved = case.problem._replace(kv=case.problem.kv[order], block_tables=tables)
+    got = by_xla(dataclasses.replace(case, problem=moved))
+    np.testing.assert_array_equal(got, by_xla(case))
+
+
+def test_pages_outside_the_range_are_not_read() -> None:
+    """A window's range hides the first pages of a row, so that they may hold another's NaN."""
+    case = case_of("sliding_window", "bfloat16")
+    hidden = case.problem.block_tables[0, :3]  # 96 tokens of 151, of which 37 are seen
+    problem = case.problem._replace(kv=case.problem.kv.at[hidden].set(jnp.nan))
+    poisoned = dataclasses.replace(case, problem=problem)
+    decoded, _ = by_kernels(poisoned, interpret=True)
+    assert largest_error(decoded[:1], np.asarray(reference(case))[:1]) <= 4e-3
+
+
+def score(function: Any, *params: Param) -> AttentionVariant:
+    return AttentionVariant("mine", score_mod=function, params=params)
+
+
+def test_what_does_not_lower_is_named_with_what_to_use() -> None:
+    table = jnp.arange(8.0)
+    for function, word in (
+        (lambda s, q, k, h, p: s * jnp.power(2.0, s), "exp2"),
+        (lambda s, q, k, h, p: s - jnp.floor(s), "astype"),
+        (lambda s, q, k, h, p: s - jnp.cumsum(s, axis=-1), "element by element"),
+        (lambda s, q, k, h, p: jnp.where(jnp.logical_not(k > 3), s, 0.0), "turn the comparison"),
+        (lambda s, q, k, h, p: s + jnp.arange(8.0)[k % 8], "Param"),
+    ):
+        reason = why_not_lowered(make_case(score(function), dtype="bfloat16"))
+        assert reason is not None, word
+        assert word in reason, reason
+    with pytest.raises(VariantError, match="array 'table' from outside"):
+        score(lambda s, q, k, h, p: s + table[0])
+
+
+def test_functions_that_give_something_else_are_refused() -> None:
+    check_functions(VARIANTS["t5_bias"])
+    for function, message in (
+        (lambda s, q, k, h, p: s > 0, "score_mod must give a float32"),
+        (lambda s, q, k, h, p: s[..., None], "score_mod must give a float32"),
+        (lambda s, q, k, h, p: s * p.slope, "score_mod cannot be traced"),
+    ):
+        with pytest.raises(VariantError, match=message):
+            check_functions(score(function))
+    with pytest.raises(VariantError, match="mask_mod must give a bool"):
+        check_functions(AttentionVariant("mine", mask_mod=lambda q, k, h, p: q - k))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Param("a b", "per_head"), "no name"),
+        (lambda: Param("a", cast(Any, "per_page")), "kind"),
+        (lambda: Param("a", "per_distance"), "needs its size"),
+        (lambda: Param("a", "per_head", size=3), "takes no size"),
+        (lambda: AttentionVariant("v", sinks="a"), "sinks"),
+        (lambda: AttentionVariant("v", mask_mod=cast(Any, lambda q: q)), "4 arguments"),
+        (lambda: AttentionVariant("v", lookahead=True), "lookahead"),
+        (lambda: VARIANTS["alibi"].bind({"slope": 1}), "no param 'slope'; it has: slopes"),
+        (lambda: VARIANTS["alibi"].bind({"slopes": [1.0, 2.0]}, 4), r"shape \[4\]"),
+        (lambda: VARIANTS["dilated"].bind({"stride": 1.5}, 4), "whole numbers"),
+        (lambda: VARIANTS["softcap"].bind({"cap": float("nan")}, 4), "out of range"),
+        (lambda: VARIANTS["softcap"].bind({"cap": "much"}, 4), "numbers"),
+    ],
+)
+def test_wrong_declarations_and_values_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(VariantError, match=message):
+        make()
+
+
+def test_layers_with_other_values_share_their_kernels() -> None:
+    case = case_of("alibi", "bfloat16")
+
+    def two(problem: PrefillProblem) -> list[Any]:
+        return [
+            by_kernels(
+                dataclasses.replace(
+                    case, problem=problem, variant=case.variant.bind({"slopes": slope})
+                ),
+                interpret=False,
+            )
+            for slope in (0.1, 0.2)
+        ]
+
+    text = jax.jit(two).trace(case.problem).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("mosaic_gpu_v2") == 3
