@@ -161,6 +161,8 @@ class GuardedProtocol(HttpToolsProtocol):
         error = head_error(version, self.url, self.headers, self._limits)
         if error is not None:
             self._stop(error)
+        # What came with the end of the head belongs to the body.
+        self._num_wire_bytes = max(0, len(self._raw) - self._raw.find(b"\r\n\r\n") - 4)
         self._raw.clear()
         self._enter(Phase.BODY, self._limits.body_timeout_s, self._too_slow)
         super().on_headers_complete()
