@@ -102,8 +102,11 @@ def predict(plan: EnginePlan, costs: CostTable, trace: Iterable[TraceRequest]) -
 
 
 def _request(number: int, request: TraceRequest) -> EngineCoreRequest:
+    """A trace tells no texts: it is taken to have nothing in common with the others."""
     params = SamplingParams(seed=0, max_tokens=request.output, ignore_eos=True)
-    return EngineCoreRequest(str(number), (0,) * request.prompt, params, request.output)
+    return EngineCoreRequest(
+        str(number), (0,) * request.prompt, params, request.output, cache_salt=str(number)
+    )
 
 
 def sweep(costs: CostTable, trace: Sequence[TraceRequest]) -> list[Prediction]:
