@@ -15,11 +15,10 @@ Sizes are a CPU's; --full is for an accelerator.
 import argparse
 import asyncio
 import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -117,7 +116,7 @@ class Bench:
         return self._random.randint(1000, 40000, size=length).tolist()
 
     async def turns(
-        self, name: str, measures: dict[str, Callable[[], Awaitable[float]]]
+        self, name: str, measures: Mapping[str, Callable[[], Awaitable[float]]]
     ) -> dict[str, list[float]]:
         """Each measure once per repeat, in turns; the first round does not count."""
         found: dict[str, list[float]] = {key: [] for key in measures}
@@ -261,7 +260,8 @@ def compared(found: dict[str, list[float]], unit: str, scale: float) -> dict[str
 PARTS = {part.__name__: part for part in (conversations, idle, unshared, swap)}
 
 
-async def run(args: argparse.Namespace) -> dict[str, Any]:
+async def run(args: argparse.Namespace) -> None:
+    """The results are written after each part."""
     sizes = FULL if args.full else Sizes()
     bench = Bench(args.model, sizes, args.repeats)
     figures: dict[str, Any] = {"benchmark": "prefix_cache", "model": args.model}
@@ -271,7 +271,9 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         part = await PARTS[name](bench)
         figures[name] = {**part, "load_average_before": round(before, 2)}
         print(f"{name}:", "  ".join(f"{k} {v}" for k, v in figures[name].items()), flush=True)
-    return figures
+        report = make_client_report(figures)
+        report["command"] = [Path(__file__).name, *sys.argv[1:]]
+        write_report(report, args.json)
 
 
 def main() -> int:
@@ -285,9 +287,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
     check_writable(args.json)
-    report = make_client_report(asyncio.run(run(args)))
-    report |= {"machine": platform.node(), "command": [Path(__file__).name, *sys.argv[1:]]}
-    write_report(report, args.json)
+    asyncio.run(run(args))
     return 0
 
 
