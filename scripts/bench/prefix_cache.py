@@ -54,7 +54,7 @@ class Sizes:
     requests: int = 8  # number: unshared, swap
     longest: int = 64  # unshared: prompts and answers are cut
     swap_prompt: int = 192
-    swap_answer: int = 16
+    swap_answer: int = 72
     swap_holds: int = 3  # number of whole requests that the small cache holds
 
 
