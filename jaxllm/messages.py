@@ -64,7 +64,6 @@ class EngineCoreOutput(msgspec.Struct, frozen=True):
     logprobs: tuple[TokenLogprobs, ...] = ()  # one per new token
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # positions of this chunk, without position 0
     error: str | None = None
-    num_cached_tokens: int = 0
     embedding: bytes | None = None  # float32, little-endian
 
 
@@ -74,6 +73,7 @@ class Admission(msgspec.Struct, frozen=True):
     request_id: str
     queued_ts: float  # when the engine got it
     scheduled_ts: float
+    num_cached_tokens: int = 0  # of its prompt
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="step"):

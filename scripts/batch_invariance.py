@@ -66,6 +66,7 @@ def main() -> int:
         max_model_len=512,
         max_num_seqs=16,
         num_gpu_blocks_override=options.blocks,
+        enable_prefix_caching=False,  # else what is asked alone would find what company computed
     )
     requests = make_requests(options.requests, seed=0)
     prompts, params = [p for p, _ in requests], [s for _, s in requests]

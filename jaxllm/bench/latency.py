@@ -3,6 +3,7 @@ step the time that reading its bytes takes at best.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +29,8 @@ def run_latency(
 ) -> dict[str, Any]:
     """Run it, print the figures, return (and write) the report.
 
+    The prefix cache is off: the same prompts come again and again.
+
     Raises:
         JaxLLMError: the arguments are wrong, the engine does not start, or a request failed.
     """
@@ -36,6 +39,7 @@ def run_latency(
             "--batch-size, --input-len and --num-iters must be at least 1, --output-len 2."
         )
     check_writable(json_path)
+    config = replace(config, enable_prefix_caching=False, swap_space=None, kv_offloading_size=0.0)
     llm, start_seconds = start_engine(config, input_len + output_len)
     rows = [_measure(llm, size, input_len, output_len, num_iters) for size in batch_sizes]
     plan, weight_bytes = llm.plan, int(llm.summary["weight_bytes"])

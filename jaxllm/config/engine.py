@@ -110,6 +110,11 @@ class EngineConfig:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} must be GiB, at least 0, got {value}."
                 )
+            if value and not self.enable_prefix_caching:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} keeps blocks by the prefix cache, which "
+                    "--no-enable-prefix-caching turns off: leave out one of the two."
+                )
         if not 0.0 < self.step_timeout < float("inf"):  # NaN is refused too
             raise ConfigError(f"--step-timeout must be more than 0, got {self.step_timeout}.")
         if self.target_itl_ms is not None and not 0.0 < self.target_itl_ms < float("inf"):

@@ -84,7 +84,6 @@ def _end(
         stop_reason,
         logprobs,
         prompt,
-        num_cached_tokens=request.num_cached_tokens or 0,
     )
 
 

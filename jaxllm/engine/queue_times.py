@@ -29,5 +29,6 @@ class QueueTimes:
         for new in new_rows:
             queued_ts = self._queued_ts.pop(new.request.request_id, None)
             if queued_ts is not None:
-                admitted.append(Admission(new.request.request_id, queued_ts, now))
+                request_id, num_cached = new.request.request_id, new.num_computed
+                admitted.append(Admission(request_id, queued_ts, now, num_cached))
         return admitted

@@ -53,6 +53,10 @@ class OutputProcessor:
         These are completions ended by a stop string, and the siblings of a failed one.
         """
         aborts: list[str] = []
+        for admission in step.admitted:
+            state, index = self._children.get(admission.request_id, (None, 0))
+            if state is not None and index == 0:  # its siblings' prompt is the same
+                state.num_cached_tokens = admission.num_cached_tokens
         for request_id, token_id in zip(step.request_ids, step.token_ids, strict=True):
             self._deliver(request_id, token_id, aborts)
         for output in step.events:

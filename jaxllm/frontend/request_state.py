@@ -72,7 +72,6 @@ class RequestState:
     def add_output(self, index: int, output: EngineCoreOutput) -> bool:
         """As ``add_token``, for an event."""
         if index == 0:
-            self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
             self._add_prompt_logprobs(output)
             self._embedding = output.embedding or self._embedding
         if output.finish_reason == "error" and self.error is None:

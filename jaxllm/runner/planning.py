@@ -6,6 +6,8 @@ decides everything else, and ``fit_plan`` completes it.
 
 from dataclasses import replace
 
+import psutil
+
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
@@ -145,6 +147,9 @@ def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...
 def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: str) -> int:
     """Slots for KV blocks in the host's memory. Left to itself, an engine on an accelerator has
     some where loading a block takes less time than computing it.
+
+    Raises:
+        OutOfMemoryError: more was asked for than the host has.
     """
     if not config.enable_prefix_caching:
         return 0
@@ -154,7 +159,13 @@ def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: st
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)
         pays = platform != "cpu" and block / _LINK_BYTES_PER_S < flops / _FLOPS
         swap_space = _SWAP_GIB if pays else 0.0
-    return int((swap_space + config.kv_offloading_size) * GIB) // block
+    wanted, there_is = swap_space + config.kv_offloading_size, psutil.virtual_memory().total / GIB
+    if wanted > there_is:
+        raise OutOfMemoryError(
+            f"--swap-space and --kv-offloading-size are {wanted:g} GiB together, but this host has "
+            f"{there_is:.1f} GiB of memory. Lower them."
+        )
+    return int(wanted * GIB) // block
 
 
 def _check_eos_ids(model: ModelDef) -> None:

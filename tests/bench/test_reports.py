@@ -82,6 +82,7 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_throughput(config, workload="a", num_prompts=4, output_len=8, json_path=path)
     warm_up, (prompts, params) = FakeLLM.last.calls
     assert len(warm_up[0]) == 2
+    assert all(prompt[0] != other[0] for prompt in prompts for other in warm_up[0])
     assert all(0 <= token_id < VOCAB for prompt in prompts for token_id in prompt)
     assert all(item.greedy and item.ignore_eos and item.max_tokens == 8 for item in params)
     assert FakeLLM.last.settings["load_format"] == "dummy"
@@ -101,11 +102,12 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.json"
-    config = EngineConfig(model="m", max_model_len=256)
+    config = EngineConfig(model="m", max_model_len=256, swap_space=1.0)
     run_latency(
         config, batch_sizes=[1, 4], input_len=16, output_len=11, num_iters=2, json_path=path
     )
     written = json.loads(path.read_text())
+    assert not FakeLLM.last.settings["enable_prefix_caching"]  # its prompts come again
     assert [row["batch_size"] for row in written["batches"]] == [1, 4]
     for row in written["batches"]:
         assert row["ttft_ms"] == pytest.approx(10)

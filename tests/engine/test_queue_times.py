@@ -65,6 +65,19 @@ def test_one_that_was_preempted_is_told_once() -> None:
     assert sorted(told) == [f"r{i}" for i in range(6)]
 
 
+def test_cached_tokens_are_told_with_the_first_token() -> None:
+    clock = SetClock()
+    engine = engine_at(clock)
+    size = engine.scheduler.plan.block_size
+    prompt = tuple(range(1, 2 * size + 2))
+    for name in ("a", "b"):
+        engine.add_request(make_request(name, prompt, 3))
+        first = steps(engine, clock)[0]
+        cached = 0 if name == "a" else 2 * size
+        assert [a.num_cached_tokens for a in first.admitted] == [cached]
+        assert first.request_ids == [name]
+
+
 def test_one_that_ends_in_the_queue_is_forgotten() -> None:
     clock = SetClock()
     engine = engine_at(clock)

@@ -9,7 +9,13 @@ from jaxllm.errors import EngineDeadError, InvalidRequestError
 from jaxllm.frontend.output_processor import OutputProcessor
 from jaxllm.frontend.parallel_sampling import fan_out
 from jaxllm.frontend.request_state import RequestState
-from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, StepOutputs, TokenLogprobs
+from jaxllm.messages import (
+    Admission,
+    EngineCoreOutput,
+    EngineCoreRequest,
+    StepOutputs,
+    TokenLogprobs,
+)
 from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import RequestOutputKind, SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
@@ -155,11 +161,11 @@ def test_logprobs(add: Add, processor: OutputProcessor, tokenizer: Tokenizer) ->
     assert state.take() is None
     for token_id, logprob in ((a, -0.5), (c, -2.0)):
         scored = TokenLogprobs(token_id, logprob, 1 if token_id == a else 7, (a, b), (-0.5, -1.0))
-        event = EngineCoreOutput("r", (token_id,), logprobs=(scored,), num_cached_tokens=4)
+        event = EngineCoreOutput("r", (token_id,), logprobs=(scored,))
         processor.process(StepOutputs(1, events=[event]))
     output = taken(state)
     completion = output.outputs[0]
-    assert completion.cumulative_logprob == -2.5 and output.num_cached_tokens == 4
+    assert completion.cumulative_logprob == -2.5
     assert completion.logprobs is not None
     first, second = completion.logprobs
     assert [(e.decoded_token, e.rank) for e in first.values()] == [("a", 1), ("b", 2)]
@@ -169,6 +175,21 @@ def test_logprobs(add: Add, processor: OutputProcessor, tokenizer: Tokenizer) ->
     assert nothing is None and entry is not None and list(entry) == [a, b]
     processor.process(StepOutputs(2, ["r"], [a]))
     assert taken(state).prompt_logprobs is None
+
+
+def test_cached_tokens_are_known_from_the_first_token_on(
+    add: Add, processor: OutputProcessor, tokenizer: Tokenizer
+) -> None:
+    """A stop string ends a request here, not in the engine."""
+    state = add(stop="b", n=2)
+    a, b = tokenizer.encode("ab")
+    names = list(state.child_ids)
+    admitted = [Admission(names[0], 0.0, 0.0, 4), Admission(names[1], 0.0, 0.0, 5)]
+    processor.process(StepOutputs(1, names, [a, a], admitted=admitted))
+    assert taken(state).num_cached_tokens == 4  # what only its sibling found was computed for it
+    assert processor.process(StepOutputs(2, names, [b, b])) == tuple(names)
+    output = taken(state)
+    assert output.finished and output.num_cached_tokens == 4
 
 
 def test_without_detokenization(add: Add, say: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchKind, EnginePlan, make_buckets
 from jaxllm.core.buckets import pick_bucket, token_budget
@@ -12,6 +13,7 @@ from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef, model_def
 from jaxllm.runner import planning
 from jaxllm.runner.memory import (
+    GIB,
     MEASURED,
     NO_WORK,
     Device,
@@ -81,11 +83,22 @@ def test_a_small_cache_shortens_the_length_nobody_asked_for() -> None:
         ({"max_num_seqs": 8, "max_num_batched_tokens": 7}, "--max-num-batched-tokens"),
         ({"max_model_len": 257}, "max_position_embeddings"),
         ({"max_num_seqs": 10**6, "max_num_batched_tokens": 10**6}, "Lower --max-num-seqs"),
+        ({"swap_space": 2.0**19}, "this host has"),
+        ({"swap_space": 1.0, "enable_prefix_caching": False}, "--swap-space keeps"),
+        ({"kv_offloading_size": 1.0, "enable_prefix_caching": False}, "--kv-offloading-size"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make_plan(**settings)
+
+
+def test_swapping_and_offloading_share_the_hosts_memory() -> None:
+    one, both = make_plan(swap_space=0.25), make_plan(swap_space=0.25, kv_offloading_size=0.5)
+    assert one.host_blocks == GIB // 4 // bytes_per_block(TINY, 16, "float32") > 0
+    assert abs(both.host_blocks - 3 * one.host_blocks) <= 2
+    assert (one.offloading, both.offloading) == (False, True)
+    assert make_plan().host_blocks == make_plan(swap_space=0.0).host_blocks == 0
 
 
 @pytest.mark.parametrize("eos", [(96,), tuple(range(MAX_EOS_IDS + 1))], ids=["beyond", "many"])

@@ -1,0 +1,295 @@
+"""What computing a prefix once saves: the engine with prefix caching and swapping, and without.
+
+    prefix_cache.py [--only NAME ...] [--full] [--repeats 5] [--model DIR] [--json FILE]
+
+"conversations": each talks turn by turn, all at once, behind one system prompt; hit rate and time
+to the first token with caching and without. "idle": one request alone whose prompt but for the
+last tokens is cached, beside one of which nothing is. "unshared": prompts with nothing in common,
+where caching can only cost. "swap": a cache for a part of the requests that run; what was preempted
+is loaded from the host's memory, or computed again.
+
+Each pair of engines takes turns, so that other load meets both; ratios are medians over the turns.
+Sizes are a CPU's; --full is for an accelerator.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from jaxllm import AsyncLLM, SamplingParams  # noqa: E402
+from jaxllm.bench.report import check_writable, make_client_report, write_report  # noqa: E402
+from jaxllm.bench.workload import Workload, workload_b  # noqa: E402
+from jaxllm.errors import RequestFailedError  # noqa: E402
+
+BLOCK_SIZE = 64
+STATS_AGE_S = 1.5  # an engine's figures are about a second old
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens, unless said otherwise."""
+
+    conversations: int = 4  # number
+    turns: int = 4  # number
+    shared: int = 256  # system prompt
+    question: int = 24
+    answer: int = 16
+    cached: int = 1024
+    new: int = 64
+    requests: int = 8  # number: unshared, swap
+    longest: int = 64  # unshared: prompts and answers are cut
+    swap_prompt: int = 192
+    swap_answer: int = 72
+    swap_holds: int = 3  # number of whole requests that the small cache holds
+
+
+FULL = Sizes(
+    conversations=32,
+    turns=8,
+    shared=1024,
+    question=64,
+    answer=64,
+    cached=4096,
+    requests=256,
+    longest=1024,
+    swap_prompt=1024,
+    swap_answer=256,
+    swap_holds=64,
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    token_ids: list[int]
+    ttft: float  # seconds
+    num_cached: int
+
+
+async def ask(llm: AsyncLLM, prompt: list[int], length: int) -> Answer:
+    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=length)
+    last = None
+    async for output in llm.generate(prompt, params):
+        last = output
+    if last is None or last.error or len(last.outputs[0].token_ids) != length:
+        raise RequestFailedError(f"A request of the benchmark failed: {last and last.error}")
+    if last.metrics is None or last.metrics.first_token_latency is None:
+        raise RequestFailedError("A request of the benchmark was not timed.")
+    ttft = last.metrics.first_token_latency
+    return Answer(list(last.outputs[0].token_ids), ttft, last.num_cached_tokens)
+
+
+class Bench:
+    """Starts engines and draws prompts that were never drawn before."""
+
+    def __init__(self, model: str, sizes: Sizes, repeats: int):
+        self.model, self.sizes, self.repeats = model, sizes, repeats
+        self._random = np.random.RandomState(0)
+
+    def engine(self, seqs: int, length: int, *, blocks: int | None = None, **more: Any) -> AsyncLLM:
+        """For ``seqs`` requests of ``length`` tokens at once."""
+        each = -(-length // BLOCK_SIZE)
+        return AsyncLLM(
+            model=self.model,
+            max_num_seqs=seqs,
+            max_model_len=each * BLOCK_SIZE,
+            num_gpu_blocks_override=blocks or seqs * each + 1,
+            block_size=BLOCK_SIZE,
+            **more,
+        )
+
+    def draw(self, length: int) -> list[int]:
+        return self._random.randint(1000, 40000, size=length).tolist()
+
+    async def turns(
+        self, name: str, measures: Mapping[str, Callable[[], Awaitable[float]]]
+    ) -> dict[str, list[float]]:
+        """Each measure once per repeat, in turns; the first round does not count."""
+        found: dict[str, list[float]] = {key: [] for key in measures}
+        for repeat in tqdm(range(self.repeats + 1), desc=name):
+            order = list(measures.items())
+            for key, measure in order if repeat % 2 else order[::-1]:
+                value = await measure()
+                if repeat:
+                    found[key].append(value)
+        return found
+
+
+async def conversations(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    turn = sizes.question + sizes.answer
+    length = sizes.shared + sizes.turns * turn
+    figures: dict[str, Any] = {}
+    system = bench.draw(sizes.shared)
+    asked = [[bench.draw(sizes.question) for _ in range(sizes.turns)]
+             for _ in range(sizes.conversations)]  # fmt: skip
+
+    async def talk(llm: AsyncLLM, questions: list[list[int]], bar: Any) -> list[tuple[int, Answer]]:
+        prompt, told = list(system), []
+        for question in questions:
+            prompt += question
+            answer = await ask(llm, prompt, sizes.answer)
+            told.append((len(prompt), answer))
+            prompt += answer.token_ids
+            bar.update()
+        return told
+
+    for caching in (False, True):
+        async with bench.engine(sizes.conversations, length, enable_prefix_caching=caching) as llm:
+            await ask(llm, bench.draw(sizes.shared), 2)
+            name = "conversations, " + ("cached" if caching else "not cached")
+            with tqdm(total=sizes.conversations * sizes.turns, desc=name) as bar:
+                began = time.perf_counter()
+                told = await asyncio.gather(*(talk(llm, item, bar) for item in asked))
+                seconds = time.perf_counter() - began
+        answers = [item for conversation in told for item in conversation]
+        ttfts = [answer.ttft * 1000 for _, answer in answers]
+        num_cached = sum(answer.num_cached for _, answer in answers)
+        figures["on" if caching else "off"] = {
+            "hit_rate": round(num_cached / sum(prompt for prompt, _ in answers), 4),
+            "ttft_ms_median": round(statistics.median(ttfts), 1),
+            "ttft_ms_p90": round(float(np.quantile(ttfts, 0.9)), 1),
+            "seconds": round(seconds, 2),
+        }
+    on, off = figures["on"], figures["off"]
+    figures["ttft_off_over_on"] = round(off["ttft_ms_median"] / on["ttft_ms_median"], 2)
+    figures["seconds_off_over_on"] = round(off["seconds"] / on["seconds"], 2)
+    return figures
+
+
+async def idle(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    length = sizes.cached + sizes.new
+    async with bench.engine(2, length + 1) as llm:
+
+        async def hit() -> float:
+            known = bench.draw(sizes.cached)
+            await ask(llm, known, 1)
+            answer = await ask(llm, known + bench.draw(sizes.new), 1)
+            if answer.num_cached < sizes.cached:
+                raise RequestFailedError(f"Only {answer.num_cached} tokens were cached.")
+            return answer.ttft
+
+        async def miss() -> float:
+            return (await ask(llm, bench.draw(length), 1)).ttft
+
+        return compared(await bench.turns("idle", {"hit": hit, "miss": miss}), "ms", 1000)
+
+
+async def unshared(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    work = workload_b(sizes.requests)
+    lens = [min(n, sizes.longest) for n in work.output_lens]
+
+    async def run(llm: AsyncLLM) -> float:
+        """Other tokens in each run, so that nothing is shared with the run before."""
+        prompts = [bench.draw(min(len(prompt), sizes.longest)) for prompt in work.prompts]
+        return await whole(llm, Workload("unshared", prompts, lens))
+
+    seqs = min(sizes.requests, 64)
+    async with AsyncExitStack() as stack:
+        start = partial(bench.engine, seqs, 2 * sizes.longest)
+        on = await stack.enter_async_context(start())
+        off = await stack.enter_async_context(start(enable_prefix_caching=False))
+        measures = {"on": partial(run, on), "off": partial(run, off)}
+        return compared(await bench.turns("unshared", measures), "seconds", 1)
+
+
+async def swap(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    length = sizes.swap_prompt + sizes.swap_answer
+    blocks = sizes.swap_holds * -(-length // BLOCK_SIZE) + 1
+
+    async def run(llm: AsyncLLM) -> float:
+        prompts = [bench.draw(sizes.swap_prompt) for _ in range(sizes.requests)]
+        return await whole(llm, Workload("swap", prompts, [sizes.swap_answer] * len(prompts)))
+
+    async with AsyncExitStack() as stack:
+        start = partial(bench.engine, sizes.requests, length, blocks=blocks)
+        swapped = await stack.enter_async_context(start(swap_space=4.0))
+        computed = await stack.enter_async_context(start(swap_space=0.0))
+        bare = await stack.enter_async_context(start(swap_space=0.0, enable_prefix_caching=False))
+        engines = {"swapped": swapped, "computed_again": computed, "computed_all_again": bare}
+        measures = {name: partial(run, llm) for name, llm in engines.items()}
+        figures = compared(await bench.turns("swap", measures), "seconds", 1)
+        await asyncio.sleep(STATS_AGE_S)
+        for name, llm in engines.items():
+            stats = llm.stats()
+            if stats is not None:
+                figures[f"{name}_preemptions"] = stats.num_preemptions
+                figures[f"{name}_blocks_loaded"] = stats.num_blocks_loaded
+        return figures
+
+
+async def whole(llm: AsyncLLM, work: Workload) -> float:
+    """Seconds until the last request of the workload has ended."""
+    began = time.perf_counter()
+    pairs = zip(work.prompts, work.output_lens, strict=True)
+    await asyncio.gather(*(ask(llm, prompt, length) for prompt, length in pairs))
+    return time.perf_counter() - began
+
+
+def compared(found: dict[str, list[float]], unit: str, scale: float) -> dict[str, Any]:
+    """Medians, and of each but the first its ratio to the first: the median over the turns."""
+    figures: dict[str, Any] = {
+        f"{name}_{unit}": round(statistics.median(values) * scale, 3)
+        for name, values in found.items()
+    }
+    first, *others = found
+    for name in others:
+        ratios = [a / b for a, b in zip(found[name], found[first], strict=True)]
+        figures[f"{name}_over_{first}"] = round(statistics.median(ratios), 3)
+        figures[f"{name}_over_{first}_all"] = [round(ratio, 3) for ratio in ratios]
+    return figures
+
+
+PARTS = {part.__name__: part for part in (conversations, idle, unshared, swap)}
+
+
+async def run(args: argparse.Namespace) -> None:
+    """The results are written after each part."""
+    sizes = FULL if args.full else Sizes()
+    bench = Bench(args.model, sizes, args.repeats)
+    figures: dict[str, Any] = {"benchmark": "prefix_cache", "model": args.model}
+    figures |= {"sizes": asdict(sizes), "repeats": args.repeats}
+    for name in args.only or PARTS:
+        before = os.getloadavg()[0]
+        part = await PARTS[name](bench)
+        figures[name] = {**part, "load_average_before": round(before, 2)}
+        print(f"{name}:", "  ".join(f"{k} {v}" for k, v in figures[name].items()), flush=True)
+        report = make_client_report(figures)
+        report["command"] = [Path(__file__).name, *sys.argv[1:]]
+        write_report(report, args.json)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all")
+    parser.add_argument("--full", action="store_true", help="an accelerator's sizes")
+    parser.add_argument("--repeats", type=int, default=5, help="of idle, unshared and swap")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    args = parser.parse_args()
+    check_writable(args.json)
+    asyncio.run(run(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
