@@ -70,9 +70,7 @@ def _prose(trigger: str, thoughts: Mapping[str, Any] | None) -> list[str]:
     return [*rules, f"UNTIL_TRIGGER: {prose} {trigger}", "until_trigger: UNTIL_TRIGGER"]
 
 
-def _thoughts(
-    thoughts: Mapping[str, Any] | None, tokenizer: LLTokenizer, rules: list[str]
-) -> str:
+def _thoughts(thoughts: Mapping[str, Any] | None, tokenizer: LLTokenizer, rules: list[str]) -> str:
     """They may come first; where the prompt has begun them, they must end first."""
     if thoughts is None:
         return 'thoughts: ""'

@@ -14,8 +14,8 @@ KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
-    """Exactly one of ``KINDS`` or ``calls`` is set. Immutable and checked on construction, as far as that can
-    be done without a grammar library; JSON is kept as text.
+    """Exactly one of ``KINDS`` or ``calls`` is set. Immutable and checked on construction, as far
+    as that can be done without a grammar library; JSON is kept as text.
 
     Raises:
         InvalidRequestError: none or several are set, or a value is empty, too large or not JSON.
