@@ -115,8 +115,9 @@ def tool_choice_field(inside: str | None) -> Any:
     named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     function: dict[str, Any] = {"type": {"const": "function"}}
     function |= named["properties"] if inside is None else {inside: named}
-    extra = {"type": "object", "properties": function, "required": list(function)}
-    words = {"enum": [*_CHOICES, None]}
+    required: list[Any] = list(function)
+    extra: dict[str, Any] = {"type": "object", "properties": function, "required": required}
+    words: dict[str, Any] = {"enum": [*_CHOICES, None]}
     return Field(json_schema_extra={"anyOf": [words, extra]})
 
 

@@ -119,7 +119,7 @@ class FunctionTool(RequestObject):
 
     def as_template_tool(self) -> dict[str, Any]:
         """As chat completions have it, and so templates."""
-        function = {"name": self.name, "description": self.description or ""}
+        function: dict[str, Any] = {"name": self.name, "description": self.description or ""}
         function |= {"parameters": self.parameters or {"type": "object", "properties": {}}}
         if self.strict is not None:
             function["strict"] = self.strict
