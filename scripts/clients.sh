@@ -31,6 +31,9 @@ install openai openai==3.52.0
 install langchain langchain-openai==1.7.3
 install llama_index llama-index-llms-openai-like==0.8.1
 install litellm litellm==1.106.2
+install anthropic anthropic==2.12.0
+install instructor instructor==1.17.0
+install agents openai-agents==0.24.0
 install lm_eval 'lm-eval[api]==0.4.13' transformers==5.23.0
 install schemathesis schemathesis==4.32.5
 

@@ -3,9 +3,7 @@
 Knows no API's objects; routes turn its events into theirs.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from jaxllm.outputs import CompletionOutput
 from jaxllm.parsers.choice import Parsers
@@ -13,16 +11,7 @@ from jaxllm.parsers.events import Content, Event, Reasoning, ToolCallStart, merg
 from jaxllm.parsers.family import new_call_id
 from jaxllm.parsers.machine import AnswerParser
 from jaxllm.sampling_params import SamplingParams
-
-
-def declared(tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """Names of functions, each with the JSON schema of its arguments, of tools in OpenAI's form."""
-    functions = [tool.get("function") for tool in tools or ()]
-    return {
-        function["name"]: function.get("parameters")
-        for function in functions
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str)
-    }
+from server.tool_choice import ToolChoice
 
 
 class Turns:
@@ -32,27 +21,33 @@ class Turns:
         self,
         parsers: Parsers,
         prompt: str,
-        tools: Mapping[str, Any],
+        choice: ToolChoice,
         *,
         parallel: bool = True,
         thoughts: bool = True,
     ):
-        self._parsers, self._prompt, self._tools = parsers, prompt, tools
+        parsers = parsers.calling() if choice.required else parsers
+        self._parsers, self._prompt, self._choice = parsers, prompt, choice
         self._parallel, self._thoughts = parallel, thoughts
         self._new_id = parsers.tool.new_id if parsers.tool is not None else new_call_id
         self._readers: dict[int, AnswerParser | None] = {}
         self._called: set[int] = set()
 
     def params(self, params: SamplingParams) -> SamplingParams:
-        """With special tokens in the text where markers are such tokens."""
-        if self._parsers.wants_special_tokens(bool(self._tools)):
-            return replace(params, skip_special_tokens=False)
-        return params
+        """With the grammar of calls that are forced, and with special tokens in the text where
+        markers are such tokens.
+
+        Raises:
+            InvalidRequestError: calls cannot be forced, or not together with what else was asked.
+        """
+        if self._parsers.wants_special_tokens(bool(self._choice.tools)):
+            params = replace(params, skip_special_tokens=False)
+        return self._choice.params(params, self._parsers, self._prompt, parallel=self._parallel)
 
     def read(self, index: int, completion: CompletionOutput) -> list[Event]:
         """What is new in a choice; ``completion`` brings only that, or is the only one."""
         if index not in self._readers:
-            self._readers[index] = self._parsers.answer(self._prompt, self._tools)
+            self._readers[index] = self._parsers.answer(self._prompt, self._choice.tools)
         reader = self._readers[index]
         if reader is None:
             return [Content(completion.text)] if completion.text else []
@@ -64,6 +59,11 @@ class Turns:
     def called(self, index: int) -> bool:
         """Whether the choice has called a tool."""
         return index in self._called
+
+    @property
+    def named(self) -> bool:
+        """Whether the request itself has said which tool is called."""
+        return self._choice.named is not None
 
     def _wanted(self, event: Event) -> bool:
         if isinstance(event, Reasoning):

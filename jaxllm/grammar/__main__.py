@@ -60,7 +60,7 @@ def _judge(spec: StructuredOutputsParams, tokenizer: LLTokenizer, setup: Checker
     """Do what the engine will do: compile, fill masks, take tokens."""
     started = time.process_time()
     try:
-        grammar = to_llguidance(spec)
+        grammar = to_llguidance(spec, tokenizer)
     except JaxLLMError as error:
         return Verdict(error=error.message)
     matcher = compile_matcher(tokenizer, grammar)

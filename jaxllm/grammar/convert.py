@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
-from llguidance import LLMatcher, StructTag, grammar_from
+from llguidance import LLMatcher, LLTokenizer, StructTag, grammar_from
 
 from jaxllm.errors import InvalidRequestError
+from jaxllm.grammar.arguments import AsJSON
+from jaxllm.grammar.calls import calls_grammar
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 
 # A blank, or a line break with indentation. Bounded: a model that once prefers blanks to an end
@@ -13,13 +15,16 @@ from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 WHITESPACE = r"\x20?|\n[\x20\t]{0,40}"
 
 
-def to_llguidance(spec: StructuredOutputsParams) -> str:
+def to_llguidance(spec: StructuredOutputsParams, tokenizer: LLTokenizer) -> str:
     """The grammar as text for ``LLMatcher``. Whether it makes sense only a matcher finds out.
+    Calls of tools are marked by special tokens, which ``tokenizer`` knows.
 
     Raises:
         InvalidRequestError: it cannot be written so; says why.
     """
     try:
+        if spec.calls is not None:
+            return calls_grammar(json.loads(spec.calls), tokenizer, _inner_json(spec))
         return _CONVERTERS[spec.kind](spec)
     except InvalidRequestError:
         raise
@@ -38,12 +43,18 @@ def _schema_grammar(spec: StructuredOutputsParams, schema: dict[str, Any]) -> st
     if spec.disable_additional_properties:
         _close_objects(schema)
     # Overrides go before whatever the schema says of itself under "x-guidance".
-    options: dict[str, Any] = {"lenient": False}
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_options(spec))  # pyright: ignore[reportArgumentType]
+
+
+def _options(spec: StructuredOutputsParams) -> dict[str, Any]:
     if spec.disable_any_whitespace:
-        options |= {"whitespace_flexible": False}
-    else:
-        options |= {"whitespace_pattern": spec.whitespace_pattern or WHITESPACE}
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)  # pyright: ignore[reportArgumentType]
+        return {"lenient": False, "whitespace_flexible": False}
+    return {"lenient": False, "whitespace_pattern": spec.whitespace_pattern or WHITESPACE}
+
+
+def _inner_json(spec: StructuredOutputsParams) -> AsJSON:
+    """Of schemas within a grammar."""
+    return lambda schema: f"%json {json.dumps({**schema, 'x-guidance': _options(spec)})}"
 
 
 def _close_objects(schema: Any) -> None:

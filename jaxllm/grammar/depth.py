@@ -12,6 +12,7 @@ from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 MAX_DEPTH = {
     "json": 64,
     "structural_tag": 64,
+    "calls": 64 + 4,  # schemas within a list of tools
     "regex": 200,
     "grammar": 200,
     "whitespace_pattern": 8,
@@ -26,7 +27,7 @@ def check_depth(spec: StructuredOutputsParams) -> None:
         text = getattr(spec, name)
         if text is not None and _nesting(text) > deepest:
             raise spec.invalid(f"{name} is nested more than {deepest} levels deep")
-    for text in (spec.json, spec.structural_tag):
+    for text in (spec.json, spec.structural_tag, spec.calls):
         if text is not None and "$ref" in str(text):
             _check_references(spec, json.loads(str(text)))
 

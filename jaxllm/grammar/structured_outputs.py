@@ -14,8 +14,8 @@ KINDS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputsParams:
-    """Exactly one of ``KINDS`` is set. Immutable and checked on construction, as far as that can
-    be done without a grammar library; JSON is kept as text.
+    """Exactly one of ``KINDS`` or ``calls`` is set. Immutable and checked on construction, as far
+    as that can be done without a grammar library; JSON is kept as text.
 
     Raises:
         InvalidRequestError: none or several are set, or a value is empty, too large or not JSON.
@@ -27,6 +27,7 @@ class StructuredOutputsParams:
     grammar: str | None = None  # Lark or GBNF
     json_object: bool | None = None  # any JSON object
     structural_tag: str | dict[str, Any] | None = None  # text with parts that follow schemas
+    calls: str | None = None  # of tools: ``ForcedCalls.text()`` of jaxllm.parsers
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False  # where a schema does not mention them
     whitespace_pattern: str | None = None  # what may stand between JSON tokens
@@ -37,7 +38,7 @@ class StructuredOutputsParams:
         set_ = object.__setattr__
         if self.json_object is False:
             set_(self, "json_object", None)
-        given = [name for name in KINDS if getattr(self, name) is not None]
+        given = [name for name in (*KINDS, "calls") if getattr(self, name) is not None]
         if len(given) != 1:
             which = f"got {' and '.join(given)}" if given else "none is there"
             raise self.invalid(f"it needs exactly one of {', '.join(KINDS)}; {which}")
@@ -47,13 +48,13 @@ class StructuredOutputsParams:
             set_(self, "structural_tag", self._json_text("structural_tag", self.structural_tag))
         if self.choice is not None:
             set_(self, "choice", self._choices(self.choice))
-        for name in ("regex", "grammar", "whitespace_pattern"):
+        for name in ("regex", "grammar", "calls", "whitespace_pattern"):
             if (text := getattr(self, name)) is not None:
                 self._check_text(name, text)
 
     @property
     def kind(self) -> str:
-        return next(name for name in KINDS if getattr(self, name) is not None)
+        return next(name for name in (*KINDS, "calls") if getattr(self, name) is not None)
 
     def key(self) -> tuple[Any, ...]:
         """Equal for those that ask for the same."""

@@ -5,7 +5,7 @@ if a template can tell it. Packages add theirs as entry points of ``GROUPS``.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -107,6 +107,13 @@ class Parsers:
         if tool is not None:
             machines.append(Machine(tool.grammar, tools))
         return AnswerParser(machines) if machines else None
+
+    def calling(self) -> "Parsers":
+        """For answers that must call a tool: with a form for it, whatever the model knows."""
+        if self.tool is not None:
+            return self
+        reads_calls = self.reasoning is not None and self.reasoning.reads_calls
+        return replace(self, tool=TOOL_PARSERS.load("openai" if reads_calls else "hermes"))
 
     def wants_special_tokens(self, tools: bool) -> bool:
         """Whether markers are special tokens, which the text must then keep."""

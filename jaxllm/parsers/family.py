@@ -1,7 +1,8 @@
 """What a family of models is to the rest: how its text is read, and how a call would be written."""
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from secrets import choice, token_hex
 from string import ascii_letters, digits
 from typing import Any, Literal
@@ -17,7 +18,8 @@ class CallForm:
     ``begin``, its name, ``before_arguments``, its arguments, ``end``. ``arguments`` says how those
     are written. "json": an object. "python": ``a=1, b="x"``. "tagged": for each, ``tag`` with
     ``{name}`` and ``{value}``, strings bare and other values as JSON. Special tokens are spelled
-    out.
+    out. ``trigger``: what the first call begins with and other text never holds; "" if there is
+    nothing like it. ``one``: an answer holds no more than one call.
     """
 
     begin: str
@@ -28,15 +30,36 @@ class CallForm:
     closing: str = ""
     arguments: Literal["json", "python", "tagged"] = "json"
     tag: str = ""
+    trigger: str = ""
+    one: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtForm:
+    """How thoughts stand before the rest of an answer. ``begun``: by the prompt."""
+
+    opening: str
+    closing: str
+    special_tokens: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ForcedCalls:
-    """Which calls an answer must hold: one at least, each of one of ``tools``."""
+    """Which calls an answer must hold: one at least, each of one of ``tools``; if not ``required``,
+    which calls it may hold. Nothing stands before required ones but ``thoughts``.
+    """
 
     form: CallForm
     tools: Mapping[str, Any]  # name -> JSON schema of its arguments
     parallel: bool  # more than one may follow
+    special_tokens: bool = False  # in the form, as such
+    thoughts: ThoughtForm | None = None
+    required: bool = True
+
+    def text(self) -> str:
+        """As jaxllm.grammar takes it. Raises TypeError or ValueError: a schema is not JSON."""
+        return json.dumps(asdict(self) | {"tools": list(self.tools.items())}, ensure_ascii=False)
 
 
 def new_call_id() -> str:
@@ -63,12 +86,14 @@ class ToolParser:
     def forced(self, tools: Mapping[str, Any], named: str | None, parallel: bool) -> ForcedCalls:
         """For ``tool_choice``: "required", or the tool ``named``. Raises KeyError: no such tool."""
         chosen = tools if named is None else {named: tools[named]}
-        return ForcedCalls(self.form, chosen, parallel and named is None)
+        more = parallel and named is None and not self.form.one
+        return ForcedCalls(self.form, chosen, more, self.special_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningParser:
     """``begun_by``: whether a prompt has begun the thoughts, which the answer then goes on with.
+    ``markers``: what they begin and end with when they are written by a grammar.
     The other fields are as in ``ToolParser``.
     """
 
@@ -76,3 +101,10 @@ class ReasoningParser:
     begun_by: Callable[[str], bool]
     special_tokens: bool = False
     reads_calls: bool = False
+    markers: tuple[str, str] | None = None
+
+    def form(self, prompt: str) -> ThoughtForm | None:
+        """Of an answer to ``prompt``; None if nothing is known of it."""
+        if self.markers is None:
+            return None
+        return ThoughtForm(*self.markers, self.special_tokens, self.begun_by(prompt))

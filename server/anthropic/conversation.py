@@ -26,7 +26,7 @@ def template_messages(body: ConversationRequest) -> list[dict[str, Any]]:
 
 def template_options(body: ConversationRequest) -> TemplateOptions:
     """A last message of the assistant is continued."""
-    chosen = body.tool_choice.type if body.tool_choice is not None else "auto"
+    chosen = body.tool_choice.as_openai() if body.tool_choice is not None else "auto"
     tools = [
         {
             "type": "function",
@@ -34,6 +34,7 @@ def template_options(body: ConversationRequest) -> TemplateOptions:
                 "name": tool.name,
                 "description": tool.description or "",
                 "parameters": tool.input_schema or {"type": "object", "properties": {}},
+                **({} if tool.strict is None else {"strict": tool.strict}),
             },
         }
         for tool in body.tools or ()

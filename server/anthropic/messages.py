@@ -32,7 +32,7 @@ async def messages(request: Request) -> Response:
     turns = Turns(
         serving.parsers,
         prompt,
-        options.declared_tools(),
+        options.chosen_tools(),
         parallel=choice is None or not choice.disable_parallel_tool_use,
         thoughts=body.thinking is None or body.thinking.type != "disabled",
     )

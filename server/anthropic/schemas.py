@@ -1,8 +1,8 @@
 """What /v1/messages and /v1/messages/count_tokens take. Names are Anthropic's, or vLLM's."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.sampling_params import SamplingParams
@@ -16,6 +16,9 @@ from server.openai.fields import (
     ModelRequest,
     RequestObject,
     Stops,
+    either,
+    given,
+    missing,
     text_or_list,
 )
 from server.openai.schemas import SamplingRequest
@@ -54,6 +57,7 @@ class AnthropicTool(RequestObject):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     type: str | None = None
+    strict: bool | None = None
 
     @field_validator("type")
     @classmethod
@@ -65,16 +69,26 @@ class AnthropicTool(RequestObject):
 
 class ToolChoice(RequestObject):
     type: Literal["auto", "none", "any", "tool"]
+    name: str | None = None
     disable_parallel_tool_use: bool | None = None
 
-    @field_validator("type")
-    @classmethod
-    def _not_forced(cls, value: str) -> str:
-        if value in ("any", "tool"):
-            raise PydanticCustomError(
-                "unsupported_value", "only 'none' and 'auto' are supported by this server"
-            )
-        return value
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            {"properties": {"type": {"enum": ["auto", "none", "any"]}}}, given("name")
+        )
+    )
+
+    @model_validator(mode="after")
+    def _has_name(self) -> Self:
+        if self.type == "tool" and self.name is None:
+            raise missing("name")
+        return self
+
+    def as_openai(self) -> Any:
+        """In the form of chat completions."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
 
 
 class Thinking(RequestObject):

@@ -33,7 +33,7 @@ async def chat_completions(request: Request) -> Response:
     turns = Turns(
         serving.parsers,
         prompt,
-        body.declared_tools(),
+        body.chosen_tools(),
         parallel=body.parallel_tool_calls is not False,
         thoughts=body.include_reasoning is not False,
     )
@@ -136,7 +136,9 @@ def _choice(index: int, delta: dict[str, Any], reason: str | None = None) -> Cho
 
 def _reason(completion: CompletionOutput, turns: Turns, index: int) -> str | None:
     reason = finish_reason(completion)
-    return "tool_calls" if reason == "stop" and turns.called(index) else reason
+    if reason == "stop" and turns.called(index) and not turns.named:  # as OpenAI has it
+        return "tool_calls"
+    return reason
 
 
 def _logprobs(

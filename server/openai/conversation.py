@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.errors import InvalidRequestError
+from jaxllm.parsers.describe import described
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.openai.fields import (
     CONTENT_FORMS,
@@ -15,15 +16,17 @@ from server.openai.fields import (
     ONE,
     RequestObject,
     Tools,
+    checked_tool_choice,
     conflict,
     either,
     given,
     missing,
     parts,
+    tool_choice_field,
 )
 from server.openai.json_text import parse_json
 from server.serving import Serving
-from server.turns import declared
+from server.tool_choice import ToolChoice
 
 LONG_CHARS = 20_000  # beyond it, rendering or encoding would hold up the event loop
 
@@ -92,7 +95,7 @@ class TemplateOptions(RequestObject):
     chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
     tools: Tools | None = None
-    tool_choice: Annotated[Any, Field(json_schema_extra={"enum": ["none", "auto", None]})] = None
+    tool_choice: Annotated[Any, tool_choice_field("function")] = None
 
     @field_validator("chat_template_kwargs", mode="before")
     @classmethod
@@ -112,12 +115,8 @@ class TemplateOptions(RequestObject):
 
     @field_validator("tool_choice")
     @classmethod
-    def _only_auto(cls, value: Any) -> Any:
-        if value not in (None, "none", "auto"):
-            raise PydanticCustomError(
-                "unsupported_value", "only 'none' and 'auto' are supported by this server"
-            )
-        return value
+    def _known_choice(cls, value: Any) -> Any:
+        return checked_tool_choice(value, "function")
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:
@@ -125,9 +124,9 @@ class TemplateOptions(RequestObject):
             raise conflict("continue_final_message", "it needs add_generation_prompt to be false")
         return self
 
-    def declared_tools(self) -> dict[str, Any]:
-        """What may be called: names, each with the JSON schema of its arguments."""
-        return {} if self.tool_choice == "none" else declared(self.tools)
+    def chosen_tools(self) -> ToolChoice:
+        """Raises InvalidRequestError: a call is required of what is not there."""
+        return ToolChoice.of(self.tools, self.tool_choice)
 
     def template_variables(self) -> dict[str, Any]:
         """For the template itself; it may know none of them."""
@@ -152,6 +151,9 @@ async def render(
             field ``param``.
     """
     tokenizer = serving.client.tokenizer
+    form = serving.parsers.calling().tool
+    if options.chosen_tools().required and form and "tools" not in _variables_of(tokenizer):
+        messages = _with_tools(messages, described(form.form, options.tools or ()))
     variables = options.template_variables()
     unread = variables.keys() - _variables_of(tokenizer)
     serving.note_ignored(f"chat_template_kwargs.{name}" for name in unread)
@@ -169,6 +171,14 @@ async def render(
         if error.param == "messages":
             error.param = param
         raise
+
+
+def _with_tools(messages: list[dict[str, Any]], tools: str) -> list[dict[str, Any]]:
+    """Behind what the system says, or as its only words."""
+    first = messages[0]
+    if first["role"] != "system" or not isinstance(first["content"], str):
+        return [{"role": "system", "content": tools}, *messages]
+    return [first | {"content": f"{first['content']}\n\n{tools}".strip()}, *messages[1:]]
 
 
 def _may_be_long(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> bool:

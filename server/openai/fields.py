@@ -57,6 +57,9 @@ def _prompt_form(value: Any) -> str | None:
     return f"{TAG}lists" if isinstance(value[0], list) else f"{TAG}many"
 
 
+_CHOICES = ("none", "auto", "required")
+
+
 def _union(discriminator: Any, expected: str) -> Discriminator:
     return Discriminator(
         discriminator, custom_error_type="invalid_type", custom_error_message=expected
@@ -105,6 +108,30 @@ InputField = Annotated[
     | Annotated[list[_PromptIds], _SomeInputs, LISTS],
     _PROMPT_FORMS,
 ]
+
+
+def tool_choice_field(inside: str | None) -> Any:
+    """``Field`` of a choice; a tool's name stands in the object ``inside`` of it, or in itself."""
+    named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    function: dict[str, Any] = {"type": {"const": "function"}}
+    function |= named["properties"] if inside is None else {inside: named}
+    required: list[Any] = list(function)
+    extra: dict[str, Any] = {"type": "object", "properties": function, "required": required}
+    words: dict[str, Any] = {"enum": [*_CHOICES, None]}
+    return Field(json_schema_extra={"anyOf": [words, extra]})
+
+
+def checked_tool_choice(value: Any, inside: str | None) -> Any:
+    """For a validator of such a field."""
+    if value is None or (isinstance(value, str) and value in _CHOICES):
+        return value
+    if isinstance(value, dict) and value.get("type") == "function":
+        function = value if inside is None else value.get(inside)
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            return value
+    raise PydanticCustomError(
+        "unsupported_value", "it must be 'none', 'auto', 'required' or a function with its name"
+    )
 
 
 def either(*schemas: dict[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from server.openai.fields import (
     LogprobCount,
     RequestObject,
     both,
+    checked_tool_choice,
     either,
     given,
     missing,
     parts,
     text_or_list,
+    tool_choice_field,
 )
 from server.openai.schemas import SamplingRequest, StreamOptions
 from server.openai.structured import TextFormat
@@ -117,8 +119,10 @@ class FunctionTool(RequestObject):
 
     def as_template_tool(self) -> dict[str, Any]:
         """As chat completions have it, and so templates."""
-        function = {"name": self.name, "description": self.description or ""}
+        function: dict[str, Any] = {"name": self.name, "description": self.description or ""}
         function |= {"parameters": self.parameters or {"type": "object", "properties": {}}}
+        if self.strict is not None:
+            function["strict"] = self.strict
         return {"type": "function", "function": function}
 
 
@@ -152,10 +156,15 @@ class ResponsesRequest(SamplingRequest):
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tool_choice: Annotated[Any, tool_choice_field(None)] = None
     max_tool_calls: int | None = None
     truncation: Literal["disabled"] | None = None
     stream_options: StreamOptions | None = None
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _known_choice(cls, value: Any) -> Any:
+        return checked_tool_choice(value, None)
 
     @property
     def wants_logprobs(self) -> bool:
@@ -185,9 +194,10 @@ class ResponsesRequest(SamplingRequest):
     def template_options(self) -> TemplateOptions:
         effort = None if self.reasoning is None else self.reasoning.effort
         tools = [tool.as_template_tool() for tool in self.tools or ()]
-        return TemplateOptions(
-            reasoning_effort=effort, tools=tools or None, tool_choice=self.tool_choice
-        )
+        choice = self.tool_choice
+        if isinstance(choice, dict):
+            choice = {"type": "function", "function": {"name": choice["name"]}}
+        return TemplateOptions(reasoning_effort=effort, tools=tools or None, tool_choice=choice)
 
     def messages(self) -> list[dict[str, Any]]:
         """As ``ChatMessage.as_template_message`` gives them, instructions first."""

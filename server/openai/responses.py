@@ -26,7 +26,7 @@ async def responses(request: Request) -> Response:
     options = body.template_options()
     prompt = await render(body.messages(), options, serving, param="input")
     parallel = body.parallel_tool_calls is not False
-    turns = Turns(serving.parsers, prompt, options.declared_tools(), parallel=parallel)
+    turns = Turns(serving.parsers, prompt, options.chosen_tools(), parallel=parallel)
     draft = ResponseDraft(body, serving.client.tokenizer, turns)
     outputs = about(
         serving.generate(

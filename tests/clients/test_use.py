@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from tests.clients.conftest import Run
 
@@ -14,6 +15,8 @@ GIVEN: dict[str, Any] = {
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
 SIZE = 576  # of its vectors
+CITY = {"enum": ["Paris", "London"]}
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 99}
 
 
 def use(run: Run, program: str, environment: str, url: str) -> dict[str, Any]:
@@ -59,3 +62,36 @@ def test_litellm(run: Run, default_url: str) -> None:
         assert "Paris" in told[f"chat {provider}"]
         assert told[f"chat {provider}"] == told[f"chat_stream {provider}"]
         assert told[f"embeddings {provider}"] == [SIZE, SIZE]
+
+
+def test_anthropic(run: Run, default_url: str) -> None:
+    tools = {
+        "get_weather": {"type": "object", "properties": {"city": CITY}, "required": ["city"]},
+        "add": {"type": "object", "properties": {"a": NUMBER}, "required": ["a"]},
+    }
+    told = run("anthropic_use.py", "anthropic", url=default_url, tools=tools, **GIVEN)
+    assert "Paris" in told["text"] and told["text"] == told["text_stream"]
+    assert 0 < told["tokens"] <= 12
+    ((name, given),) = told["any"]
+    Draft202012Validator(tools[name]).validate(given)
+    assert told["any_stream"] == told["any"] and told["any_reason"] == "tool_use"
+    for name in tools:
+        ((called, given),) = told[f"named {name}"]
+        assert called == name
+        Draft202012Validator(tools[name]).validate(given)
+
+
+def test_instructor(run: Run, default_url: str) -> None:
+    told = use(run, "instructor_use.py", "instructor", default_url)
+    assert told["TOOLS"]["name"] in ("Paris", "London", "Rome") and 1 <= told["TOOLS"]["rank"] <= 9
+    assert told["partial"] == told["TOOLS"]
+
+
+def test_openai_agents(run: Run, default_url: str) -> None:
+    told = use(run, "agents_use.py", "agents", default_url)
+    for kind in ("OpenAIChatCompletionsModel", "OpenAIResponsesModel"):
+        whole, streamed = told[kind]
+        assert whole and whole == streamed
+    assert len(told["used"]) >= 4
+    for city, days in told["used"]:
+        assert city in ("Paris", "London") and days in (1, 2, 3)

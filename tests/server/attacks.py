@@ -82,7 +82,14 @@ def bad_grammars() -> Iterator[Send]:
         yield from everywhere(400, "invalid_value", response_format={"type": kind})
     yield from everywhere(400, "invalid_value", guided_regex="a", ignore_eos=True)
     yield from everywhere(400, "invalid_value", guided_regex="a", min_tokens=1)
-    yield Send(chat(tool_choice="required"), 400, "unsupported_value", CHAT)
+    yield Send(chat(tool_choice="required"), 400, "invalid_value", CHAT)
+    for tool_choice in ("any", 1, {}, {"type": "function", "function": {"name": 1}}):
+        yield Send(chat(tool_choice=tool_choice), 400, "unsupported_value", CHAT)
+    for parameters in (1, [], {"type": "string"}, {"not": {}}, {"$ref": "http://127.0.0.1/x"}):
+        function = {"name": "f", "parameters": parameters}
+        tools = [{"type": "function", "function": function}]
+        fields = {"tools": tools, "tool_choice": "required"}
+        yield Send(chat(**fields), 400, None, CHAT)
 
 
 def slow_grammars() -> Iterator[Send]:

@@ -21,6 +21,8 @@ REASONS = re.compile(
             "must not exceed max_tokens",
             "This server's operator",
             "was not started for embeddings",
+            "Invalid 'tool_choice': (a call is required|there is no tool)",
+            "Invalid 'tools'",  # what a grammar of their calls cannot say
             "got a decimal number instead",  # 3.0 is an integer to a schema, but not to OpenAI
         )
     )

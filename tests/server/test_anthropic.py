@@ -190,7 +190,8 @@ def test_counting_tokens(http: TestClient, engine: FakeClient) -> None:
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "messages[0].content[0]",
         ),
-        ({"tool_choice": {"type": "any"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),  # there are no tools
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
         ({"stop_sequences": ["x"] * 17}, "stop_sequences"),
         ({"mcp_servers": [{}]}, "mcp_servers"),

@@ -112,7 +112,8 @@ ROWS: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     (CHAT, chat(allowed_token_ids=[]), 400, "allowed_token_ids", "invalid_value"),
     (CHAT, chat(min_tokens=9, max_tokens=3), 400, "min_tokens", "invalid_value"),
     (CHAT, chat(response_format={"type": "xml"}), 400, "response_format.type", "invalid_value"),
-    (CHAT, chat(tool_choice="required"), 400, "tool_choice", "unsupported_value"),
+    (CHAT, chat(tool_choice="required"), 400, "tool_choice", "invalid_value"),
+    (CHAT, chat(tool_choice="sometimes"), 400, "tool_choice", "unsupported_value"),
     (CHAT, chat(tool_choice={"type": "function"}), 400, "tool_choice", "unsupported_value"),
     (CHAT, chat(chat_template="{{ 1 }}"), 400, "chat_template", "unsupported_parameter"),
     (

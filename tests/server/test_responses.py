@@ -181,7 +181,8 @@ def test_sampling_parameters_reach_the_engine(http: TestClient, engine: FakeClie
         ({"conversation": "c"}, "conversation", "unsupported_parameter"),
         ({"background": True}, "background", "unsupported_parameter"),
         ({"tools": [{"type": "web_search", "name": "w"}]}, "tools[0].type", "unsupported_value"),
-        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),  # there are no tools
+        ({"tool_choice": "sometimes"}, "tool_choice", "unsupported_value"),
         ({"truncation": "auto"}, "truncation", "invalid_value"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
         ({"include": ["file_search_call.results"]}, "include[0]", "invalid_value"),

@@ -42,8 +42,20 @@ def _not_closed(prompt: str) -> bool:
     return not prompt.rstrip().endswith(TAGS[1])
 
 
+def _written(markers: tuple[tuple[str, ...], tuple[str, ...]]) -> tuple[str, str]:
+    openings, closings = markers
+    return openings[0], closings[0]
+
+
 # R1's answers begin with thoughts whether or not prompt or model have written the tag.
-DEEPSEEK_R1 = ReasoningParser(_between(*TAGS), _not_closed)
-THINK = ReasoningParser(_between(*TAGS), _ends_with(*TAGS[0]))
-MISTRAL = ReasoningParser(_between(*BRACKETS), _ends_with(*BRACKETS[0]), special_tokens=True)
-GRANITE = ReasoningParser(_between(*SENTENCES), _ends_with(*SENTENCES[0]))
+DEEPSEEK_R1 = ReasoningParser(_between(*TAGS), _not_closed, markers=_written(TAGS))
+THINK = ReasoningParser(_between(*TAGS), _ends_with(*TAGS[0]), markers=_written(TAGS))
+MISTRAL = ReasoningParser(
+    _between(*BRACKETS),
+    _ends_with(*BRACKETS[0]),
+    special_tokens=True,
+    markers=_written(BRACKETS),
+)
+GRANITE = ReasoningParser(
+    _between(*SENTENCES), _ends_with(*SENTENCES[0]), markers=_written(SENTENCES)
+)

@@ -49,6 +49,7 @@ DEEPSEEK_V3 = ToolParser(
         end=f"\n{FENCE}{END_CALL}",
         separator="\n",
         closing=END_CALLS,
+        trigger=CALLS,
     ),
     special_tokens=True,
 )
@@ -60,6 +61,7 @@ DEEPSEEK_V31 = ToolParser(
         before_arguments=SEPARATOR,
         end=END_CALL,
         closing=END_CALLS,
+        trigger=CALLS,
     ),
     special_tokens=True,
 )

@@ -69,7 +69,8 @@ GLM45 = ToolParser(
         end="</tool_call>",
         separator="\n",
         arguments="tagged",
+        trigger=OPEN,
         tag="<arg_key>{name}</arg_key>\n<arg_value>{value}</arg_value>\n",
     ),
 )
-GLM4 = ToolParser(_bare, CallForm(begin="", before_arguments="\n", end=""))
+GLM4 = ToolParser(_bare, CallForm(begin="", before_arguments="\n", end="", one=True))

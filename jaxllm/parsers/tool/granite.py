@@ -27,6 +27,7 @@ GRANITE = ToolParser(
         end="}",
         separator=", ",
         closing="]",
+        trigger=TOKEN,
     ),
     special_tokens=True,
 )

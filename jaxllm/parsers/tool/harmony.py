@@ -69,4 +69,10 @@ _OPENAI = CallForm(
     separator=f"{START}assistant",
 )
 OPENAI = ToolParser(_grammar, _OPENAI, special_tokens=True, reads_reasoning=True)
-OPENAI_GPTOSS = ReasoningParser(_grammar, lambda _: False, special_tokens=True, reads_calls=True)
+OPENAI_GPTOSS = ReasoningParser(
+    _grammar,
+    lambda _: False,
+    special_tokens=True,
+    reads_calls=True,
+    markers=(f"{CHANNEL}analysis{MESSAGE}", f"{END}{START}assistant"),
+)

@@ -24,5 +24,6 @@ HERMES = ToolParser(
         before_arguments='", "arguments": ',
         end="}\n</tool_call>",
         separator="\n",
+        trigger=OPEN,
     ),
 )

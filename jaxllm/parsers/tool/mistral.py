@@ -45,13 +45,14 @@ MISTRAL = ToolParser(
         end="}",
         separator=", ",
         closing="]",
+        trigger=OPEN,
     ),
     special_tokens=True,
     new_id=nine_characters,
 )
 MISTRAL_V11 = ToolParser(
     _grammar,
-    CallForm(begin="[TOOL_CALLS]", before_arguments="[ARGS]", end=""),
+    CallForm(begin="[TOOL_CALLS]", before_arguments="[ARGS]", end="", trigger=OPEN),
     special_tokens=True,
     new_id=nine_characters,
 )

@@ -27,6 +27,7 @@ PHI4 = ToolParser(
         end="}",
         separator=", ",
         closing="]",
+        trigger=FUNCTOOLS,
     ),
     special_tokens=True,
 )

@@ -55,6 +55,7 @@ QWEN3_CODER = ToolParser(
         end="</function>\n</tool_call>",
         separator="\n",
         arguments="tagged",
+        trigger=OPEN,
         tag="<parameter={name}>\n{value}\n</parameter>\n",
     ),
 )
