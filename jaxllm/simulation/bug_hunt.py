@@ -16,12 +16,12 @@ from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any, override
 
-from jaxllm.simulation.planted_bugs import Bug
+from jaxllm.simulation.bug import Bug
 
 STEPS_PER_RUN = 400
 MAX_STEPS = 20_000
 MAX_SECONDS = 60
-PATCHED_ROOMS = ("jaxllm.core", "jaxllm.engine", "jaxllm.simulation")
+PATCHED_ROOMS = ("jaxllm.core", "jaxllm.engine", "jaxllm.journal", "jaxllm.simulation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def patched_source(bug: Bug) -> str:
     if source.count(bug.old) != 1:
         raise BugNotPlantedError(
             f"{bug.name!r}: {bug.old!r} is in {bug.module} {source.count(bug.old)} times, not "
-            "once. Bring its entry in jaxllm/simulation/planted_bugs.py up to date."
+            "once. Bring its entry up to date."
         )
     return source.replace(bug.old, bug.new)
 

@@ -1,0 +1,59 @@
+"""Who goes first, and who makes way."""
+
+from jaxllm.simulation.bug import FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER, SHARES, SPARING, WAY, Bug
+
+BY_ARRIVAL = "merge(self._preempted, self._new.values(), key=_arrival)"
+
+BUGS_OF_POLICIES = (
+    # Policies
+    Bug("the worst priority goes first", PRIORITY, "self._priorities[0]", "self._priorities[-1]"),
+    Bug("equals make way", WAY, ") <= policy.rank(request)", ") < policy.rank(request)"),
+    Bug("nobody makes way", WAY, "        victims += going\n", ""),
+    Bug(
+        "the best makes way",
+        WAY,
+        "rows.victims()[::-1]].tolist()",
+        "rows.victims()].tolist()",
+    ),
+    Bug(
+        "ranks do not count in rows",
+        ROWS,
+        "np.lexsort((self.arrival[rows], self.rank[rows]))",
+        "np.argsort(self.arrival[rows])",
+    ),
+    Bug(
+        "the preempted come after the new",
+        QUEUE,
+        BY_ARRIVAL,
+        "iter((*self._new.values(), *self._preempted))",
+    ),
+    Bug("prefills are not charged", FAIR, "        self._charge(tenant, num_tokens)\n", ""),
+    Bug(
+        "tokens of decoding are not charged",
+        FAIR,
+        "            self._charge(tenant, count)\n",
+        "            pass\n",
+    ),
+    Bug(
+        "weights are upside down", FAIR, "num_tokens / self._weights", "num_tokens * self._weights"
+    ),
+    Bug("nobody is ever spared", SPARING, ">= MAX_PREEMPTIONS", ">= 10**9"),
+    Bug(
+        "long prefills leave nothing",
+        SHARES,
+        "budget - min(wanted_by_short, budget // 2)",
+        "budget",
+    ),
+    Bug(
+        "the rest of a step is given twice",
+        SHARES,
+        'turn."""\n        chunk = min(num_tokens, self.left)\n        self.left -= chunk\n',
+        'turn."""\n        chunk = min(num_tokens, self.left)\n',
+    ),
+    Bug(
+        "limits are ignored",
+        SCHEDULER,
+        "if num_decode and token_limit is not None:",
+        "if num_decode and token_limit is None:",
+    ),
+)
