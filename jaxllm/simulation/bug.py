@@ -15,10 +15,13 @@ LOOP, RECOVERY = f"{ENGINE}.engine_core", f"{ENGINE}.recovery"
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """``answers``: it must be found without the recount of the books too, by what clients get."""
+    """``answers``: it must be found without the recount of the books too, by what clients get.
+    ``scenario`` is where it is looked for first.
+    """
 
     name: str
     module: str
     old: str
     new: str
     answers: bool = True
+    scenario: str = "random"

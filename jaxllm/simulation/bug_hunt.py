@@ -102,7 +102,8 @@ def hunt(bug: Bug, books: bool, max_steps: int = MAX_STEPS) -> Catch:
             integrity: Any = import_module("jaxllm.core.integrity")
             integrity.check_integrity = lambda *args: None
         catch = Catch(bug, books, None, 0)
-        return _simulate(catch, simulation.Simulation, tuple(scenarios.SCENARIOS), max_steps)
+        names = sorted(scenarios.SCENARIOS, key=lambda name: name != bug.scenario)
+        return _simulate(catch, simulation.Simulation, names, max_steps)
     finally:
         sys.meta_path.remove(finder)
         _forget_modules()

@@ -1,25 +1,38 @@
 """Who goes first, and who makes way."""
 
-from jaxllm.simulation.bug import FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER, SHARES, SPARING, WAY, Bug
+from jaxllm.simulation.bug import FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER, SHARES, WAY, Bug
 
 BY_ARRIVAL = "merge(self._preempted, self._new.values(), key=_arrival)"
 
 BUGS_OF_POLICIES = (
-    # Policies
-    Bug("the worst priority goes first", PRIORITY, "self._priorities[0]", "self._priorities[-1]"),
-    Bug("equals make way", WAY, ") <= policy.rank(request)", ") < policy.rank(request)"),
-    Bug("nobody makes way", WAY, "        victims += going\n", ""),
+    Bug(
+        "the worst priority goes first",
+        PRIORITY,
+        "self._priorities[0]",
+        "self._priorities[-1]",
+        scenario="priorities",
+    ),
+    Bug(
+        "equals make way",
+        WAY,
+        ") <= policy.rank(request)",
+        ") < policy.rank(request)",
+        scenario="priorities",
+    ),
+    Bug("nobody makes way", WAY, "        victims += going\n", "", scenario="priorities"),
     Bug(
         "the best makes way",
         WAY,
         "rows.victims()[::-1]].tolist()",
         "rows.victims()].tolist()",
+        scenario="priorities",
     ),
     Bug(
         "ranks do not count in rows",
         ROWS,
         "np.lexsort((self.arrival[rows], self.rank[rows]))",
         "np.argsort(self.arrival[rows])",
+        scenario="priorities",
     ),
     Bug(
         "the preempted come after the new",
@@ -27,17 +40,13 @@ BUGS_OF_POLICIES = (
         BY_ARRIVAL,
         "iter((*self._new.values(), *self._preempted))",
     ),
-    Bug("prefills are not charged", FAIR, "        self._charge(tenant, num_tokens)\n", ""),
     Bug(
-        "tokens of decoding are not charged",
+        "nothing is charged",
         FAIR,
-        "            self._charge(tenant, count)\n",
-        "            pass\n",
+        "+= num_tokens / self._weights.get(tenant, 1.0)",
+        "+= 0.0",
+        scenario="tenants",
     ),
-    Bug(
-        "weights are upside down", FAIR, "num_tokens / self._weights", "num_tokens * self._weights"
-    ),
-    Bug("nobody is ever spared", SPARING, ">= MAX_PREEMPTIONS", ">= 10**9"),
     Bug(
         "long prefills leave nothing",
         SHARES,
@@ -54,6 +63,6 @@ BUGS_OF_POLICIES = (
         "limits are ignored",
         SCHEDULER,
         "if num_decode and token_limit is not None:",
-        "if num_decode and token_limit is None:",
+        "if not num_decode and token_limit is not None:",
     ),
 )

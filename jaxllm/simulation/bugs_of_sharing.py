@@ -70,18 +70,14 @@ BUGS_OF_SHARING = (
         SCHEDULER,
         "            self.kv_cache.forget_contents(request)\n",
         "            self.kv_cache.note_computed(request, 0, pauses=False)\n",
+        scenario="nan-rows",
     ),
     Bug(
         "contents outlive a reset",
         TABLES,
         "        self._discard(self.prefix.block_ids())\n",
         "",
-    ),
-    Bug(
-        "moves outlive a reset",
-        TABLES,
-        "        self.host.clear()\n        self._moves = BlockMoves()\n",
-        "        self.host.clear()\n",
+        scenario="faults",
     ),
     Bug(
         "moves are told again",
@@ -122,7 +118,7 @@ BUGS_OF_SHARING = (
     ),
     # The host's memory
     Bug("a slot that is read is given out", HOST, "        self._read.add(block_hash)\n", ""),
-    Bug("slots outlive a reset", HOST, "        self._slots.clear()\n", ""),
+    Bug("slots outlive a reset", HOST, "        self._slots.clear()\n", "", scenario="faults"),
     Bug("one slot for all", HOST, "self._free.popleft()", "self._free[0]"),
     Bug(
         "a load goes into the next block",

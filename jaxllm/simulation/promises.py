@@ -19,9 +19,7 @@ class Promises:
     def __init__(self, scheduler: Scheduler, last_limit: Callable[[], int | None]):
         self._scheduler, self._last_limit = scheduler, last_limit
         self._policy = scheduler.scheduling.policy
-        self._weights = scheduler.scheduling.weight_by_tenant()
         self._running: dict[str, int] = {}  # priority by id, after the step before
-        self._served: dict[str, float] = {}  # tokens / weight of tenants with something waiting
         self._num_preemptions = 0
 
     def check(self, step: SchedulerOutput) -> None:
@@ -33,8 +31,6 @@ class Promises:
                 self._check_way_made(new)
             self._check_short_ones(step)
             self._check_limit(step)
-        if self._policy == "fair":
-            self._check_shares(step)
         self._num_preemptions = scheduler.num_preemptions
         running = (r for r in scheduler.requests.values() if r.row is not None)
         self._running = {r.request_id: r.core_request.priority for r in running}
@@ -101,22 +97,3 @@ class Promises:
             least = lowest_limit(self._scheduler.plan.buckets, step.num_decode_rows)
             most = max(limit, least)
             require(step.num_tokens <= most, "limit", f"{step.num_tokens} tokens, limit {most}.")
-
-    def _check_shares(self, step: SchedulerOutput) -> None:
-        """Tenants that always have something waiting are served alike, as far as rows allow."""
-        scheduler = self._scheduler
-        waiting = {request.core_request.tenant for request in scheduler.waiting}
-        if scheduler.isolating or not waiting >= self._served.keys():
-            self._served = dict.fromkeys(waiting, 0.0)
-            return
-        for name, count in zip(step.request_ids, step.num_new_tokens.tolist(), strict=True):
-            tenant = scheduler.requests[name].core_request.tenant
-            if tenant in self._served:
-                self._served[tenant] += count / self._weights.get(tenant, 1.0)
-        if len(self._served) > 1:
-            longest = scheduler.plan.max_model_len / min(
-                self._weights.get(tenant, 1.0) for tenant in self._served
-            )
-            apart = max(self._served.values()) - min(self._served.values())
-            most = 2 * (scheduler.rows.num_rows + 1) * longest
-            require(apart <= most, "shares", f"Tenants are {apart} tokens apart.")

@@ -127,8 +127,11 @@ SCENARIOS = {
         about="fair shares",
         policies=("fair",),
         tenants=("a", "b", "c"),
-        arrivals=0.8,
-        backlog=30,
+        arrivals=0.7,
+        backlog=150,
+        max_num_seqs=(1, 3),
+        max_model_len=(12, 24),
+        aborts=0.002,
     ),
     "nan-rows": Scenario(about="many requests with bad logits", bad=0.3, transient=0.001),
     "journals": Scenario(
@@ -141,7 +144,7 @@ SCENARIOS = {
         policies=("fcfs", "priority", "fair"),
         priorities=(0, 0, 1),
         tenants=("a", "b"),
-        limits=0.7,
+        limits=1.0,
     ),
     "deaths": Scenario(about="the engine process dies; clients ask again", deaths=0.01),
 }
