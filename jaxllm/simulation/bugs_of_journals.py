@@ -16,11 +16,12 @@ BUGS_OF_JOURNALS = (
         "scheduling or SchedulingConfig()",
         "SchedulingConfig()",
     ),
-    _bug(
+    Bug(
         "limits are not recorded",
         WRITER,
         "self.scheduler.plan, self._now(), self._last_limit",
         "self.scheduler.plan, self._now(), None",
+        scenario="limits",
     ),
     _bug(
         "failures are not recorded",

@@ -64,5 +64,6 @@ BUGS_OF_POLICIES = (
         SCHEDULER,
         "if num_decode and token_limit is not None:",
         "if not num_decode and token_limit is not None:",
+        scenario="limits",
     ),
 )

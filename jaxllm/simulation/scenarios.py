@@ -88,7 +88,23 @@ class Scenario:
 
 SCENARIOS = {
     "random": Scenario(about="a bit of everything that a healthy device sees"),
-    "faults": Scenario(about="steps that raise, rows of NaN", transient=0.02, bad=0.1, aborts=0.05),
+    "faults": Scenario(
+        about="steps that raise, rows of NaN",
+        transient=0.02,
+        bad=0.1,
+        aborts=0.05,
+        host=(0.0, 2.0),
+        pool=(0.15, 0.6),
+    ),
+    "limits": Scenario(
+        about="steps that are limited below what they could hold",
+        limits=1.0,
+        prompts="long-beside-short",
+        journals=1.0,
+        max_model_len=(96, 160),
+        max_num_batched_tokens=(128, 256),
+        block_size=(8,),
+    ),
     "cancels": Scenario(about="clients leave all the time", aborts=0.3, arrivals=0.6),
     "pressure": Scenario(
         about="the pool is a tenth of the demand",
