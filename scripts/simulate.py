@@ -54,7 +54,7 @@ def main() -> int:
     except JaxLLMError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code
-    return _hunt(args.processes) if args.bugs else _simulate(args)
+    return _simulate(args) if args.bugs is None else _hunt(args.bugs, args.processes)
 
 
 def _parse() -> argparse.Namespace:
@@ -64,7 +64,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help=f"runs; default: one per {STEPS_PER_SEED} steps")
     parser.add_argument("--scenario", choices=SCENARIOS, help="default: all in turn")
     parser.add_argument("--processes", type=int, default=cpu_count(), help="(%(default)s)")
-    parser.add_argument("--bugs", action="store_true", help="find the planted bugs instead")
+    parser.add_argument(
+        "--bugs",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="find planted bugs instead",
+    )
     capacity = parser.add_argument_group("capacity", "what would be served, and how fast")
     capacity.add_argument(
         "--trace", help="a journal, JSON lines (arrival, prompt, output), or workload a, b, decode"
@@ -101,15 +107,15 @@ def _simulate(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _hunt(processes: int) -> int:
+def _hunt(name: str, processes: int) -> int:
     """A table of the planted bugs: what noticed them, with the books recounted and without."""
-    missed = 0
+    missed, bugs = 0, [bug for bug in BUGS if name in bug.name]
     print(f"{'planted bug':<50} {'books':<6} {'noticed by':<14} {'steps':>6}")
-    for catch in hunt_all(BUGS, processes):
+    for catch in hunt_all(bugs, processes):
         books, check = "yes" if catch.books else "no", catch.check or "NOBODY"
         print(f"{catch.bug.name:<50} {books:<6} {check:<14} {catch.num_steps:>6}", flush=True)
         missed += catch.check is None
-    print(f"{len(BUGS)} bugs planted, {missed} times nobody noticed")
+    print(f"{len(bugs)} bugs planted, {missed} times nobody noticed")
     return 1 if missed else 0
 
 

@@ -6,8 +6,8 @@ from collections import OrderedDict, deque
 class HostTier:
     """Full blocks that had to leave the device, by hash; the least recently used makes way.
 
-    What is read and what is written within one step never meets in a slot: a slot that the step
-    reads is not given out before the next (``step_made``).
+    A step saves before it loads: what it saves it may load again, but a slot that it reads is not
+    given to another block before the next step (``step_made``).
     """
 
     def __init__(self, num_slots: int):

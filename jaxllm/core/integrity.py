@@ -13,6 +13,7 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.request import RequestStatus
 from jaxllm.core.row_table import FREE
 from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.core.sparing import rank_in_row
 
 if TYPE_CHECKING:
     from jaxllm.core.scheduler import Scheduler
@@ -91,7 +92,7 @@ def _check_rows(scheduler: Scheduler) -> None:
         own = request.final_len, request.arrival_index, request.needs_events
         if copied != own:
             raise InvariantError(f"final_len, arrival, needs_events: {copied} instead of {own}.")
-        if table.rank[row] != scheduler.waiting.rank(request):
+        if table.rank[row] != rank_in_row(scheduler.waiting, request):
             raise InvariantError("rank differs.")
         computed, num_blocks = num_computed[row], len(tables.get(request.request_id, ()))
         if not 0 <= computed <= request.max_computed_tokens:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jaxllm.core.request import Request
+from jaxllm.core.sparing import blocks_to_admit, rank_in_row
 
 if TYPE_CHECKING:
     from jaxllm.core.scheduler import Scheduler
@@ -19,13 +20,13 @@ def victims_of_waiting(scheduler: Scheduler, num_tokens: int) -> list[Request]:
     rows, kv_cache = scheduler.rows, scheduler.kv_cache
     num_rows, num_blocks = rows.num_free, scheduler.pool.num_free
     candidates: list[Request] = rows.request[rows.victims()[::-1]].tolist()  # the worst is last
-    rank = scheduler.waiting.rank
+    policy = scheduler.waiting
     victims: list[Request] = []
     for request in scheduler.waiting:
-        wanted = kv_cache.num_blocks_for(request.num_tokens)
+        wanted = blocks_to_admit(scheduler, request)
         going: list[Request] = []
         while not num_rows or num_blocks < wanted:
-            if not candidates or rank(candidates[-1]) <= rank(request):
+            if not candidates or rank_in_row(policy, candidates[-1]) <= policy.rank(request):
                 return victims
             going.append(candidates.pop())
             num_rows += 1

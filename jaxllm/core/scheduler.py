@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ from jaxllm.core.prefill_shares import PrefillShares
 from jaxllm.core.request import FINISHED, Request, RequestStatus
 from jaxllm.core.row_table import RowTable
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.core.sparing import blocks_to_admit, is_spared, rank_in_row
 from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, EngineStats, StepOutputs
 
@@ -90,7 +92,7 @@ class Scheduler:
             for_all=plan.prefix_cache_scope == "all",
         )
         self.waiting = POLICIES[self.scheduling.policy](self.scheduling)
-        self.rows = RowTable(plan.max_num_seqs, self.waiting.rank)
+        self.rows = RowTable(plan.max_num_seqs, partial(rank_in_row, self.waiting))
         self.requests: dict[str, Request] = {}  # every request that is not finished
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
@@ -307,6 +309,8 @@ class Scheduler:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""
         request = self._next_waiting()
         if request is None or not self.rows.num_free:
+            return None
+        if is_spared(request) and self.pool.num_free < blocks_to_admit(self, request):
             return None
         start = self.kv_cache.begin(request)
         if start is None:

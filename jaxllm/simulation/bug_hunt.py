@@ -16,12 +16,12 @@ from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any, override
 
-from jaxllm.simulation.planted_bugs import Bug
+from jaxllm.simulation.bug import Bug
 
 STEPS_PER_RUN = 400
 MAX_STEPS = 20_000
 MAX_SECONDS = 60
-PATCHED_ROOMS = ("jaxllm.core", "jaxllm.engine", "jaxllm.simulation")
+PATCHED_ROOMS = ("jaxllm.core", "jaxllm.engine", "jaxllm.journal", "jaxllm.simulation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def patched_source(bug: Bug) -> str:
     if source.count(bug.old) != 1:
         raise BugNotPlantedError(
             f"{bug.name!r}: {bug.old!r} is in {bug.module} {source.count(bug.old)} times, not "
-            "once. Bring its entry in jaxllm/simulation/planted_bugs.py up to date."
+            "once. Bring its entry up to date."
         )
     return source.replace(bug.old, bug.new)
 
@@ -102,7 +102,8 @@ def hunt(bug: Bug, books: bool, max_steps: int = MAX_STEPS) -> Catch:
             integrity: Any = import_module("jaxllm.core.integrity")
             integrity.check_integrity = lambda *args: None
         catch = Catch(bug, books, None, 0)
-        return _simulate(catch, simulation.Simulation, tuple(scenarios.SCENARIOS), max_steps)
+        names = sorted(scenarios.SCENARIOS, key=lambda name: name != bug.scenario)
+        return _simulate(catch, simulation.Simulation, names, max_steps)
     finally:
         sys.meta_path.remove(finder)
         _forget_modules()
@@ -115,7 +116,8 @@ def _simulate(catch: Catch, simulation: Any, scenarios: Sequence[str], max_steps
     num_steps, seed = 0, 0
     try:
         while num_steps < max_steps:
-            run = simulation(scenarios[seed % len(scenarios)], seed)
+            name = scenarios[seed // 2 % len(scenarios) if seed % 2 else 0]
+            run = simulation(name, seed)
             try:
                 run.run(STEPS_PER_RUN)
             except Exception as error:

@@ -1,6 +1,9 @@
 """The real engine core, with no bug hidden by its recovery, and an executor that counts again."""
 
+from collections.abc import Callable
 from typing import override
+
+import numpy as np
 
 from jaxllm.core import integrity
 from jaxllm.core.scheduler import Scheduler
@@ -9,6 +12,7 @@ from jaxllm.engine.engine_core import EngineCore, StepFailed
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.messages import StepOutputs
 from jaxllm.simulation.fake_executor import DeviceError, FakeExecutor
+from jaxllm.simulation.promises import Promises
 from jaxllm.simulation.violation import require
 
 
@@ -16,24 +20,34 @@ class CheckedExecutor(FakeExecutor):
     """Recounts the scheduler's books at each dispatch, when the step is just made."""
 
     scheduler: Scheduler
-    in_turns = True  # whether its policy is first come, first served
+    promises: Promises
+
+    def watch(
+        self, scheduler: Scheduler, last_limit: Callable[[], int | None] = lambda: None
+    ) -> None:
+        self.scheduler, self.promises = scheduler, Promises(scheduler, last_limit)
+        self.failed_blocks: set[int] = set()  # of requests that the results just fetched end
 
     @override
     def dispatch(self, plan: SchedulerOutput) -> ModelRunnerOutput | None:
         integrity.check_integrity(self.scheduler, plan)
-        self._check_turns(plan)
+        self.promises.check(plan)
         return super().dispatch(plan)
 
-    def _check_turns(self, step: SchedulerOutput) -> None:
-        """Nobody is admitted before an older one, save suspects of a failure."""
-        scheduler = self.scheduler
-        if not self.in_turns or not step.new_rows or scheduler.isolating:
-            return
-        admitted = max(
-            scheduler.requests[n.request.request_id].arrival_index for n in step.new_rows
-        )
-        oldest = min((request.arrival_index for request in scheduler.waiting), default=admitted)
-        require(admitted <= oldest, "turns", "A request was admitted before an older one.")
+    @override
+    def fetch(self, handle: ModelRunnerOutput | None) -> ModelRunnerOutput:
+        output, rows = super().fetch(handle), self.scheduler.rows
+        record = self.scheduler.in_flight[0]
+        for tenancy in record.tenancies[~output.finite].tolist():
+            for row in np.flatnonzero(rows.tenancy == tenancy).tolist():
+                self.failed_blocks.update(self.scheduler.kv_cache.block_ids(rows.request[row]))
+        return output
+
+    def check_failed(self) -> None:
+        """After an update: nobody finds what failed requests have computed."""
+        found = self.failed_blocks & self.scheduler.kv_cache.prefix.block_ids()
+        require(not found, "cache", f"Blocks {found} of a failed request are still found.")
+        self.failed_blocks.clear()
 
 
 class CheckedCore(EngineCore):

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class DeviceError(RuntimeError):
 class FakeRow:
     request: EngineCoreRequest
     token_ids: tuple[int, ...]
+    identity: int  # of what keys and values depend on beside tokens, and of who may share
     table: list[int] = field(default_factory=list)
     last_token: int | None = None  # sampled in this row, still "on the device"
 
@@ -56,7 +58,7 @@ class FakeExecutor:
 
     def reset(self) -> None:
         self.rows: dict[int, FakeRow] = {}
-        shape = (self.plan.num_blocks, self.plan.block_size, 2)
+        shape = (self.plan.num_blocks, self.plan.block_size, 3)  # token, position, whose
         self.kv = np.full(shape, -1, np.int32)
         self.host: dict[int, np.ndarray] = {}
         self.pending: deque[int] = deque()
@@ -136,7 +138,7 @@ class FakeExecutor:
     def _join(self, new: NewRow) -> None:
         if new.row in self.rows:
             raise Violation("executor", f"Row {new.row} is taken.")
-        self.rows[new.row] = FakeRow(new.request, new.token_ids)
+        self.rows[new.row] = FakeRow(new.request, new.token_ids, self._identity(new.request))
 
     def _write(self, row: FakeRow, start: int, end: int, *, from_device: bool) -> None:
         if from_device and row.last_token is None:
@@ -146,11 +148,19 @@ class FakeExecutor:
             raise Violation("executor", "Tokens are fed that nobody knows.")
         for position, token in zip(range(start, end), fed, strict=True):
             block_id = row.table[position // self.plan.block_size]
-            self.kv[block_id, position % self.plan.block_size] = token, position
+            self.kv[block_id, position % self.plan.block_size] = token, position, row.identity
 
     def _read(self, row: FakeRow, length: int) -> np.ndarray:
         num_blocks = -(-length // self.plan.block_size)
-        return self.kv[row.table[:num_blocks]].reshape(-1, 2)[:length]
+        entries = self.kv[row.table[:num_blocks]].reshape(-1, 3)[:length]
+        if (entries[:, 2] != row.identity).any():
+            raise Violation("cache", f"{row.request.request_id} reads what is not for it.")
+        return entries[:, :2]
+
+    def _identity(self, request: EngineCoreRequest) -> int:
+        tenant = "" if self.plan.prefix_cache_scope == "all" else request.tenant
+        params = request.sampling_params.attention_params
+        return crc32(repr((tenant, request.cache_salt, params)).encode()) & 0x7FFFFFFF
 
     def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:
         logprob, rank, top_ids, top_logprobs = score(context, token_id, self.plan.model.vocab_size)

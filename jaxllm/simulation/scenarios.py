@@ -15,6 +15,7 @@ class RandomLimit(LatencyTarget):
 
     def __init__(self, random: Random, most: int = 70):
         self._random, self._most = random, most
+        self.last: int | None = None
 
     @override
     def observe(self, bucket: BatchBucket, seconds: float) -> None:
@@ -23,7 +24,8 @@ class RandomLimit(LatencyTarget):
     @property
     @override
     def token_limit(self) -> int | None:
-        return self._random.randint(0, self._most)
+        self.last = self._random.randint(0, self._most)
+        return self.last
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,7 @@ class Scenario:
     transient: float = 0.0  # steps that fail for no request's fault
     bad: float = 0.0  # share of requests that fail: steps that raise, logits that are NaN
     policies: tuple[str, ...] = ("fcfs",)
+    journals: float = 0.0  # share of engines whose journal is replayed when they end
     limits: float = 0.2  # share of engines whose steps are limited, at random
     priorities: tuple[int, ...] = (0,)
     tenants: tuple[str, ...] = ("",)
@@ -59,7 +62,7 @@ class Scenario:
             long_prefill_token_threshold=random.choice((None, 1, 5)),
         )
 
-    def limit(self, random: Random) -> LatencyTarget | None:
+    def limit(self, random: Random) -> RandomLimit | None:
         return RandomLimit(random) if random.random() < self.limits else None
 
     def plan(self, random: Random) -> EnginePlan:
@@ -85,7 +88,23 @@ class Scenario:
 
 SCENARIOS = {
     "random": Scenario(about="a bit of everything that a healthy device sees"),
-    "faults": Scenario(about="steps that raise, rows of NaN", transient=0.02, bad=0.1, aborts=0.05),
+    "faults": Scenario(
+        about="steps that raise, rows of NaN",
+        transient=0.02,
+        bad=0.1,
+        aborts=0.05,
+        host=(0.0, 2.0),
+        pool=(0.15, 0.6),
+    ),
+    "limits": Scenario(
+        about="steps that are limited below what they could hold",
+        limits=1.0,
+        prompts="long-beside-short",
+        journals=1.0,
+        max_model_len=(96, 160),
+        max_num_batched_tokens=(128, 256),
+        block_size=(8,),
+    ),
     "cancels": Scenario(about="clients leave all the time", aborts=0.3, arrivals=0.6),
     "pressure": Scenario(
         about="the pool is a tenth of the demand",
@@ -111,13 +130,37 @@ SCENARIOS = {
         max_model_len=(40, 64),
     ),
     "system-prompts": Scenario(
-        about="texts with common beginnings, under pressure", prompts="shared", pool=(0.2, 0.5)
+        about="texts with common beginnings, under pressure",
+        prompts="shared",
+        pool=(0.2, 0.5),
+        tenants=("", "", "t"),
     ),
     "siblings": Scenario(about="n completions of one prompt", prompts="siblings"),
     "priorities": Scenario(
         about="requests of unequal priority", priorities=(-1, 0, 0, 3), policies=("priority",)
     ),
-    "tenants": Scenario(about="fair shares", policies=("fair",), tenants=("a", "b", "c")),
+    "tenants": Scenario(
+        about="fair shares",
+        policies=("fair",),
+        tenants=("a", "b", "c"),
+        arrivals=0.7,
+        backlog=150,
+        max_num_seqs=(1, 3),
+        max_model_len=(12, 24),
+        aborts=0.002,
+    ),
     "nan-rows": Scenario(about="many requests with bad logits", bad=0.3, transient=0.001),
+    "journals": Scenario(
+        about="every engine writes a journal, whatever befalls it",
+        journals=1.0,
+        deaths=0.005,
+        transient=0.01,
+        bad=0.05,
+        aborts=0.05,
+        policies=("fcfs", "priority", "fair"),
+        priorities=(0, 0, 1),
+        tenants=("a", "b"),
+        limits=1.0,
+    ),
     "deaths": Scenario(about="the engine process dies; clients ask again", deaths=0.01),
 }

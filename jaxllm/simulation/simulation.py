@@ -3,8 +3,10 @@
 Everything follows from the scenario and the seed: the plan, arrivals, parameters, aborts, faults.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from jaxllm.core import integrity
 from jaxllm.core.scheduler import Scheduler
@@ -14,6 +16,7 @@ from jaxllm.simulation.answers import Answers
 from jaxllm.simulation.checked import CheckedCore, CheckedExecutor
 from jaxllm.simulation.clock import VirtualClock
 from jaxllm.simulation.faults import Faults
+from jaxllm.simulation.journaled import start_journaled
 from jaxllm.simulation.oracle import Answer, run_alone
 from jaxllm.simulation.plans import VOCAB_SIZE
 from jaxllm.simulation.scenarios import SCENARIOS
@@ -52,15 +55,19 @@ class Simulation:
         self.scheduling = self.scenario.scheduling(self.random)
         self.scheduler = Scheduler(self.plan, self.scheduling)
         self.executor = CheckedExecutor(self.plan, self.faults, self.faults.not_finite)
-        self.executor.scheduler = self.scheduler
-        self.executor.in_turns = self.scheduling.policy == "fcfs"
-        self.engine = CheckedCore(
-            self.scheduler,
-            self.executor,
-            async_scheduling=self.random.random() < 0.75,
-            clock=self.clock,
-            latency_target=self.scenario.limit(self.random),
-        )
+        limit = self.scenario.limit(self.random)
+        self.executor.watch(self.scheduler, lambda: None if limit is None else limit.last)
+        options: dict[str, Any] = {
+            "async_scheduling": self.random.random() < 0.75,
+            "clock": self.clock,
+            "latency_target": limit,
+        }
+        self._check_journal: Callable[[], None] = lambda: None
+        if self.scenario.journals and self.random.random() < self.scenario.journals:
+            started = start_journaled(self.scheduler, self.executor, **options)
+            self.engine, self._check_journal = started
+        else:
+            self.engine = CheckedCore(self.scheduler, self.executor, **options)
         self.answers = Answers()
         self.open: dict[str, Open] = {}
 
@@ -94,6 +101,7 @@ class Simulation:
         num_dispatched = self.executor.num_dispatched
         outputs = self.engine.step()
         self.executor.steps.clear()
+        self.executor.check_failed()
         self.num_steps += 1
         for request_id in self.answers.take(outputs):
             self._end(request_id)
@@ -143,6 +151,7 @@ class Simulation:
         lost = [o.request for o in self.open.values()]
         self.num_deaths += 1
         self.num_preemptions += self.scheduler.num_preemptions
+        self._check_journal()
         self._start_engine()
         self._add(
             [self.traffic.come_again(r) for r in lost if self.random.random() < CLIENTS_RETURN]
@@ -175,6 +184,7 @@ class Simulation:
             require(begins, "answers", f"{name}: {field} is not the beginning of its own.")
 
     def _check_rest(self) -> None:
+        self._check_journal()
         self.num_preemptions += self.scheduler.num_preemptions
         integrity.check_integrity(self.scheduler)
         require(not self.open, "stream", f"{list(self.open)} never ended.")

@@ -60,7 +60,7 @@ def test_a_failure_comes_with_the_line_that_makes_it_again(tmp_path: Path):
     """Here the scheduler is broken by a module that every Python process of ours imports."""
     (tmp_path / "sitecustomize.py").write_text(
         "from jaxllm.core.block_pool import BlockPool\n"
-        "BlockPool.num_free = property(lambda self: len(self._free) - 1)\n"
+        "BlockPool.num_free = property(lambda self: len(self._blank) - 1)\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
     script = [sys.executable, str(ROOT / "scripts/simulate.py")]

@@ -1,0 +1,69 @@
+"""Who goes first, and who makes way."""
+
+from jaxllm.simulation.bug import FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER, SHARES, WAY, Bug
+
+BY_ARRIVAL = "merge(self._preempted, self._new.values(), key=_arrival)"
+
+BUGS_OF_POLICIES = (
+    Bug(
+        "the worst priority goes first",
+        PRIORITY,
+        "self._priorities[0]",
+        "self._priorities[-1]",
+        scenario="priorities",
+    ),
+    Bug(
+        "equals make way",
+        WAY,
+        ") <= policy.rank(request)",
+        ") < policy.rank(request)",
+        scenario="priorities",
+    ),
+    Bug("nobody makes way", WAY, "        victims += going\n", "", scenario="priorities"),
+    Bug(
+        "the best makes way",
+        WAY,
+        "rows.victims()[::-1]].tolist()",
+        "rows.victims()].tolist()",
+        scenario="priorities",
+    ),
+    Bug(
+        "ranks do not count in rows",
+        ROWS,
+        "np.lexsort((self.arrival[rows], self.rank[rows]))",
+        "np.argsort(self.arrival[rows])",
+        scenario="priorities",
+    ),
+    Bug(
+        "the preempted come after the new",
+        QUEUE,
+        BY_ARRIVAL,
+        "iter((*self._new.values(), *self._preempted))",
+    ),
+    Bug(
+        "nothing is charged",
+        FAIR,
+        "+= num_tokens / self._weights.get(tenant, 1.0)",
+        "+= 0.0",
+        scenario="tenants",
+    ),
+    Bug(
+        "long prefills leave nothing",
+        SHARES,
+        "budget - min(wanted_by_short, budget // 2)",
+        "budget",
+    ),
+    Bug(
+        "the rest of a step is given twice",
+        SHARES,
+        'turn."""\n        chunk = min(num_tokens, self.left)\n        self.left -= chunk\n',
+        'turn."""\n        chunk = min(num_tokens, self.left)\n',
+    ),
+    Bug(
+        "limits are ignored",
+        SCHEDULER,
+        "if num_decode and token_limit is not None:",
+        "if not num_decode and token_limit is not None:",
+        scenario="limits",
+    ),
+)

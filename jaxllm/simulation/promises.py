@@ -1,0 +1,99 @@
+"""What policies promise of each step, checked from outside when the step is dispatched."""
+
+from collections.abc import Callable
+
+from jaxllm.core.buckets import lowest_limit
+from jaxllm.core.request import Request, RequestStatus
+from jaxllm.core.scheduler import Scheduler
+from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.core.sparing import is_spared
+from jaxllm.simulation.violation import require
+
+
+class Promises:
+    """Silent while a failure is looked into: suspects then run out of turn.
+
+    ``last_limit`` tells the token limit that the step was made with.
+    """
+
+    def __init__(self, scheduler: Scheduler, last_limit: Callable[[], int | None]):
+        self._scheduler, self._last_limit = scheduler, last_limit
+        self._policy = scheduler.scheduling.policy
+        self._running: dict[str, int] = {}  # priority by id, after the step before
+        self._num_preemptions = 0
+
+    def check(self, step: SchedulerOutput) -> None:
+        scheduler = self._scheduler
+        new = [scheduler.requests[n.request.request_id] for n in step.new_rows]
+        if not scheduler.isolating:
+            self._check_turns(new)
+            if self._policy == "priority":
+                self._check_way_made(new)
+            self._check_short_ones(step)
+            self._check_limit(step)
+        self._num_preemptions = scheduler.num_preemptions
+        running = (r for r in scheduler.requests.values() if r.row is not None)
+        self._running = {r.request_id: r.core_request.priority for r in running}
+
+    def _check_turns(self, new: list[Request]) -> None:
+        """Nobody is admitted before one that goes first."""
+        place: dict[str, Callable[[Request], int]] = {
+            "fcfs": lambda request: request.arrival_index,
+            "priority": lambda request: request.core_request.priority,
+        }
+        if not new or self._policy not in place:
+            return
+        key = place[self._policy]
+        admitted = max(map(key, new))
+        first = min(map(key, self._scheduler.waiting), default=admitted)
+        require(admitted <= first, "turns", "A request was admitted before a better one.")
+
+    def _check_way_made(self, new: list[Request]) -> None:
+        """Who is thrown out in a step that admits makes way for a better one; who should, does."""
+        scheduler = self._scheduler
+        waiting = [r for r in scheduler.waiting if r.status is RequestStatus.PREEMPTED]
+        gone = [self._running[r.request_id] for r in waiting if r.request_id in self._running]
+        best = min((r.core_request.priority for r in new), default=None)
+        if best is not None and gone:
+            require(min(gone) > best, "way", "A request made way for its equal.")
+        if not scheduler.rows.num_free and scheduler.num_preemptions == self._num_preemptions:
+            # Without a free row the first that waits must be no better than any that runs on.
+            first = next(iter(scheduler.waiting), None)
+            runs_on = scheduler.rows.request[scheduler.rows.victims()].tolist()
+            worst = max((r.core_request.priority for r in runs_on if not is_spared(r)), default=0)
+            stays = first is None or is_spared(first) or not runs_on or new
+            fits = first is not None and self._fits_alone(first)
+            better = first is not None and first.core_request.priority < worst
+            require(stays or not fits or not better, "way", "A better request waits for a row.")
+
+    def _fits_alone(self, request: Request) -> bool:
+        kv_cache = self._scheduler.kv_cache
+        return kv_cache.num_blocks_for(request.num_tokens) <= self._scheduler.pool.num_free
+
+    def _check_short_ones(self, step: SchedulerOutput) -> None:
+        """Long prefills take no more than half while a short prompt could begin."""
+        scheduler, rows = self._scheduler, self._scheduler.rows
+        if self._policy == "fair":  # whose next one is another after the step than before
+            return
+        threshold = scheduler.scheduling.long_prefill_token_threshold
+        first = next(iter(scheduler.waiting), None)
+        if threshold is None or first is None or is_spared(first) or not rows.num_free:
+            return
+        could_begin = first.num_tokens <= threshold and self._fits_alone(first)
+        if not could_begin or scheduler.num_preemptions != self._num_preemptions:
+            return
+        chunks = slice(step.num_decode_rows, None)
+        counts, to_go = (
+            step.num_new_tokens[chunks],
+            (rows.prefill_len[step.rows] - step.starts)[chunks],
+        )
+        taken = int(counts[to_go > threshold].sum())
+        most = int(counts.sum() + 1) // 2 + len(step.new_rows)  # these begin with one at least
+        require(taken <= most, "shares", "Long prefills took it all.")
+
+    def _check_limit(self, step: SchedulerOutput) -> None:
+        limit = self._last_limit()
+        if limit is not None and step.num_decode_rows:
+            least = lowest_limit(self._scheduler.plan.buckets, step.num_decode_rows)
+            most = max(limit, least)
+            require(step.num_tokens <= most, "limit", f"{step.num_tokens} tokens, limit {most}.")
