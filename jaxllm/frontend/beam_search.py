@@ -1,7 +1,7 @@
 """Beam search: answers that are the most likely as a whole, by asking for one token at a time.
 
-Knows prompts and log-probabilities. A candidate is an ordinary request for one token, whose keys and
-values are found in the prefix cache, so the engine knows nothing of beams.
+Knows prompts and log-probabilities. The engine knows nothing of beams: a step of one is an ordinary
+request for one token, whose keys and values are found in the prefix cache.
 """
 
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ def test_chat_ends_at_the_end_of_the_text(http: TestClient, engine: FakeClient) 
     assert choice["message"]["content"] == "" and choice["finish_reason"] == "stop"
     assert [entry["logprob"] for entry in choice["logprobs"]["content"]] == [-0.5]
     assert set(engine.cache_salts) == {"mine"}
-    assert EOS_ID != engine.prompts[-1][-1]  # what has ended is not gone on with
+    assert engine.prompts[-1][-1] != EOS_ID  # what has ended is not gone on with
 
 
 def test_a_beam_that_fails_ends_all(http: TestClient, engine: FakeClient) -> None:
