@@ -38,10 +38,9 @@ async def beam_search(
     search.advance([next_logprobs(first)])
     newest, num_steps = [first], 1
     while search.prompts:
-        ids = (f"{request_id}-{num_steps}-{beam}" for beam in range(len(search.prompts)))
         sources = [
-            client.generate(tokens, step, request_id=name, **how)
-            for name, tokens in zip(ids, search.prompts, strict=False)
+            client.generate(tokens, step, request_id=f"{request_id}-{num_steps}-{beam}", **how)
+            for beam, tokens in enumerate(search.prompts)
         ]
         newest = await _together([_last(source) for source in sources])
         search.advance([next_logprobs(output) for output in newest])
