@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxllm.llm import LLM as LLM
     from jaxllm.outputs import CompletionOutput as CompletionOutput
     from jaxllm.outputs import RequestOutput as RequestOutput
+    from jaxllm.sampling_params import BeamSearchParams as BeamSearchParams
     from jaxllm.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ _PUBLIC = {
     "LLM": "jaxllm.llm",
     "AsyncLLM": "jaxllm.async_llm",
     "EngineConfig": "jaxllm.config.engine",
+    "BeamSearchParams": "jaxllm.sampling_params",
     "SamplingParams": "jaxllm.sampling_params",
     "StructuredOutputsParams": "jaxllm.grammar.structured_outputs",
     "RequestOutput": "jaxllm.outputs",
@@ -32,6 +34,7 @@ _PUBLIC = {
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "RequestOutput",

@@ -12,14 +12,15 @@ from typing import Any, Self, cast
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan
 from jaxllm.errors import InvalidRequestError, RequestFailedError
+from jaxllm.frontend.beam_search import BeamSearch, answer_text, next_logprobs, step_params
 from jaxllm.frontend.client import ChatMessage, Prompt
 from jaxllm.frontend.input_processor import InputProcessor
 from jaxllm.frontend.output_processor import OutputProcessor
 from jaxllm.frontend.parallel_sampling import fan_out
 from jaxllm.frontend.request_state import RequestState
 from jaxllm.messages import EngineCoreRequest, EngineStats
-from jaxllm.outputs import RequestOutput
-from jaxllm.sampling_params import SamplingParams
+from jaxllm.outputs import BeamSearchOutput, RequestOutput
+from jaxllm.sampling_params import BeamSearchParams, SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
 
 Prompts = Prompt | Sequence[Prompt]
@@ -129,6 +130,31 @@ class LLM:
             for conversation in conversations
         ]
         return self.generate(prompts, sampling_params, use_tqdm, add_special_tokens=False)
+
+    def beam_search(self, prompts: Prompts, params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """The answers to each prompt that are the most likely as a whole, best first.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is wrong; nothing has been computed then.
+            RequestFailedError: the engine failed on one of them.
+        """
+        inputs = [self._inputs.encode(prompt) for prompt in _as_prompts(prompts)]
+        searches = [BeamSearch(token_ids, params, self.info) for token_ids in inputs]
+        step = step_params(params)
+        while going := [search for search in searches if search.prompts]:
+            asked = [token_ids for search in going for token_ids in search.prompts]
+            outputs = iter(self.generate(asked, step, use_tqdm=False))
+            for search in going:
+                search.advance([next_logprobs(next(outputs)) for _ in search.prompts])
+        for token_ids, search in zip(inputs, searches, strict=True):
+            for sequence in search.sequences:
+                sequence.text = self._tokenizer.decode(token_ids) + answer_text(
+                    self._tokenizer,
+                    sequence,
+                    len(token_ids),
+                    include_stop=params.include_stop_str_in_output,
+                )
+        return [BeamSearchOutput(search.sequences) for search in searches]
 
     def get_tokenizer(self) -> Tokenizer:
         return self._tokenizer

@@ -83,3 +83,22 @@ class RequestOutput:
     error: str | None = None
     embedding: bytes | None = None  # float32, little-endian: numpy.frombuffer(embedding, "<f4")
     metrics: RequestMetrics | None = None  # of AsyncLLM; changes while the request runs
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One answer of a beam search. ``tokens`` begins with the prompt's, ``text`` with its text."""
+
+    tokens: list[int]
+    logprobs: list[PositionLogprobs] = field(default_factory=list)  # one per generated token
+    cum_logprob: float = 0.0
+    text: str | None = None
+    finish_reason: str | None = None  # "stop" | "length"
+    stop_reason: int | str | None = None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """The ``beam_width`` best answers to a prompt, best first."""
+
+    sequences: list[BeamSearchSequence]

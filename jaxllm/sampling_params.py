@@ -14,6 +14,8 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
 MAX_N = 128
+MAX_BEAM_WIDTH = MAX_LOGPROBS // 2  # each step looks at twice as many tokens
+MAX_LENGTH_PENALTY = 10.0
 MIN_TEMPERATURE = 1e-5  # below it logits / temperature could overflow: that is greedy
 MIN_REPETITION_PENALTY = 1e-10  # below it logits / penalty / temperature could overflow
 
@@ -133,6 +135,38 @@ class SamplingParams:
         """Parameters of the ``index``-th of ``n`` parallel samples; each has a seed of its own."""
         seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
         return replace(self, n=1, seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """What ``LLM.beam_search`` looks for. Names are vLLM's.
+
+    A sequence's score is the sum of its tokens' log-probabilities, as the model gives them, divided
+    by ``length ** length_penalty``. As in transformers, the length is the answer's, with the token
+    that ends it.
+
+    Raises:
+        InvalidRequestError: a value is outside its range; ``param`` names the field.
+    """
+
+    beam_width: int
+    max_tokens: int | None  # None: up to max_model_len
+    ignore_eos: bool = False
+    temperature: float = 0.0  # 0 or 1: scores are the model's own
+    length_penalty: float = 1.0  # above 0 favours long answers, below 0 short ones
+    include_stop_str_in_output: bool = False  # the end-of-sequence token stays in the text
+
+    def __post_init__(self) -> None:
+        _integer("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if self.temperature not in (0, 1):
+            raise _invalid(
+                "temperature",
+                "beam search goes by the model's own probabilities: temperature must be 0 or 1, "
+                f"got {self.temperature}.",
+            )
+        _number("length_penalty", self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY)
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:

@@ -4,8 +4,9 @@ Runs in the reference environment (tests/conformance/reference_env.py), knows no
 
     parity.py golden MODEL_DIR OUT.npz [--all-logits]   real prompts through a real model
     parity.py tiny ARCHITECTURE OUT_DIR                 a tiny random checkpoint of an architecture
+    parity.py beams MODEL_DIR OUT.json                  beam search over some of the real prompts
 
-Both write one ``.npz``; :class:`Recording` below says what is in it.
+The first two write one ``.npz``; :class:`Recording` below says what is in it.
 """
 
 # pyright: reportMissingImports=false
@@ -23,6 +24,14 @@ import numpy as np
 PROMPTS = Path(__file__).resolve().parents[1] / "tests" / "golden" / "prompts.json"
 TOP = 32  # logits kept per position when not all are
 NUM_GREEDY = 64
+NUM_BEAM_TOKENS = 16
+BEAMS = (
+    (0, 4, 1.0),
+    (7, 3, 0.0),
+    (9, 5, -1.0),
+    (17, 4, 1.0),
+    (19, 2, 2.0),
+)  # prompt, width, penalty
 
 _BASE = {
     "vocab_size": 320,
@@ -188,14 +197,53 @@ def record(model: Any, prompts: list[list[int]], *, full: dict[int, list[int]] |
     return recording
 
 
-def golden(model_dir: Path, out: Path, *, all_logits: bool) -> None:
+def beams(model_dir: Path, out: Path) -> None:
+    """Write a list of searches: prompt, settings, and the answers found with their scores."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    prompts = encoded(model_dir)
+    searches: list[dict[str, Any]] = []
+    for index, width, length_penalty in BEAMS:
+        found = model.generate(
+            torch.tensor([prompts[index]]),
+            attention_mask=torch.ones(1, len(prompts[index]), dtype=torch.long),
+            num_beams=width,
+            num_return_sequences=width,
+            max_new_tokens=NUM_BEAM_TOKENS,
+            length_penalty=length_penalty,
+            early_stopping="never",
+            do_sample=False,
+            pad_token_id=0,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        answers = [
+            [
+                int(t)
+                for t, place in zip(row[len(prompts[index]) :], places, strict=True)
+                if place >= 0
+            ]
+            for row, places in zip(found.sequences, found.beam_indices, strict=True)
+        ]
+        searches.append(
+            {
+                "prompt": prompts[index],
+                "beam_width": width,
+                "length_penalty": length_penalty,
+                "answers": answers,
+                "scores": [round(float(score), 5) for score in found.sequences_scores],
+            }
+        )
+    out.write_text("[\n" + ",\n".join(map(json.dumps, searches)) + "\n]\n")
+
+
+def encoded(model_dir: Path) -> list[list[int]]:
+    """Token ids of the real prompts."""
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
     prompts = []
     for prompt in json.loads(PROMPTS.read_text()):
         text = prompt.get("text")
@@ -204,6 +252,17 @@ def golden(model_dir: Path, out: Path, *, all_logits: bool) -> None:
                 prompt["messages"], tokenize=False, add_generation_prompt=True
             )
         prompts.append(tokenizer(text, add_special_tokens="text" in prompt)["input_ids"])
+    return prompts
+
+
+def golden(model_dir: Path, out: Path, *, all_logits: bool) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    prompts = encoded(model_dir)
     some = {index: [len(prompts[index]) - 1] for index in range(0, len(prompts), 5)}
     recording = record(model, prompts, full=None if all_logits else some)
     recording.save(out, compress=not all_logits)
@@ -236,6 +295,9 @@ def main() -> None:
     of_model.add_argument("model_dir", type=Path)
     of_model.add_argument("out", type=Path)
     of_model.add_argument("--all-logits", action="store_true", help="keep whole logits everywhere")
+    of_beams = commands.add_parser("beams")
+    of_beams.add_argument("model_dir", type=Path)
+    of_beams.add_argument("out", type=Path)
     of_tiny = commands.add_parser("tiny")
     of_tiny.add_argument("name", choices=TINY, nargs="+")
     of_tiny.add_argument("out", type=Path)
@@ -244,6 +306,8 @@ def main() -> None:
     started = time.monotonic()
     if arguments.command == "golden":
         golden(arguments.model_dir, arguments.out, all_logits=arguments.all_logits)
+    elif arguments.command == "beams":
+        beams(arguments.model_dir, arguments.out)
     else:
         for name in arguments.name:
             tiny(name, arguments.out / name)

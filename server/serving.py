@@ -5,15 +5,17 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import cast
 
 from starlette.requests import Request
 
 from jaxllm.errors import ModelNotFoundError, RequestFailedError
+from jaxllm.frontend.async_beam_search import beam_search
 from jaxllm.frontend.client import EngineClient, Prompt
 from jaxllm.outputs import RequestOutput
 from jaxllm.parsers.choice import NONE, Parsers, choose
-from jaxllm.sampling_params import SamplingParams
+from jaxllm.sampling_params import BeamSearchParams, SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import cancel
 from server.drain import Drain
@@ -69,9 +71,11 @@ class Serving:
         priority: int = 0,
         cache_salt: str = "",
         add_special_tokens: bool = True,
+        beams: BeamSearchParams | None = None,
     ) -> AsyncGenerator[tuple[int, RequestOutput]]:
         """Outputs of all prompts as they come, each with its prompt's index. Closing it aborts all.
-        ``record`` is kept up to date.
+        ``record`` is kept up to date. With ``beams`` the answers are the most likely ones, and come
+        at the end.
 
         Raises:
             JaxLLMError: whatever ends one prompt ends them all.
@@ -79,10 +83,14 @@ class Serving:
         record.params = params
         num_tokens = num_prompt_tokens(prompts)
         check_scored(num_tokens, params)
-        place = self.gate.admit(len(prompts) * params.n, num_tokens, record.tenant)
+        num_sequences = params.n if beams is None else beams.beam_width
+        place = self.gate.admit(len(prompts) * num_sequences, num_tokens, record.tenant)
+        generate = self.client.generate
+        if beams is not None:
+            generate = partial(beam_search, self.client, beams)
         with record.generating(), place:
             sources = [
-                self.client.generate(
+                generate(
                     prompt,
                     params,
                     request_id=f"{request_id}-{index}",

@@ -14,6 +14,24 @@ from jaxllm.sampling_params import SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
 
 
+def room_for(prompt_len: int, max_tokens: int | None, max_model_len: int) -> int:
+    """How many tokens an answer may have; ``max_tokens`` None: as many as fit.
+
+    Raises:
+        ContextLengthExceededError: prompt and ``max_tokens`` do not fit together.
+    """
+    room = max_model_len - prompt_len
+    wanted = room if max_tokens is None else max_tokens
+    if wanted > room:
+        raise ContextLengthExceededError(
+            f"{prompt_len} prompt tokens and {wanted} tokens to generate make "
+            f"{prompt_len + wanted}, but this model takes at most {max_model_len} "
+            "in all. Shorten the prompt or lower max_tokens.",
+            param="max_tokens",
+        )
+    return wanted
+
+
 class InputProcessor:
     """Everything that can be wrong with a request is found here, before the engine hears of it."""
 
@@ -139,15 +157,7 @@ class InputProcessor:
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        room = self._info.max_model_len - prompt_len
-        wanted = room if params.max_tokens is None else params.max_tokens
-        if wanted > room:
-            raise ContextLengthExceededError(
-                f"{prompt_len} prompt tokens and {wanted} tokens to generate make "
-                f"{prompt_len + wanted}, but this model takes at most {self._info.max_model_len} "
-                "in all. Shorten the prompt or lower max_tokens.",
-                param="max_tokens",
-            )
+        wanted = room_for(prompt_len, params.max_tokens, self._info.max_model_len)
         if params.min_tokens > wanted:
             raise InvalidRequestError(
                 f"min_tokens is {params.min_tokens}, but there is room for {wanted} tokens only.",

@@ -110,7 +110,7 @@ class CountTokensRequest(ConversationRequest):
 
 
 class MessagesRequest(ConversationRequest, SamplingRequest):
-    REFUSED: ClassVar[dict[str, str]] = refused.GENERATION | {
+    REFUSED: ClassVar[dict[str, str]] = refused.WITHOUT_BEAMS | {
         "container": "this server runs no code",
         "mcp_servers": "this server works alone",
     }

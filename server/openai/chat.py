@@ -39,10 +39,12 @@ async def chat_completions(request: Request) -> Response:
     )
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     reply = Reply("chatcmpl", kind, body.model)
+    params = turns.params(body.sampling_params())
     outputs = about(
         serving.generate(
             [prompt],
-            turns.params(body.sampling_params()),
+            params,
+            beams=body.beam_search_params(params),
             request_id=reply.id,
             record=record_of(request),
             priority=body.priority or 0,

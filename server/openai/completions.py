@@ -26,9 +26,11 @@ async def completions(request: Request) -> Response:
     body = await read_request(request, CompletionRequest)
     serving = serving_of(request)
     reply = Reply("cmpl", "text_completion", body.model)
+    params = body.sampling_params()
     outputs = serving.generate(
         body.prompts,
-        body.sampling_params(),
+        params,
+        beams=body.beam_search_params(params),
         request_id=reply.id,
         record=record_of(request),
         priority=body.priority or 0,

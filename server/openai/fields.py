@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from jaxllm.sampling_params import MAX_LOGIT_BIAS, MAX_LOGPROBS
+from jaxllm.sampling_params import MAX_LENGTH_PENALTY, MAX_LOGIT_BIAS, MAX_LOGPROBS
 
 MAX_PROMPTS = 64
 MAX_INPUTS = 2048  # of an embedding request
@@ -38,6 +38,7 @@ LogitBias = Annotated[
     dict[str, _Bias], Field(max_length=MAX_LOGIT_BIAS, json_schema_extra=_IDS_AS_NAMES)
 ]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+LengthPenalty = Annotated[float, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)]
 Count = Annotated[int, Field(ge=0, le=INT32)]
 LogprobCount = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 

@@ -4,14 +4,12 @@ They would change the answer if they were ignored, so a request that sets one is
 """
 
 _STRUCTURED = "use structured_outputs or response_format"
-_BEAMS = "beam search is not implemented"
+_BEAMS = "use /v1/completions or /v1/chat/completions"
 _OTHER_SERVERS = "this server works alone"
 _TEXT_ONLY = "only text is taken and generated"
 
 GENERATION = {
-    "best_of": "use n",
-    "use_beam_search": _BEAMS,
-    "early_stopping": _BEAMS,
+    "early_stopping": "a beam search ends where nothing better can be found",
     "structural_tag": _STRUCTURED,
     "regex": _STRUCTURED,
     "json_schema": _STRUCTURED,
@@ -45,7 +43,8 @@ CHAT = GENERATION | {
     "verbosity": "say it in messages",
     "moderation": "this server does not moderate",
 }
-RESPONSE = GENERATION | {
+WITHOUT_BEAMS = GENERATION | {"best_of": _BEAMS, "use_beam_search": _BEAMS}
+RESPONSE = WITHOUT_BEAMS | {
     "previous_response_id": "responses are not stored; send the whole conversation as input",
     "conversation": "conversations are not stored; send the whole one as input",
     "prompt": "prompts are not stored; send the text as input",

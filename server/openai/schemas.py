@@ -11,13 +11,15 @@ from pydantic_core import PydanticCustomError
 
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import (
+    MAX_BEAM_WIDTH,
     MAX_N,
     MAX_STOP_TOKEN_IDS,
     MIN_REPETITION_PENALTY,
+    BeamSearchParams,
     RequestOutputKind,
     SamplingParams,
 )
-from server.openai import refused
+from server.openai import beam_search, refused
 from server.openai.conversation import Messages, TemplateOptions
 from server.openai.fields import (
     INT32,
@@ -25,6 +27,7 @@ from server.openai.fields import (
     MAX_SEQUENCES,
     BadWords,
     Count,
+    LengthPenalty,
     LogitBias,
     LogprobCount,
     ModelRequest,
@@ -108,7 +111,7 @@ class SamplingRequest(ModelRequest):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     guided_decoding_backend: str | None = None
-    length_penalty: float | None = None  # of beam search, which is refused
+    length_penalty: LengthPenalty | None = None  # except in a beam search
     prediction: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
@@ -165,12 +168,15 @@ class GenerationRequest(SamplingRequest):
         json_schema_extra=both(
             either(absent("stream_options"), given("stream", const=True)),
             either(absent("prompt_logprobs"), {"properties": {"stream": {"enum": [False, None]}}}),
+            beam_search.SCHEMA,
         )
     )
 
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
+    use_beam_search: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None  # beams; default: n
     prompt_logprobs: LogprobCount | None = None
     response_format: ResponseFormat | None = None
 
@@ -180,6 +186,9 @@ class GenerationRequest(SamplingRequest):
             raise conflict("stream_options", "it is only allowed when stream is true")
         if self.stream and self.prompt_logprobs is not None:
             raise conflict("prompt_logprobs", "it is not available when stream is true")
+        beam_search.check(
+            self.use_beam_search is True, self.num_choices, self.best_of, self.__dict__
+        )
         return self
 
     def _structured_outputs(self) -> list[StructuredOutputsParams]:
@@ -192,6 +201,23 @@ class GenerationRequest(SamplingRequest):
     @property
     def num_choices(self) -> int:
         return 1 if self.n is None else self.n
+
+    @property
+    def num_sequences(self) -> int:
+        """That run at once for each prompt."""
+        return self.num_choices if self.best_of is None else self.best_of
+
+    def beam_search_params(self, params: SamplingParams) -> BeamSearchParams | None:
+        """None: answers are drawn, as ``params`` say."""
+        if not self.use_beam_search:
+            return None
+        return BeamSearchParams(
+            beam_width=self.num_sequences,
+            max_tokens=params.max_tokens,
+            ignore_eos=params.ignore_eos,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
 
     def _choice_params(self, **overrides: Any) -> SamplingParams:
         return self._sampling_params(
@@ -209,7 +235,7 @@ class CompletionRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _check_size(self) -> Self:
-        if len(self.prompts) * self.num_choices > MAX_SEQUENCES:
+        if len(self.prompts) * self.num_sequences > MAX_SEQUENCES:
             raise conflict("n", f"prompts times n must not be more than {MAX_SEQUENCES}")
         return self
 

@@ -62,7 +62,7 @@ async def read_request[T: RequestBody](request: Request, schema: type[T]) -> T:
         record_of(request).model = parsed.model
         serving.check_model(parsed.model)
     if isinstance(parsed, GenerationRequest):
-        _check_choices(parsed.num_choices, serving.settings.max_n)
+        _check_choices(parsed.num_sequences, serving.settings.max_n)
     unknown = parsed.model_extra or {}
     unknown = [name for name in unknown if name not in schema.REFUSED]
     if unknown and serving.settings.strict_params:

@@ -5,25 +5,27 @@ checkpoint, the reference what export_hf makes of the same GGUF file.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jaxllm import LLM, SamplingParams
+from jaxllm import LLM, BeamSearchParams, SamplingParams
 from jaxllm.models import get_model
 from jaxllm.models.params import model_def
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from jaxllm.weights.checkpoint import load_converted
 from jaxllm.weights.default_model import default_model_dir
-from scripts.parity import PROMPTS
+from scripts.parity import NUM_BEAM_TOKENS, PROMPTS
 from tests.conformance import recording
 from tests.conformance.conftest import run_parity
 from tests.conformance.export_hf import export_default_model
 from tests.conformance.paged_forward import PagedForward
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "smollm2-135m.npz"
+BEAMS = GOLDEN.with_name("smollm2-135m-beams.json")
 TOLERANCE = 1e-3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -89,17 +91,41 @@ def test_chunked_prefill_agrees_too(
     assert longest.logits_error(forward.logits(longest.token_ids, chunk=1)) < TOLERANCE
 
 
-def test_engine_writes_the_reference_s_greedy_tokens(golden: list[recording.Reference]) -> None:
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(dtype="float32", max_model_len=512, max_num_seqs=8) as made:
+        yield made
+
+
+def test_engine_writes_the_reference_s_greedy_tokens(
+    llm: LLM, golden: list[recording.Reference]
+) -> None:
     """All 20 at once through continuous batching."""
     params = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
-    with LLM(dtype="float32", max_model_len=512, max_num_seqs=8) as llm:
-        outputs = llm.generate([ref.token_ids for ref in golden], params, use_tqdm=False)
+    outputs = llm.generate([ref.token_ids for ref in golden], params, use_tqdm=False)
     wrong = {
         index: (position, reference.margins[position])
         for index, (reference, output) in enumerate(zip(golden, outputs, strict=True))
         if (position := reference.first_wrong(output.outputs[0].token_ids)) is not None
     }
     assert not wrong, "prompt: (token, the reference's margin there)"
+
+
+@pytest.mark.parametrize("search", json.loads(BEAMS.read_text()), ids=range(5))
+def test_beam_search_finds_what_transformers_finds(llm: LLM, search: dict[str, Any]) -> None:
+    params = BeamSearchParams(
+        beam_width=search["beam_width"],
+        max_tokens=NUM_BEAM_TOKENS,
+        length_penalty=search["length_penalty"],
+    )
+    (output,) = llm.beam_search([search["prompt"]], params)
+    ours = [sequence.tokens[len(search["prompt"]) :] for sequence in output.sequences]
+    assert ours == search["answers"]
+    scores = [
+        sequence.cum_logprob / len(answer) ** params.length_penalty
+        for sequence, answer in zip(output.sequences, ours, strict=True)
+    ]
+    assert scores == pytest.approx(search["scores"], rel=1e-3)
 
 
 @pytest.mark.parity

@@ -289,8 +289,9 @@ def other_media() -> Iterator[Send]:
 def counts() -> Iterator[Send]:
     for n in (10**9, 129, 17, 0, -1, "2", True, 2.5):
         yield from everywhere(400, None, n=n)
-    yield from everywhere(400, "unsupported_parameter", best_of=10**9)
-    yield from everywhere(400, "unsupported_parameter", use_beam_search=True)
+    yield from everywhere(400, "integer_above_max_value", best_of=10**9)
+    yield from everywhere(400, "invalid_value", use_beam_search=True, n=11)
+    yield from everywhere(400, "invalid_value", use_beam_search=True, stream=True)
 
 
 def prompt_lists() -> Iterator[Send]:

@@ -19,6 +19,7 @@ REASONS = re.compile(
             "this model takes at most",
             "but there is room for",
             "must not exceed max_tokens",
+            "must not be less than n",  # of two fields
             "This server's operator",
             "was not started for embeddings",
             "Invalid 'tool_choice': (a call is required|there is no tool)",

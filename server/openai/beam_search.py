@@ -1,0 +1,67 @@
+"""``use_beam_search``: what it looks for, and which fields cannot go with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxllm.sampling_params import MAX_BEAM_WIDTH
+from server.openai.fields import absent, both, conflict, either
+
+# A beam search goes by the model's own probabilities, and knows its answers at its end. These
+# fields would change them, or ask for something on the way; here are the values that do not.
+_NEUTRAL: dict[str, tuple[float | bool, ...]] = {
+    "stream": (False,),
+    "temperature": (0, 1),
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "echo": (False,),
+    "logit_bias": (),
+    "allowed_token_ids": (),
+    "bad_words": (),
+    "stop": (),
+    "stop_token_ids": (),
+    "prompt_logprobs": (),
+    "response_format": (),
+    "structured_outputs": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+}
+
+
+def _without_beams() -> dict[str, Any]:
+    off = {"properties": {"use_beam_search": {"enum": [False, None]}}}
+    return both(off, absent("best_of"))
+
+
+def _with_beams() -> dict[str, Any]:
+    fields: dict[str, Any] = {name: {"enum": [*some, None]} for name, some in _NEUTRAL.items()}
+    fields["n"] = {"anyOf": [{"type": "null"}, {"maximum": MAX_BEAM_WIDTH}]}
+    fields["max_tokens"] = {"anyOf": [{"type": "null"}, {"minimum": 1}]}
+    return {"properties": fields}
+
+
+SCHEMA = either(_without_beams(), _with_beams())
+
+
+def check(use_beam_search: bool, n: int, best_of: int | None, fields: Mapping[str, Any]) -> None:
+    """``fields``: all of a request's. Raises for those that do not go together."""
+    if not use_beam_search:
+        if best_of is not None:
+            raise conflict("best_of", "it is the width of a beam search; without one use n")
+        return
+    if n > MAX_BEAM_WIDTH:
+        raise conflict("n", f"a beam search is at most {MAX_BEAM_WIDTH} wide")
+    if best_of is not None and best_of < n:
+        raise conflict("best_of", "the width of the beam search must not be less than n")
+    if fields.get("max_tokens") == 0:
+        raise conflict("max_tokens", "a beam search generates at least one token")
+    for name, neutral in _NEUTRAL.items():
+        value = fields.get(name)
+        if value is not None and value not in neutral:
+            raise conflict(name, "it cannot go with use_beam_search")
