@@ -14,6 +14,7 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import ConfigError, JaxLLMError
 from server.client.options import BatchOptions, ChatOptions
 from server.flags import Parser, add_flags, from_flags
+from server.lab_flags import add_tools
 from server.settings import ServerSettings
 
 DEFAULT_MODEL = EngineConfig.__dataclass_fields__["model"].default
@@ -53,8 +54,7 @@ def _parser() -> Parser:
     _add_plan(commands.add_parser("plan", help="what a model takes of a device's memory"))
     _add_replay(commands.add_parser("replay", help="decide again what an engine's journal holds"))
     lab = commands.add_parser("lab", help="tools for who writes an attention variant")
-    labs = lab.add_subparsers(title="tools", metavar="TOOL", required=True)
-    _add_lab_check(labs.add_parser("check", help="does it compute the same wherever it serves?"))
+    add_tools(lab.add_subparsers(title="tools", metavar="TOOL", required=True))
     bench = commands.add_parser("bench", help="measure the speed of a model or a server")
     benches = bench.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     _add_throughput(benches.add_parser("throughput", help="many requests at once"))
@@ -107,17 +107,6 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("journal", type=Path, help="written by an engine with --journal")
     parser.add_argument("--step", type=int, metavar="N", help="show this step instead")
     parser.set_defaults(run=_replay)
-
-
-def _add_lab_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "variant", help="FILE.py:NAME, FILE.py with one variant, or a built-in's name"
-    )
-    parser.add_argument("--params", metavar="FILE", help="JSON file with values for its params")
-    parser.add_argument(
-        "--interpret", action="store_true", help="run the Hopper kernels in the interpreter too"
-    )
-    parser.set_defaults(run=_lab_check)
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
@@ -213,12 +202,6 @@ def _engine_config(args: argparse.Namespace) -> EngineConfig:
     if args.model is None:
         print(f"jaxllm: no model named, using the default model {DEFAULT_MODEL}", file=sys.stderr)
     return from_flags(EngineConfig, args, model=DEFAULT_MODEL if args.model is None else args.model)
-
-
-def _lab_check(args: argparse.Namespace) -> int:
-    from server.lab import run_check
-
-    return run_check(args.variant, args.params, interpret=args.interpret)
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
@@ -40,12 +40,39 @@ def paged_attention_reference(
     gathered = gathered.transpose(2, 0, 3, 1, 4, 5).reshape(2, tokens, kv.shape[2], -1, dim)
     keys, values = jnp.repeat(gathered, groups, axis=2)  # [T, H, M * B, D] each
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale
-    q_pos, kv_pos = positions[:, None, None], jnp.arange(keys.shape[2])[None, None]
-    head = jnp.arange(heads)[None, :, None]
-    params = param_arrays(variant, heads, block_tables.shape[0], row_params)
-    mods = _params_of(variant, params, token_rows, jnp.maximum(q_pos - kv_pos, 0))
+    arrays = param_arrays(variant, heads, block_tables.shape[0], row_params)
+    scores, visible = modified_scores(
+        scores, token_rows, positions, variant, arrays, window=window, seq_lens=seq_lens
+    )
+    logits = jnp.where(visible, scores, -jnp.inf)
+    if variant.sinks is not None:  # one more key, whose value is zero
+        sink = arrays[variant.sinks][None, :, None]
+        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (tokens, heads, 1))], axis=2)
+    weights = jax.nn.softmax(logits, axis=-1)[:, :, : keys.shape[2]]
+    weights = jnp.where(visible, weights, 0.0)  # also turns the NaN of an all-masked row to zero
+    values = jnp.where(visible[..., None], values, 0.0)
+    return jnp.einsum("thn,thnd->thd", weights, values)
+
+
+def modified_scores(
+    scores: Float[Array, "T H N"],
+    token_rows: Int[Array, " T"],
+    positions: Int[Array, " T"],
+    variant: AttentionVariant,
+    arrays: Params,
+    *,
+    window: int | None = None,
+    seq_lens: Int[Array, " R"] | None = None,
+) -> tuple[Float[Array, "T H N"], Bool[Array, "T H N"]]:
+    """The scores of tokens with positions 0 to N - 1 of their rows as the variant wants them, and
+    what is visible. ``arrays`` is ``param_arrays``, the rest as above.
+    """
+    q_pos, kv_pos = positions[:, None, None], jnp.arange(scores.shape[2])[None, None]
+    head = jnp.arange(scores.shape[1])[None, :, None]
+    mods = _params_of(variant, arrays, token_rows, jnp.maximum(q_pos - kv_pos, 0))
     if variant.score_mod is not None:
-        scores = variant.score_mod(scores, q_pos, kv_pos, head, mods)
+        changed = variant.score_mod(scores, q_pos, kv_pos, head, mods)
+        scores = jnp.broadcast_to(changed, scores.shape)
     if variant.lookahead and seq_lens is not None:
         visible = (q_pos >= 0) & (kv_pos < seq_lens[token_rows][:, None, None])
     else:
@@ -54,15 +81,7 @@ def paged_attention_reference(
         visible &= kv_pos > q_pos - window
     if variant.mask_mod is not None:
         visible = visible & variant.mask_mod(q_pos, kv_pos, head, mods)
-    visible = jnp.broadcast_to(visible, scores.shape)
-    logits = jnp.where(visible, scores, -jnp.inf)
-    if variant.sinks is not None:  # one more key, whose value is zero
-        sink = getattr(mods, variant.sinks)
-        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (tokens, heads, 1))], axis=2)
-    weights = jax.nn.softmax(logits, axis=-1)[:, :, : keys.shape[2]]
-    weights = jnp.where(visible, weights, 0.0)  # also turns the NaN of an all-masked row to zero
-    values = jnp.where(visible[..., None], values, 0.0)
-    return jnp.einsum("thn,thnd->thd", weights, values)
+    return scores, jnp.broadcast_to(visible, scores.shape)
 
 
 def _params_of(

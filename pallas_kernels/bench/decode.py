@@ -108,6 +108,8 @@ def _plan(spec: DecodeSpec, seq_lens: jax.Array, config: DecodeConfig) -> Decode
         num_kv_heads=spec.kv_heads,
         window=spec.window,
         config=config,
+        variant=spec.variant,
+        num_heads=spec.heads,
     )
 
 

@@ -131,7 +131,7 @@ def _attend_xla(
     tiles = xla.make_tile_map(starts, num_decode_rows, spec.tokens)
     group = 1 if jax.default_backend() == "cpu" else 8
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window, "group": group}
-    rest["variant"] = spec.variant
+    rest |= {"variant": spec.variant, "seq_lens": lens}
     return [
         xla.paged_prefill(q, kv, tables, positions, tiles, jnp.zeros_like(q), **rest)
         for q in queries

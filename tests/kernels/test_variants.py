@@ -80,6 +80,35 @@ def test_kernels_equal_the_reference(name: str) -> None:
     assert largest_error(prefilled[decodes:used], want[decodes:used]) <= 4e-3
 
 
+def test_functions_know_their_head_inside_the_kernels() -> None:
+    def fade(score: Any, q_pos: Any, kv_pos: Any, head: Any, params: Any) -> Any:
+        return score - (q_pos - kv_pos).astype(jnp.float32) * (head.astype(jnp.float32) * 0.05)
+
+    def near(q_pos: Any, kv_pos: Any, head: Any, params: Any) -> Any:
+        return q_pos - kv_pos < (head + 1) * 24
+
+    case = make_case(AttentionVariant("by_head", fade, near), dtype="bfloat16")
+    want = np.asarray(reference(case))
+    decoded, prefilled = by_kernels(case, interpret=True)
+    decodes, used = SHAPE.decode_rows, SHAPE.tokens - SHAPE.padding
+    for head in range(SHAPE.heads):
+        assert largest_error(decoded[:decodes, head], want[:decodes, head]) <= 4e-3
+        assert largest_error(prefilled[decodes:used, head], want[decodes:used, head]) <= 4e-3
+
+
+def test_a_row_has_the_same_bits_in_other_company() -> None:
+    """The kernels with and without the second row: decode of the first, prefill of the last."""
+    case = case_of("alibi", "bfloat16")
+    spec = dataclasses.replace(SHAPE, rows=((150, 1), (0, 40)), padding=6)
+    fewer = part(case, spec, (0, 2), slice(34, 74), 1)
+    q = fewer.problem.q.astype(jnp.bfloat16).at[0].set(case.problem.q[0])
+    fewer = dataclasses.replace(fewer, problem=fewer.problem._replace(q=q))
+    decoded, prefilled = by_kernels(case, interpret=True)
+    alone_decoded, alone_prefilled = by_kernels(fewer, interpret=True)
+    np.testing.assert_array_equal(decoded[0], alone_decoded[0])
+    np.testing.assert_array_equal(prefilled[34:74], alone_prefilled[1:41])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_lowers_for_cuda(name: str) -> None:
     case = case_of(name, "bfloat16")
