@@ -82,6 +82,8 @@ class Promises:
         could_begin = first.num_tokens <= threshold and self._fits_alone(first)
         if not could_begin or scheduler.num_preemptions != self._num_preemptions:
             return
+        if any(new.num_computed for new in step.new_rows):
+            return  # a long one before it may have become short: its beginning is being computed
         chunks = slice(step.num_decode_rows, None)
         counts, to_go = (
             step.num_new_tokens[chunks],

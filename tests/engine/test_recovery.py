@@ -26,7 +26,7 @@ REQUESTS = [make_request(f"r{i}", 4 + i, 12, seed=i) for i in range(4)]
 def run(fault: Fault, requests=REQUESTS, *, async_scheduling: bool = True, **plan):
     made = make_plan(**plan)
     executor = CheckedExecutor(made, fault)
-    executor.scheduler = Scheduler(made)
+    executor.watch(Scheduler(made))
     engine = EngineCore(executor.scheduler, executor, async_scheduling=async_scheduling)
     answers = Answers()
     for request in requests:
@@ -93,7 +93,7 @@ def test_a_lone_culprit_is_retried_once():
 def test_abort_of_the_suspect_that_runs():
     made = make_plan()
     executor = CheckedExecutor(made, lambda n, step: "fetch" if n == 3 else None)
-    executor.scheduler = Scheduler(made)
+    executor.watch(Scheduler(made))
     engine, answers = EngineCore(executor.scheduler, executor), Answers()
     for request in REQUESTS:
         engine.add_request(request)
@@ -118,7 +118,7 @@ def test_results_of_the_wrong_shape_are_a_failed_step():
 
     made = make_plan()
     executor = Careless(made)
-    executor.scheduler = Scheduler(made)
+    executor.watch(Scheduler(made))
     engine, answers = EngineCore(executor.scheduler, executor), Answers()
     engine.add_request(REQUESTS[0])
     answers.expect("r0")
