@@ -126,8 +126,17 @@ class Simulation:
             tokens = sum(
                 len(o.request.prompt_token_ids) + o.request.max_tokens for o in self.open.values()
             )
-            deadline = self.num_steps + STEPS_ANYWAY + STEPS_PER_TOKEN * tokens
+            wait = STEPS_ANYWAY + STEPS_PER_TOKEN * tokens
+            deadline = self.num_steps + round(wait * self._patience(request.tenant))
             self.open[request.request_id].deadline = deadline
+
+    def _patience(self, tenant: str) -> float:
+        """How much longer a tenant's requests may take than if all were served in turn."""
+        if self.scheduling.policy != "fair":
+            return 1.0
+        weights = self.scheduling.weight_by_tenant()
+        total = sum(weights.get(name, 1.0) for name in set(self.scenario.tenants))
+        return max(1.0, total / weights.get(tenant, 1.0))
 
     def _check_name(self, request: EngineCoreRequest) -> None:
         """A second request of the same name is refused, and harms nobody."""
