@@ -63,9 +63,9 @@ class Scheduler:
 
     Requests run in the order the policy gives them rows. When blocks run out the newest running
     request of the worst rank is preempted: it leaves its row and waits again, in front of its
-    equals, to be computed anew (prompt and output) in a row of its own choosing later. So the
-    oldest request of the best rank can always advance, and since no request is accepted that the
-    whole pool could not hold, every step makes progress.
+    equals, to go on later, in any row, from what is then left of its blocks. So the oldest request
+    of the best rank can always advance, and since no request is accepted that the whole pool could
+    not hold, every step makes progress.
     """
 
     def __init__(

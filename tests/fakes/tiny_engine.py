@@ -1,7 +1,7 @@
 """A real engine on a tiny random model: real programs, real scheduler, no files, no tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,13 @@ from jaxllm.core.integrity import check_integrity
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.grammar.matcher import GrammarCompiler
-from jaxllm.messages import EngineCoreRequest, TokenLogprobs
+from jaxllm.messages import EngineCoreRequest
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.runner.model_runner import ModelRunner
 from jaxllm.runner.programs import Programs
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.simulation.answers import Answers
+from jaxllm.simulation.oracle import Answer
 from tests.fakes.ascii_tokenizer import ascii_tokenizer
 
 TINY = ModelConfig(
@@ -64,16 +66,6 @@ def random_params(model: ModelDef, seed: int = 0) -> Params:
     )
 
 
-@dataclass
-class Answer:
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: int | None = None
-    error: str | None = None
-
-
 class TinyEngine:
     """Compiled once per plan; ``core()`` gives a fresh EngineCore over the same programs."""
 
@@ -100,7 +92,9 @@ class TinyEngine:
         once).
         """
         core = core or self.core()
-        answers = {request.request_id: Answer() for request in requests}
+        answers = Answers()
+        for request in requests:
+            answers.expect(request.request_id)
         waiting = list(requests)
         step = 0
         while waiting or core.has_work():
@@ -109,21 +103,9 @@ class TinyEngine:
                 if join:
                     break
             step += 1
-            outputs = core.step()
+            answers.take(core.step())
             check_integrity(core.scheduler)
-            if outputs is None:
-                continue
-            for request_id, token in zip(outputs.request_ids, outputs.token_ids, strict=True):
-                answers[request_id].token_ids.append(token)
-            for event in outputs.events:
-                answer = answers[event.request_id]
-                answer.token_ids += event.new_token_ids
-                answer.logprobs += event.logprobs
-                answer.prompt_logprobs += event.prompt_logprobs
-                answer.finish_reason = event.finish_reason
-                answer.stop_reason = event.stop_reason
-                answer.error = event.error
-        return answers
+        return answers.by_id
 
 
 def request(

@@ -8,6 +8,7 @@ from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.block_moves import abstract_ids, copy_blocks
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.simulation.answers import Answers
 from tests.fakes.tiny_engine import TINY, Answer, TinyEngine
 
 TEXT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY.vocab_size, 100))
@@ -68,20 +69,14 @@ def test_a_preempted_request_goes_on_where_it_was(engine: TinyEngine) -> None:
     core = engine.core()
     for one in requests:
         core.add_request(one)
-    answers = {r.request_id: Answer() for r in requests}
+    answers = Answers()
+    for one in requests:
+        answers.expect(one.request_id)
     for step in range(200):
-        if not core.has_work():
-            break
         if step == 8:
             core.scheduler.preempt_all()
-        outputs = core.step()
-        if outputs is None:
-            continue
-        for name, token in zip(outputs.request_ids, outputs.token_ids, strict=True):
-            answers[name].token_ids.append(token)
-        for event in outputs.events:
-            answers[event.request_id].token_ids += event.new_token_ids
-    for name, answer in answers.items():
+        answers.take(core.step() if core.has_work() else None)
+    for name, answer in answers.by_id.items():
         assert answer.token_ids == expected[name].token_ids
     assert core.scheduler.num_preemptions > 0
 
@@ -98,18 +93,8 @@ def test_blocks_come_back_from_the_host(engine: TinyEngine, offloading: bool) ->
     expected = {r.request_id: engine.run([r])[r.request_id].token_ids for r in requests + again}
     core = engine.core(num_blocks=9, offloading=offloading)
     for batch in (requests, again):
-        for one in batch:
-            core.add_request(one)
-        tokens: dict[str, list[int]] = {r.request_id: [] for r in batch}
-        while core.has_work():
-            outputs = core.step()
-            for event in outputs.events if outputs else ():
-                tokens[event.request_id] += event.new_token_ids
-            if outputs:
-                for name, token in zip(outputs.request_ids, outputs.token_ids, strict=True):
-                    tokens[name].append(token)
-        for name, found in tokens.items():
-            assert found == expected[name]
+        for name, answer in engine.run(batch, core).items():
+            assert answer.token_ids == expected[name]
     assert core.scheduler.kv_cache.num_loaded_blocks > 0
 
 
