@@ -116,11 +116,6 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
         )
     name, own = entry["variant"], entry.get("params", {})
     variant = find_variant(name)
-    if variant.lookahead:
-        raise ConfigError(
-            f"{name} looks ahead, which an engine that prefills in chunks does not serve; it can "
-            "be used with pallas_kernels alone."
-        )
     try:
         values = {p.name: shared[p.name] for p in variant.params if p.name in shared} | own
         bound = variant.bind(values, num_heads)
@@ -128,6 +123,11 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
             param.value(num_heads)
     except (VariantError, TypeError) as error:
         raise ConfigError(f"Attention variant {name}: {error}.") from error
+    if any(param.name == bound.lookahead and param.default != 0 for param in bound.params):
+        raise ConfigError(
+            f"{name}: {bound.lookahead} is how much of a prompt sees ahead, which each request says "
+            "of its own (attention_params). Its default must be 0."
+        )
     kept = tuple((p.name, p.default) for p in bound.params if p.name in values)
     return AttentionChoice(name, kept)
 
@@ -159,10 +159,19 @@ def row_params(model: ModelConfig) -> tuple[Param, ...]:
     return declared_alike(model.attention)
 
 
-def request_params(model: ModelConfig) -> tuple[RowParam, ...]:
-    """The same for who checks requests and knows no JAX."""
-    found = row_params(model)
-    return tuple(RowParam(param.name, param.size, param.dtype == "int32") for param in found)
+def request_params(model: ModelConfig, longest_span: int) -> tuple[RowParam, ...]:
+    """The same for who checks requests and knows no JAX. ``longest_span``: tokens of one row that
+    a step can always feed."""
+    ahead = {variant_of(model, layer).lookahead for layer in range(model.num_layers)}
+    return tuple(
+        RowParam(
+            param.name,
+            param.size,
+            param.dtype == "int32",
+            longest_span if param.name in ahead else None,
+        )
+        for param in row_params(model)
+    )
 
 
 def functions_of(model: ModelConfig) -> tuple[Callable[..., Any], ...]:

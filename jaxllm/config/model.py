@@ -40,6 +40,7 @@ class RowParam:
     name: str
     size: int | None  # None: one number, else a list of so many
     whole: bool  # numbers only
+    longest: int | None = None  # of a span of first tokens that see ahead: fed in one step
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from jaxllm.core.host_tier import HostTier
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.prefix_cache import BlockHasher, PrefixCache
 from jaxllm.core.request import Request
+from jaxllm.core.spans import identity_of
 
 
 class Start(NamedTuple):
@@ -101,6 +102,13 @@ class KVCacheManager:
     def num_cached_tokens(self, request: Request) -> int:
         """Of the tokens that it would feed now, how many are in blocks that are there."""
         return len(self._find(request)) * self.block_size
+
+    def num_to_compute(self, request: Request) -> int:
+        return request.num_tokens - self.num_cached_tokens(request)
+
+    def num_at_once(self, request: Request) -> int:
+        """Tokens that the step which admits it must feed: what is left of its span."""
+        return request.span and max(0, request.span - self.num_cached_tokens(request))
 
     def begin(self, request: Request) -> Start | None:
         """Give a request blocks for all its known tokens, those in the cache first.
@@ -280,7 +288,7 @@ class KVCacheManager:
             tenant = "" if self._for_all else asked.tenant
             attention = json.dumps(asked.sampling_params.attention_params, sort_keys=True)
             root = (self._identity, attention, tenant, asked.cache_salt)
-            chain.append(self._hasher.root(*root))
+            chain.append(self._hasher.root(*root, identity_of(request)))
         done = (len(chain) - 1) * self.block_size
         if num_tokens - done >= self.block_size:
             self._hasher.extend(chain, request.tokens_between(done, num_tokens))

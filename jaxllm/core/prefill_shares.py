@@ -1,6 +1,21 @@
 """How prefills share the tokens of a step, so that short prompts need not wait for long ones."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+
+def wanted_tokens(
+    prefills: Iterable[int], num_decode: int, most: int, threshold: int
+) -> tuple[int, int]:
+    """Tokens that a step's rows want, and those of them that short prefills do. Counts no further
+    than matters where a step feeds ``most``."""
+    wanted, short = num_decode, 0
+    for num_tokens in prefills:
+        wanted += num_tokens
+        short += num_tokens if num_tokens <= threshold else 1  # to begin with
+        if wanted >= most <= 2 * short:
+            break
+    return wanted, short
 
 
 @dataclass(slots=True)

@@ -43,11 +43,18 @@ class Request:
         "output_token_ids",
         "request_id",
         "row",
+        "span",
         "status",
         "stop_ids",
     )
 
-    def __init__(self, core_request: EngineCoreRequest, arrival_index: int, max_model_len: int):
+    def __init__(
+        self,
+        core_request: EngineCoreRequest,
+        arrival_index: int,
+        max_model_len: int,
+        span: int = 0,
+    ):
         params = core_request.sampling_params
         self.core_request = core_request
         self.request_id = core_request.request_id
@@ -58,6 +65,7 @@ class Request:
         self.num_preemptions = 0
         self.num_prompt_logprobs = 0  # prompt positions 1..this have been sent
         self.num_cached_tokens: int | None = None  # of the prompt, when it was first admitted
+        self.span = span  # first tokens that see ahead: fed in one step; see spans.py
         self.chain: list[bytes] = []  # of its full blocks so far; see KVCacheManager
         self.max_output_tokens = min(
             core_request.max_tokens, max_model_len - self.num_prompt_tokens

@@ -116,6 +116,10 @@ class RowTable:
         """Tokens of ``prefill_len`` yet to feed."""
         return int(self.prefill_len[row] - self.num_computed[row])
 
+    def least_to_prefill(self, row: int) -> int:
+        """Of these, how many the next step that feeds any must feed."""
+        return max(1, self.request[row].span - int(self.num_computed[row]))
+
     def num_in_flight(self, row: int) -> int:
         """Tokens sampled, or being sampled, on the device that the host has not seen."""
         computed, request = int(self.num_computed[row]), self.request[row]

@@ -36,10 +36,11 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
 from jaxllm.core.making_way import victims_of_waiting
 from jaxllm.core.policies import POLICIES
-from jaxllm.core.prefill_shares import PrefillShares
+from jaxllm.core.prefill_shares import PrefillShares, wanted_tokens
 from jaxllm.core.request import FINISHED, Request, RequestStatus
 from jaxllm.core.row_table import RowTable
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.core.spans import span_of
 from jaxllm.core.sparing import blocks_to_admit, is_spared, rank_in_row
 from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, EngineStats, StepOutputs
@@ -114,7 +115,8 @@ class Scheduler:
             raise InvalidRequestError(
                 f"Request id {core_request.request_id!r} is in use.", param="request_id"
             )
-        request = Request(core_request, next(self._arrivals), self.plan.max_model_len)
+        span = span_of(core_request, self.plan.attention_params)
+        request = Request(core_request, next(self._arrivals), self.plan.max_model_len, span)
         if not self.kv_cache.can_ever_hold(request.max_computed_tokens):
             room = self.pool.num_usable * self.plan.block_size
             raise InvalidRequestError(
@@ -214,11 +216,12 @@ class Scheduler:
         new_rows: list[NewRow] = []
         # Admitting in a step that ran out of blocks would bring the victim straight back.
         while shares.left > 0 and preemptions == self.num_preemptions:
-            request = self._admit(new_rows, new_blocks)
+            request = self._admit(new_rows, new_blocks, shares.left)
             if request is None or request.row is None:
                 break
             num_tokens = self.rows.num_to_prefill(request.row)
-            self._take(request.row, shares.take(num_tokens, at_least=1), chunks)
+            chunk = shares.take(num_tokens, self.rows.least_to_prefill(request.row))
+            self._take(request.row, chunk, chunks)
             self.waiting.admitted(request, num_tokens)
         self._share_the_rest(shares, chunks)
         self.waiting.decoded(self.rows.request[decoding])
@@ -230,23 +233,16 @@ class Scheduler:
         """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
         Blocks may turn out to hold less.
         """
-        most = self.token_budget
+        most, first = self.token_budget, self._next_waiting() if self.rows.num_free else None
+        least = num_decode + (0 if first is None else self.kv_cache.num_at_once(first))
         if num_decode and token_limit is not None:
-            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode)))
+            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode), least))
         threshold = self.scheduling.long_prefill_token_threshold or max(1, most // 4)
-        wanted, short = num_decode, 0
         under_way = map(self.rows.num_to_prefill, self.rows.prefilling_rows().tolist())
-        waiting = map(self._num_to_compute, islice(self.waiting, self.rows.num_free))
-        for num_tokens in chain(under_way, waiting):
-            wanted += num_tokens
-            short += num_tokens if num_tokens <= threshold else 1  # to begin with
-            if wanted >= most <= 2 * short:
-                break
-        fed = tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode)
+        waiting = map(self.kv_cache.num_to_compute, islice(self.waiting, self.rows.num_free))
+        wanted, short = wanted_tokens(chain(under_way, waiting), num_decode, most, threshold)
+        fed = max(tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode), least)
         return PrefillShares.of(fed - num_decode, threshold, short)
-
-    def _num_to_compute(self, request: Request) -> int:
-        return request.num_tokens - self.kv_cache.num_cached_tokens(request)
 
     def _grow_decoding_rows(self) -> list[BlockTableEntry]:
         """Give a block to each row that begins one; preempt the last in order where none is left.
@@ -305,10 +301,13 @@ class Scheduler:
         request, pauses = self.rows.request[row], end == int(self.rows.prefill_len[row])
         self.kv_cache.note_computed(request, end, in_this_step=True, pauses=pauses)
 
-    def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
-        """Give the next waiting request a row and blocks for all its known tokens, if there are."""
+    def _admit(
+        self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry], most: int
+    ) -> Request | None:
+        """Give the next waiting request a row and blocks for all its known tokens, if there are,
+        and if ``most`` tokens are enough to begin with."""
         request = self._next_waiting()
-        if request is None or not self.rows.num_free:
+        if request is None or not self.rows.num_free or self.kv_cache.num_at_once(request) > most:
             return None
         if is_spared(request) and self.pool.num_free < blocks_to_admit(self, request):
             return None

@@ -45,7 +45,8 @@ def validate_request(
         raise InvalidRequestError(
             "An embedding needs max_tokens=0 and an engine with embeddings enabled.", param="embed"
         )
-    check_attention_params(params.attention_params or {}, attention_params)
+    num_tokens = len(request.prompt_token_ids)
+    check_attention_params(params.attention_params or {}, attention_params, num_tokens)
     _check_length(request, max_model_len)
     for param, ids in (
         ("prompt", request.prompt_token_ids),
@@ -61,9 +62,10 @@ def validate_request(
 
 
 def check_attention_params(
-    given: Mapping[str, float | Sequence[float]], known: Sequence[RowParam]
+    given: Mapping[str, float | Sequence[float]], known: Sequence[RowParam], prompt_len: int
 ) -> None:
-    """Raises InvalidRequestError for names and shapes that the engine's variants do not declare."""
+    """Raises InvalidRequestError for names and shapes that the engine's variants do not declare,
+    and for spans of the prompt that it cannot feed in one step."""
     declared = {param.name: param for param in known}
     for name, value in given.items():
         param = declared.get(name)
@@ -80,6 +82,13 @@ def check_attention_params(
             raise _wrong_param(name, f"must be {wanted}")
         if param.whole and not all(float(number).is_integer() for number in numbers):
             raise _wrong_param(name, "must hold whole numbers")
+        if param.longest is not None and not 0 <= numbers[0] <= min(param.longest, prompt_len):
+            raise _wrong_param(
+                name,
+                f"must be from 0 to {min(param.longest, prompt_len)}: the prompt has {prompt_len} "
+                f"tokens, and the engine feeds up to {param.longest} of one request in a step (for "
+                "more, start it with a larger --max-num-batched-tokens)",
+            )
 
 
 def _wrong_param(name: str, reason: str) -> InvalidRequestError:

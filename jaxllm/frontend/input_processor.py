@@ -139,7 +139,8 @@ class InputProcessor:
             if not grammar:
                 raise ValueError("structured_outputs have not been checked.")
             params = replace(params, structured_outputs=None)
-        check_attention_params(params.attention_params or {}, self._info.attention_params)
+        known, count = self._info.attention_params, len(prompt_token_ids)
+        check_attention_params(params.attention_params or {}, known, count)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         return EngineCoreRequest(

@@ -74,7 +74,8 @@ def draft_plan(
         prefix_cache_scope=config.prefix_cache_scope,
         host_blocks=_host_blocks(config, model, platform, dtype),
         offloading=config.kv_offloading_size > 0,
-        attention_params=request_params(model.config),
+        # All other rows may decode in the step that feeds a span whole.
+        attention_params=request_params(model.config, max_tokens - max_num_seqs + 1),
     )
 
 

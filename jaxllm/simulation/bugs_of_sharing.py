@@ -1,6 +1,6 @@
 """The prefix cache and the host's memory."""
 
-from jaxllm.simulation.bug import HASHES, HOST, POOL, SCHEDULER, TABLES, Bug
+from jaxllm.simulation.bug import HASHES, HOST, POOL, ROWS, SCHEDULER, TABLES, Bug
 
 BUGS_OF_SHARING = (
     # The prefix cache
@@ -10,6 +10,27 @@ BUGS_OF_SHARING = (
         TABLES,
         "attention, tenant, asked.cache_salt)",
         "attention, tenant)",
+    ),
+    Bug(
+        "blocks of one span are found by another",
+        TABLES,
+        "self._hasher.root(*root, identity_of(request))",
+        "self._hasher.root(*root)",
+        scenario="spans",
+    ),
+    Bug(
+        "a span is fed in parts",
+        ROWS,
+        "return max(1, self.request[row].span - int(self.num_computed[row]))",
+        "return 1",
+        scenario="spans",
+    ),
+    Bug(
+        "a span begins without room for all of it",
+        SCHEDULER,
+        " or self.kv_cache.num_at_once(request) > most",
+        "",
+        scenario="spans",
     ),
     Bug(
         "tenants share",

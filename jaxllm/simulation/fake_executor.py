@@ -10,6 +10,7 @@ import numpy as np
 from jaxllm.config.plan import EnginePlan
 from jaxllm.core.block_pool import NULL_BLOCK
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.core.spans import span_of
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import MAX_LOGPROBS
@@ -146,6 +147,8 @@ class FakeExecutor:
         fed = (row.last_token or 0,) if from_device else row.token_ids[start:end]
         if len(fed) != end - start:
             raise Violation("executor", "Tokens are fed that nobody knows.")
+        if start < span_of(row.request, self.plan.attention_params) > end:
+            raise Violation("executor", "Tokens are fed that see others which are not there.")
         for position, token in zip(range(start, end), fed, strict=True):
             block_id = row.table[position // self.plan.block_size]
             self.kv[block_id, position % self.plan.block_size] = token, position, row.identity
@@ -160,7 +163,8 @@ class FakeExecutor:
     def _identity(self, request: EngineCoreRequest) -> int:
         tenant = "" if self.plan.prefix_cache_scope == "all" else request.tenant
         params = request.sampling_params.attention_params
-        return crc32(repr((tenant, request.cache_salt, params)).encode()) & 0x7FFFFFFF
+        ahead = request.prompt_token_ids[: span_of(request, self.plan.attention_params)]
+        return crc32(repr((tenant, request.cache_salt, params, ahead)).encode()) & 0x7FFFFFFF
 
     def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:
         logprob, rank, top_ids, top_logprobs = score(context, token_id, self.plan.model.vocab_size)

@@ -1,10 +1,11 @@
 """Plans small enough that every corner is met within a few steps."""
 
-from jaxllm.config.model import ModelConfig, RopeConfig
+from jaxllm.config.model import ModelConfig, RopeConfig, RowParam
 from jaxllm.config.plan import EnginePlan, make_buckets
 
 VOCAB_SIZE = 40
 EOS = 3
+SPAN = "span"  # the param by which a request asks for one
 
 
 def tiny_model(vocab_size: int = VOCAB_SIZE) -> ModelConfig:
@@ -34,9 +35,11 @@ def make_plan(
     prefix_caching: bool = True,
     host_blocks: int = 0,
     offloading: bool = False,
+    spans: bool = False,
 ) -> EnginePlan:
     rows = tuple(sorted({min(2**i, max_num_seqs) for i in range(1, 12)}))
     tokens = tuple(sorted({min(2**i, max_num_batched_tokens) for i in range(3, 15)}))
+    longest = max_num_batched_tokens - max_num_seqs + 1
     return EnginePlan(
         model=tiny_model(vocab_size),
         dtype="float32",
@@ -51,4 +54,5 @@ def make_plan(
         prefix_caching=prefix_caching,
         host_blocks=host_blocks,
         offloading=offloading,
+        attention_params=(RowParam(SPAN, None, True, longest),) if spans else (),
     )

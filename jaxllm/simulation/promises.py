@@ -97,5 +97,7 @@ class Promises:
         limit = self._last_limit()
         if limit is not None and step.num_decode_rows:
             least = lowest_limit(self._scheduler.plan.buckets, step.num_decode_rows)
-            most = max(limit, least)
+            # What sees ahead is fed whole, whatever the limit.
+            ahead = [r.span for r in self._scheduler.requests.values()]
+            most = max(limit, least, step.num_decode_rows + max(ahead, default=0))
             require(step.num_tokens <= most, "limit", f"{step.num_tokens} tokens, limit {most}.")

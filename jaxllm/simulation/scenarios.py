@@ -48,6 +48,7 @@ class Scenario:
     tenants: tuple[str, ...] = ("",)
     salts: tuple[str, ...] = ("", "", "", "salt")
     host: tuple[float, ...] = (0.0, 0.3, 2.0)  # blocks on the host, as a share of those beside it
+    spans: float = 0.0  # share of requests whose first tokens see ahead
     scored: float = 0.1  # share of requests that ask for log-probabilities
     max_model_len: tuple[int, ...] = (12, 24, 40)
     max_num_seqs: tuple[int, ...] = (1, 3, 5, 8)
@@ -83,6 +84,7 @@ class Scenario:
             prefix_caching=random.random() < 0.9,
             host_blocks=round(random.choice(self.host) * blocks),
             offloading=random.random() < 0.5,
+            spans=self.spans > 0,
         )
 
 
@@ -134,6 +136,13 @@ SCENARIOS = {
         prompts="shared",
         pool=(0.2, 0.5),
         tenants=("", "", "t"),
+    ),
+    "spans": Scenario(
+        about="first tokens that see ahead: fed in one step, however little is left of it",
+        prompts="shared",
+        spans=0.6,
+        limits=0.5,
+        pool=(0.2, 0.5),
     ),
     "siblings": Scenario(about="n completions of one prompt", prompts="siblings"),
     "priorities": Scenario(

@@ -45,7 +45,7 @@ class Simulation:
         self.random = Random(f"{scenario} {seed}")
         self.plan = self.scenario.plan(self.random)
         self.clock = VirtualClock()
-        self.traffic = Traffic(self.scenario, self.plan.max_model_len, self.random)
+        self.traffic = Traffic(self.scenario, self.plan, self.random)
         self.num_steps = self.num_ended = self.num_deaths = 0
         self.num_preemptions = 0
         self._start_engine()

@@ -6,10 +6,11 @@ from random import Random
 
 import msgspec
 
+from jaxllm.config.plan import EnginePlan
 from jaxllm.frontend.parallel_sampling import fan_out
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import SamplingParams
-from jaxllm.simulation.plans import EOS, VOCAB_SIZE
+from jaxllm.simulation.plans import EOS, SPAN, VOCAB_SIZE
 from jaxllm.simulation.scenarios import Scenario
 
 Prompt = tuple[int, ...]
@@ -67,9 +68,10 @@ PROMPTS: dict[str, Callable[["Traffic"], Prompt]] = {
 class Traffic:
     """The clients of one run. Owns request ids."""
 
-    def __init__(self, scenario: Scenario, max_model_len: int, random: Random):
+    def __init__(self, scenario: Scenario, plan: EnginePlan, random: Random):
         self.scenario = scenario
-        self.max_model_len = max_model_len
+        self.max_model_len = max_model_len = plan.max_model_len
+        self.longest_span = max((p.longest or 0 for p in plan.attention_params), default=0)
         self.random = random
         self.histories: list[Prompt] = []
         self.texts = [_tokens(random, max_model_len) for _ in range(NUM_TEXTS)]
@@ -99,6 +101,9 @@ class Traffic:
         self._num_requests += 1
         return f"r{self._num_requests}"
 
+    def _span(self, prompt_len: int) -> int:
+        return min(self.random.choice((3, 8, prompt_len)), prompt_len, self.longest_span)
+
     def _request(self, prompt: Prompt) -> EngineCoreRequest:
         random = self.random
         max_tokens = random.randint(0, self.max_model_len - len(prompt))
@@ -109,6 +114,8 @@ class Traffic:
             ignore_eos=random.random() < 0.6,
             stop_token_ids=random.choice(((), (), (5, 11))),
         )
+        if self.scenario.spans and random.random() < self.scenario.spans:
+            params = replace(params, attention_params={SPAN: self._span(len(prompt))})
         if max_tokens == 0 or random.random() < self.scenario.scored:
             scored = random.choice((None, 0, 3)), random.choice((0, 2))
             params = replace(params, logprobs=scored[0], prompt_logprobs=scored[1])

@@ -34,7 +34,7 @@ class PrefillOp:
     @property
     def ranged(self) -> bool:
         """Whether tiles come with the positions that they may see."""
-        return self.variant.kv_range is not None or self.variant.lookahead
+        return self.variant.kv_range is not None or self.variant.lookahead is not None
 
 
 class Shared(NamedTuple):

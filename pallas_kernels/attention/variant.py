@@ -114,8 +114,9 @@ class AttentionVariant:
       outside kernels, so any JAX operation will do, and a per_head param holds all heads' numbers.
     - ``sinks``: name of a per_head param, a logit per head that takes part in softmax and has no
       value.
-    - ``lookahead``: ``mask_mod`` decides alone, up to what has been written: what a query may see
-      of later positions must be in the cache by then, so in the same step at the latest.
+    - ``lookahead``: name of a per_row int32 param, how many of a row's first tokens see ahead.
+      ``mask_mod`` then decides alone, up to what has been written, and lets only queries of these
+      tokens see later keys, of these tokens. They are to be fed in one step.
 
     Raises VariantError for what no backend could serve.
     """
@@ -125,7 +126,7 @@ class AttentionVariant:
     mask_mod: MaskMod | None = None
     kv_range: KvRange | None = None
     sinks: str | None = None
-    lookahead: bool = False
+    lookahead: str | None = None
     params: tuple[Param, ...] = ()
 
     def __post_init__(self) -> None:
@@ -135,12 +136,22 @@ class AttentionVariant:
         kinds = {param.name: param.kind for param in self.params}
         if self.sinks is not None and kinds.get(self.sinks) != "per_head":
             raise VariantError(f"{self.name}: sinks must name a per_head param, not {self.sinks!r}")
-        if self.lookahead and self.mask_mod is None:
-            raise VariantError(f"{self.name}: lookahead without mask_mod would see everything")
+        if self.lookahead is not None:
+            self._check_lookahead()
         for field, count in (("score_mod", 5), ("mask_mod", 4), ("kv_range", 3)):
             function = getattr(self, field)
             if function is not None:
                 _check_function(f"{self.name}: {field}", function, count)
+
+    def _check_lookahead(self) -> None:
+        if self.mask_mod is None:
+            raise VariantError(f"{self.name}: lookahead without mask_mod would see everything")
+        named = [param for param in self.row_params if param.name == self.lookahead]
+        if not named or named[0].size is not None or named[0].dtype != "int32":
+            raise VariantError(
+                f"{self.name}: lookahead must name a per_row int32 param without a size, not "
+                f"{self.lookahead!r}"
+            )
 
     @property
     def is_plain(self) -> bool:

@@ -144,7 +144,7 @@ def test_layers_repeat_and_values_are_checked(tmp_path: Path) -> None:
     [
         ("nothing", None, "no attention variant 'nothing'; known: causal"),
         ("missing.py:A", None, "no file missing.py"),
-        ("prefix_lm", None, "looks ahead"),
+        ("prefix_lm", {"prefix_len": 4}, "each request says"),
         ("alibi", {"slopes": [1.0]}, "takes shape"),
         ("alibi", {"slope": 1.0}, "no variant of this model takes 'slope'"),
         (None, {"slopes": 1.0}, "needs --attention"),

@@ -212,7 +212,11 @@ def test_functions_that_give_something_else_are_refused() -> None:
         (lambda: Param("a", "per_head", size=3), "takes no size"),
         (lambda: AttentionVariant("v", sinks="a"), "sinks"),
         (lambda: AttentionVariant("v", mask_mod=cast(Any, lambda q: q)), "4 arguments"),
-        (lambda: AttentionVariant("v", lookahead=True), "lookahead"),
+        (lambda: AttentionVariant("v", lookahead="n"), "lookahead without mask_mod"),
+        (
+            lambda: AttentionVariant("v", mask_mod=lambda q, k, h, p: q < k, lookahead="n"),
+            "lookahead must name a per_row",
+        ),
         (lambda: VARIANTS["alibi"].bind({"slope": 1}), "no param 'slope'; it has: slopes"),
         (lambda: VARIANTS["alibi"].bind({"slopes": [1.0, 2.0]}, 4), r"shape \[4\]"),
         (lambda: VARIANTS["dilated"].bind({"stride": 1.5}, 4), "whole numbers"),

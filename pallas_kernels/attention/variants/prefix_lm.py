@@ -1,5 +1,5 @@
 """The first ``prefix_len`` tokens of a request see each other in both directions, the rest is
-causal (T5's prefix LM, arXiv:1910.10683). The prefix must be prefilled in one step.
+causal (T5's prefix LM, arXiv:1910.10683).
 """
 
 from types import SimpleNamespace
@@ -16,6 +16,6 @@ def _seen(q_pos: Array, kv_pos: Array, head: Array, params: SimpleNamespace) -> 
 PREFIX_LM = AttentionVariant(
     "prefix_lm",
     mask_mod=_seen,
-    lookahead=True,
+    lookahead="prefix_len",
     params=(Param("prefix_len", "per_row", default=0, dtype="int32"),),
 )
