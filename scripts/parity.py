@@ -56,6 +56,16 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 
+_LATENT = {
+    "first_k_dense_replace": 3,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 24,
+    "num_key_value_heads": 4,
+}
+
 # name -> (class in transformers, what differs from _BASE)
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
@@ -84,6 +94,16 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32}),
     "glm": ("GlmForCausalLM", {"partial_rotary_factor": 0.5, "attention_bias": True}),
     "glm4": ("Glm4ForCausalLM", {"partial_rotary_factor": 0.5, "attention_bias": True}),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8},
+    ),
+    "diffllama": ("DiffLlamaForCausalLM", {"attention_bias": True}),
+    "deepseek2": ("DeepseekV2ForCausalLM", {**_LATENT, "q_lora_rank": None}),
+    "deepseek3": (
+        "DeepseekV3ForCausalLM",
+        {**_LATENT, "q_lora_rank": 24, "attention_bias": True, "num_nextn_predict_layers": 0},
+    ),
 }
 TINY_PROMPT_LENGTHS = (1, 7, 40)  # the last is longer than every window above
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
 
-from jaxllm.attention.variants import variant_of
+from jaxllm.attention.layers import layer_class
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
@@ -24,6 +24,8 @@ class AttentionSpec:
     scale: float
     window: int | None = None  # a query sees itself and the window - 1 tokens before it
     variant: AttentionVariant = CAUSAL
+    # Pages hold keys alone, and values are the first so many channels of them.
+    value_dim: int | None = None
 
     @classmethod
     def all_of(cls, config: ModelConfig) -> "tuple[AttentionSpec, ...]":
@@ -32,10 +34,7 @@ class AttentionSpec:
 
     @classmethod
     def of(cls, config: ModelConfig, layer: int) -> "AttentionSpec":
-        dim = config.head_dim
-        heads = (config.num_heads, config.num_kv_heads, dim)
-        variant = variant_of(config, layer)
-        return cls(*heads, scale=dim**-0.5, window=config.window(layer), variant=variant)
+        return layer_class(config, layer).spec_of(config, layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +89,7 @@ class AttentionBackend(Protocol):
         page_size: int,
     ) -> Any:
         """What all layers of a step share: tile maps and the like. ``specs`` holds each kind of
-        layer once; they differ in window and variant
-        only.
+        layer once.
         """
         ...
 
@@ -111,11 +109,11 @@ class AttentionBackend(Protocol):
     def attend(
         self,
         q: Float[Array, "T H D"],
-        kv: Float[Array, "P 2 K B D"],
+        kv: Float[Array, "P S K B D"],
         metadata: "AttentionMetadata",
         shared: Any,
         spec: AttentionSpec,
-    ) -> Float[Array, "T H D"]:
+    ) -> Float[Array, "T H V"]:
         """Causal attention of every token over its own row's pages. Padding tokens give finite
         values.
         """

@@ -79,12 +79,13 @@ class StepAttention:
         return self.backend.write(qkv, kv, self.slots, heads, spec)
 
     def write_pages(
-        self, k: Float[Array, "T K D"], v: Float[Array, "T K D"], kv: Array
-    ) -> Float[Array, "P 2 K B D"]:
-        """The cache with keys and values that the layer has made itself, as they are."""
+        self, k: Float[Array, "T K D"], v: Float[Array, "T K D"] | None, kv: Array
+    ) -> Float[Array, "P S K B D"]:
+        """The cache with keys and values that the layer has made itself, as they are; without
+        values where pages hold keys alone."""
         return kv_write(kv, k, v, *self.slots)
 
     def __call__(
         self, q: Float[Array, "T H D"], kv: Array, spec: AttentionSpec
-    ) -> Float[Array, "T H D"]:
+    ) -> Float[Array, "T H V"]:
         return self.backend.attend(q, kv, self.metadata, self.shared, spec)

@@ -1,16 +1,13 @@
-"""Which attention variant a layer has: by name, from a user's file, or from a file of layers.
+"""Which attention variant a layer has: by name, from a user's file, or from a file of layers."""
 
-A Python file runs in the engine: it is what the operator names on the command line, and never what
-a checkpoint or a request brings.
-"""
-
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from jaxllm.attention.layers import find_layer
+from jaxllm.attention.user_file import from_user_file, split_name
 from jaxllm.config.model import AttentionChoice, ModelConfig, RowParam
 from jaxllm.errors import ConfigError
 from jaxllm.weights.json_file import read_json_object
@@ -42,10 +39,10 @@ def find_variant(name: str) -> AttentionVariant:
     Raises:
         ConfigError: there is no such variant or file, or it is wrong.
     """
-    file, _, attribute = name.partition(".py")
-    if name not in VARIANTS and name not in _registered and (attribute or name.endswith(".py")):
+    file = split_name(name)
+    if name not in VARIANTS and name not in _registered and file is not None:
         try:
-            register_variant(_from_file(Path(f"{file}.py"), attribute.removeprefix(":")), name)
+            register_variant(from_user_file(*file, _is_variant, "attention variant"), name)
         except VariantError as error:
             raise ConfigError(f"--attention {name}: {error}") from error
     found = VARIANTS.get(name) or _registered.get(name)
@@ -55,25 +52,8 @@ def find_variant(name: str) -> AttentionVariant:
     return found
 
 
-def _from_file(path: Path, attribute: str) -> AttentionVariant:
-    if not path.is_file():
-        raise ConfigError(f"There is no file {path} to take an attention variant from.")
-    spec = importlib.util.spec_from_file_location(f"attention_variant_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except VariantError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    found = {k: v for k, v in vars(module).items() if isinstance(v, AttentionVariant)}
-    if attribute in found:
-        return found[attribute]
-    if not attribute and len(found) == 1:
-        return next(iter(found.values()))
-    raise ConfigError(f"{path}: name one of its attention variants ({', '.join(found) or 'none'}).")
+def _is_variant(value: Any) -> bool:
+    return isinstance(value, AttentionVariant)
 
 
 def choose_attention(
@@ -81,12 +61,13 @@ def choose_attention(
 ) -> tuple[AttentionChoice, ...]:
     """What ``--attention`` and ``--attention-params`` say of every layer; () for a model's own.
 
-    A file of layers is ``{"layers": [...]}``, each a name or ``{"variant": NAME, "params": {}}``,
-    repeated until the model has no more layers. ``params_file`` holds values for all layers that
-    declare them and have none of their own.
+    A file of layers is ``{"layers": [...]}``, each a variant's name or ``{"layer": NAME,
+    "variant": NAME, "params": {}}`` with any of the three, repeated until the model has no more
+    layers. ``params_file`` holds values for all layers that declare them and have none of their
+    own.
 
     Raises:
-        ConfigError: an unknown variant or param, or a value of a wrong shape.
+        ConfigError: an unknown layer, variant or param, or a value of a wrong shape.
     """
     if attention is None:
         if params_file is not None:
@@ -110,12 +91,16 @@ def choose_attention(
 def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionChoice:
     if isinstance(entry, str):
         entry = {"variant": entry}
-    if not isinstance(entry, dict) or not isinstance(entry.get("variant"), str):
+    named = isinstance(entry, dict) and ("variant" in entry or "layer" in entry)
+    name, layer = (entry.get("variant", "causal"), entry.get("layer", "")) if named else (None, "")
+    if not isinstance(name, str) or not isinstance(layer, str):
         raise ConfigError(
-            f'A layer is a name or {{"variant": NAME, "params": {{}}}}, not {entry!r}.'
+            'A layer is a name or {"layer": NAME, "variant": NAME, "params": {}}, not '
+            f"{entry!r}."
         )
-    name, own = entry["variant"], entry.get("params", {})
-    variant = find_variant(name)
+    if layer:
+        find_layer(layer)
+    variant, own = find_variant(name), entry.get("params", {})
     try:
         values = {p.name: shared[p.name] for p in variant.params if p.name in shared} | own
         bound = variant.bind(values, num_heads)
@@ -129,7 +114,7 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
             "of its own (attention_params). Its default must be 0."
         )
     kept = tuple((p.name, p.default) for p in bound.params if p.name in values)
-    return AttentionChoice(name, kept)
+    return AttentionChoice(name, kept, layer)
 
 
 def declared_alike(choices: tuple[AttentionChoice, ...]) -> tuple[Param, ...]:

@@ -38,6 +38,8 @@ def decode_step_bytes(
     windows = (model.window(layer) for layer in range(model.num_layers))
     seen = sum(context if window is None else min(context, window) for window in windows)
     per_token = 2 * model.num_kv_heads * model.head_dim * itemsize
+    if model.latent is not None:
+        per_token = (model.latent.kv_rank + model.latent.rope_dim) * itemsize
     return StepBytes(weight_bytes - table + embedded, batch_size * seen * per_token)
 
 

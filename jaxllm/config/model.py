@@ -27,10 +27,23 @@ class RopeConfig:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """The attention variant of one layer, and values of its params: numbers or nested tuples."""
+    """The attention variant of one layer, and values of its params: numbers or nested tuples.
+    ``layer``: "" for the model's own attention layer."""
 
     variant: str
     values: tuple[tuple[str, Any], ...] = ()
+    layer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Multi-head latent attention (DeepSeek-V2): ranks of the projections, channels of a head."""
+
+    q_rank: int | None  # None: queries are not compressed
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +79,17 @@ class ModelConfig:
     qk_norm: bool = False
     sandwich_norms: bool = False  # GLM-4-0414: a norm after attention and after the MLP too
     sliding_windows: tuple[int | None, ...] = ()  # per layer; () means none anywhere
-    attention: tuple[AttentionChoice, ...] = ()  # per layer; () means causal everywhere
+    attention_layers: tuple[str, ...] = ()  # names per layer; () means the default everywhere
+    attention: tuple[AttentionChoice, ...] = ()  # per layer, as the user asked; () means nothing
+    latent: LatentConfig | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     dtype: str = "bfloat16"  # what the checkpoint was saved in
 
     def window(self, layer: int) -> int | None:
         return self.sliding_windows[layer] if self.sliding_windows else None
+
+    def attention_layer(self, layer: int) -> str:
+        """Its name; "" for the default."""
+        asked = self.attention[layer].layer if self.attention else ""
+        return asked or (self.attention_layers[layer] if self.attention_layers else "")

@@ -1,4 +1,6 @@
-"""Self-attention: one fused product, which the attention backend turns into q and the cache."""
+"""Self-attention: one fused product, which the attention backend turns into q and the cache. What
+every attention layer must offer says jaxllm/attention/layers.py.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -6,10 +8,12 @@ from jaxtyping import Array, Float
 
 from jaxllm.attention.backend import AttentionSpec, HeadTransform
 from jaxllm.attention.metadata import StepAttention
+from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable
+from jaxllm.weights.mapping import WeightRule, linear_rules
 
 
 class Attention(nnx.Module):
@@ -25,7 +29,24 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.rope = config.rope
         self.norm_eps = config.norm_eps
-        self.spec = AttentionSpec.of(config, layer)
+        self.spec = self.spec_of(config, layer)
+
+    @classmethod
+    def spec_of(cls, config: ModelConfig, layer: int) -> AttentionSpec:
+        heads = (config.num_heads, config.num_kv_heads, config.head_dim)
+        window, variant = config.window(layer), variant_of(config, layer)
+        return AttentionSpec(*heads, scale=config.head_dim**-0.5, window=window, variant=variant)
+
+    @classmethod
+    def weight_rules(cls, config: ModelConfig, ours: str, theirs: str) -> list[WeightRule]:
+        rules = [
+            *linear_rules(f"{ours}qkv", [f"{theirs}{x}_proj" for x in "qkv"], config.qkv_bias),
+            *linear_rules(f"{ours}o", [f"{theirs}o_proj"], config.o_bias),
+        ]
+        if config.qk_norm:
+            norms = ("q_norm.weight", "k_norm.weight")
+            rules += [WeightRule(f"{ours}{norm}", (f"{theirs}{norm}",)) for norm in norms]
+        return rules
 
     def __call__(
         self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention

@@ -17,6 +17,10 @@ MODELS: Registry[type["DecoderLM"]] = Registry(
         "Qwen3ForCausalLM": "jaxllm.models.qwen3:Qwen3ForCausalLM",
         "GlmForCausalLM": "jaxllm.models.glm:GlmForCausalLM",
         "Glm4ForCausalLM": "jaxllm.models.glm:Glm4ForCausalLM",
+        "SmolLM3ForCausalLM": "jaxllm.models.smollm3:SmolLM3ForCausalLM",
+        "DiffLlamaForCausalLM": "jaxllm.models.diffllama:DiffLlamaForCausalLM",
+        "DeepseekV2ForCausalLM": "jaxllm.models.deepseek:DeepseekV2ForCausalLM",
+        "DeepseekV3ForCausalLM": "jaxllm.models.deepseek:DeepseekV3ForCausalLM",
     },
 )
 

@@ -13,15 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.kv_cache import KVCache
+from jaxllm.attention.layers import layer_class
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
-from jaxllm.layers.attention import Attention
 from jaxllm.layers.embedding import Embedding
 from jaxllm.layers.linear import Linear, matmul
 from jaxllm.layers.mlp import GatedMLP
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable, rotary_table
-from jaxllm.weights.mapping import WeightRule
+from jaxllm.weights.mapping import WeightRule, linear_rules
 
 
 class DecoderLayer(nnx.Module):
@@ -34,7 +34,7 @@ class DecoderLayer(nnx.Module):
             return RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, platform=platform)
 
         self.input_norm = norm()
-        self.attention = Attention(config, layer, dtype=dtype)
+        self.attention = layer_class(config, layer)(config, layer, dtype=dtype)
         self.attention_out_norm = norm() if config.sandwich_norms else None
         self.mlp_norm = norm()
         self.mlp = GatedMLP(config, dtype=dtype)
@@ -156,34 +156,19 @@ class DecoderLM(nnx.Module):
         if not config.tie_word_embeddings:
             rules.append(WeightRule("lm_head.weight", ("lm_head.weight",)))
         for layer in range(config.num_layers):
-            rules += cls.layer_rules(config, f"layers.{layer}.", f"model.layers.{layer}.")
+            ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
+            attention = layer_class(config, layer)
+            rules += attention.weight_rules(config, f"{ours}attention.", f"{theirs}self_attn.")
+            rules += cls.layer_rules(config, ours, theirs)
         return rules
 
     @classmethod
     def layer_rules(cls, config: ModelConfig, ours: str, theirs: str) -> list[WeightRule]:
-        attention, mlp = f"{theirs}self_attn.", f"{theirs}mlp."
-        qkv = tuple(f"{attention}{name}_proj" for name in "qkv")
-        gate_up = tuple(f"{mlp}{name}_proj" for name in ("gate", "up"))
-        rules = [
+        """Of one layer, without its attention, which knows its own."""
+        gate_up = [f"{theirs}mlp.{name}_proj" for name in ("gate", "up")]
+        return [
             WeightRule(f"{ours}input_norm.weight", (f"{theirs}input_layernorm.weight",)),
             WeightRule(f"{ours}mlp_norm.weight", (f"{theirs}post_attention_layernorm.weight",)),
-            *_linear(f"{ours}attention.qkv", qkv, config.qkv_bias),
-            *_linear(f"{ours}attention.o", (f"{attention}o_proj",), config.o_bias),
-            *_linear(f"{ours}mlp.gate_up", gate_up, config.mlp_bias),
-            *_linear(f"{ours}mlp.down", (f"{mlp}down_proj",), config.mlp_bias),
+            *linear_rules(f"{ours}mlp.gate_up", gate_up, config.mlp_bias),
+            *linear_rules(f"{ours}mlp.down", [f"{theirs}mlp.down_proj"], config.mlp_bias),
         ]
-        if config.qk_norm:
-            for name in "qk":
-                rule = WeightRule(
-                    f"{ours}attention.{name}_norm.weight", (f"{attention}{name}_norm.weight",)
-                )
-                rules.append(rule)
-        return rules
-
-
-def _linear(target: str, sources: tuple[str, ...], bias: bool) -> list[WeightRule]:
-    kinds = ("weight", "bias") if bias else ("weight",)
-    return [
-        WeightRule(f"{target}.{kind}", tuple(f"{source}.{kind}" for source in sources))
-        for kind in kinds
-    ]

@@ -1,7 +1,8 @@
 """Programs that move whole KV-cache blocks, a fixed number at a time, and the host's pool."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import batched
+from itertools import accumulate, batched
 from typing import Any
 
 import jax
@@ -23,19 +24,25 @@ def copy_blocks(kv: KVCache, moves: Int[Array, "2 N"]) -> KVCache:
     return tuple(layer.at[targets].set(layer[sources], mode="drop") for layer in kv)
 
 
-def save_blocks(kv: KVCache, ids: Int[Array, " N"]) -> tuple[Float[Array, "L 2 K B D"], ...]:
-    """Each block of all layers as an array of its own. An id past the cache is padding."""
-    layers = jnp.stack([layer.at[ids].get(mode="clip") for layer in kv], axis=1)
-    return tuple(layers[i] for i in range(ids.shape[0]))
+def save_blocks(kv: KVCache, ids: Int[Array, " N"]) -> tuple[Float[Array, " E"], ...]:
+    """Each block of all layers, one after the other: their pages may differ in shape. An id past
+    the cache is padding."""
+    count = ids.shape[0]
+    layers = [layer.at[ids].get(mode="clip").reshape(count, -1) for layer in kv]
+    blocks = jnp.concatenate(layers, axis=1)
+    return tuple(blocks[i] for i in range(count))
 
 
 def load_blocks(
-    kv: KVCache, ids: Int[Array, " N"], blocks: tuple[Float[Array, "L 2 K B D"], ...]
+    kv: KVCache, ids: Int[Array, " N"], blocks: tuple[Float[Array, " E"], ...]
 ) -> KVCache:
     """Put blocks back. An id past the cache is padding. In place when ``kv`` is donated."""
-    contents = jnp.stack(blocks)
+    pages = [layer.shape[1:] for layer in kv]
+    ends = list(accumulate(map(math.prod, pages)))
+    layers = jnp.split(jnp.stack(blocks), ends[:-1], axis=1)
     return tuple(
-        layer.at[ids].set(contents[:, index], mode="drop") for index, layer in enumerate(kv)
+        layer.at[ids].set(content.reshape(-1, *page), mode="drop")
+        for layer, content, page in zip(kv, layers, pages, strict=True)
     )
 
 
@@ -79,5 +86,6 @@ def abstract_ids(*shape: int) -> jax.ShapeDtypeStruct:
 
 def abstract_blocks(kv: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     """``kv``: the cache's layers or their specs."""
-    block = jax.ShapeDtypeStruct((len(kv), *kv[0].shape[1:]), kv[0].dtype)
+    elements = sum(math.prod(layer.shape[1:]) for layer in kv)
+    block = jax.ShapeDtypeStruct((elements,), kv[0].dtype)
     return (block,) * BLOCKS_PER_MOVE

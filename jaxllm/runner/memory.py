@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import psutil
 
+from jaxllm.attention.backend import AttentionSpec
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import row_params
 from jaxllm.config.engine import EngineConfig
@@ -140,9 +141,11 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     model = plan.model
     itemsize = jnp.dtype(plan.dtype).itemsize
     widths = 4 * model.hidden_size + 3 * model.intermediate_size
-    widths += 4 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    specs = AttentionSpec.all_of(model)
+    widths += 4 * max((s.num_heads + 2 * s.num_kv_heads) * s.head_dim for s in specs)
     splits = -(-plan.max_model_len // SPLIT_TOKENS)
-    row = splits * model.num_heads * (model.head_dim + 1) * 4 + 8 * plan.max_blocks_per_row
+    row = splits * max(s.num_heads * (s.head_dim + 1) for s in specs) * 4
+    row += 8 * plan.max_blocks_per_row
     logits, scores = model.vocab_size * 4, MAX_LOGPROBS * 8 + 16
     programs: list[ProgramMemory] = []
     for bucket in plan.buckets:

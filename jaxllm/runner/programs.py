@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from jaxllm.attention.backend import AttentionBackend
 from jaxllm.attention.kv_cache import kv_cache_spec
+from jaxllm.attention.layers import layer_classes
 from jaxllm.attention.variants import functions_of, row_params
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
@@ -92,7 +93,9 @@ class Programs:
         self.rows = RowLayout(plan.max_blocks_per_row, row_params(plan.model))
         self.sampling_platform = kernel_platform()
         # A model or backend from elsewhere may change without the cache's key knowing of it.
-        kept = is_ours(type(backend), get_model(plan.model.architecture), *functions_of(plan.model))
+        layers = layer_classes(plan.model)
+        kept = is_ours(type(backend), get_model(plan.model.architecture), *layers)
+        kept = kept and is_ours(*functions_of(plan.model))
         self._lowerings = lowerings if kept else None
         self._compiled: dict[_Key, Any] = {}
         self.compile_seconds = 0.0

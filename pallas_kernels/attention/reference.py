@@ -15,7 +15,7 @@ from pallas_kernels.attention.variant_params import Params, param_arrays
 
 def paged_attention_reference(
     q: Float[Array, "T H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P S K B D"],
     block_tables: Int[Array, "R M"],
     token_rows: Int[Array, " T"],
     positions: Int[Array, " T"],
@@ -25,20 +25,25 @@ def paged_attention_reference(
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
     seq_lens: Int[Array, " R"] | None = None,
-) -> Float[Array, "T H D"]:
+    value_dim: int | None = None,
+) -> Float[Array, "T H V"]:
     """Causal attention of token t, at ``positions[t]`` of row ``token_rows[t]``, over its row's
     pages, changed by ``variant``; ``row_params`` is what rows bring of its params.
 
-    ``kv[p, 0]`` holds keys, ``kv[p, 1]`` values; query head h reads KV head ``h // (H / K)``.
+    ``kv[p, 0]`` holds keys, ``kv[p, 1]`` values; query head h reads KV head ``h // (H / K)``. Where
+    S is 1, the first ``value_dim`` channels of a key are its value.
     With ``window`` a query sees itself and the ``window - 1`` tokens before it. ``kv_range`` is not
     asked. ``seq_lens``, how far rows have been written, bounds a variant with lookahead.
     A position of -1 marks padding, whose output is zero. Returns float32.
     """
     tokens, heads, dim = q.shape
     groups = heads // kv.shape[2]
-    gathered = kv[block_tables[token_rows]].astype(jnp.float32)  # [T, M, 2, K, B, D]
-    gathered = gathered.transpose(2, 0, 3, 1, 4, 5).reshape(2, tokens, kv.shape[2], -1, dim)
-    keys, values = jnp.repeat(gathered, groups, axis=2)  # [T, H, M * B, D] each
+    gathered = kv[block_tables[token_rows]].astype(jnp.float32)  # [T, M, S, K, B, D]
+    gathered = gathered.transpose(2, 0, 3, 1, 4, 5).reshape(
+        -1, tokens, kv.shape[2], kv.shape[3] * block_tables.shape[1], dim
+    )
+    gathered = jnp.repeat(gathered, groups, axis=2)  # [S, T, H, M * B, D]
+    keys, values = gathered[0], gathered[-1, ..., : value_dim or dim]
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale
     arrays = param_arrays(variant, heads, block_tables.shape[0], row_params)
     scores, visible = modified_scores(

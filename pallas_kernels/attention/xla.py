@@ -18,6 +18,9 @@ TILE = 32  # queries of one row that are attended together in prefill
 SPAN = 128  # key positions per loop iteration
 _MASKED = -1e30
 
+# Of shapes below: pages hold keys and values (S = 2, values as wide as keys, V = D), or keys alone
+# (S = 1), of which the first V = ``value_dim`` channels are the values.
+
 
 class TileMap(NamedTuple):
     """Prefill tokens cut into tiles of at most TILE queries, each of one row. N is a static
@@ -48,7 +51,7 @@ def make_tile_map(
 
 def paged_decode(
     q: Float[Array, "R H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P S K B D"],
     block_tables: Int[Array, "R M"],
     seq_lens: Int[Array, " R"],
     *,
@@ -56,24 +59,25 @@ def paged_decode(
     window: int | None = None,
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
-) -> Float[Array, "R H D"]:
+    value_dim: int | None = None,
+) -> Float[Array, "R H V"]:
     """One query per row, at position ``seq_lens - 1``. Rows with seq_len 0 return zeros.
     ``row_params`` is what rows bring of the variant's params, see ``param_arrays``."""
     positions = (seq_lens - 1)[:, None]
     rows = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
     queries = _Queries(q[:, None], positions, rows, seq_lens)
     params = param_arrays(variant, q.shape[1], seq_lens.shape[0], row_params)
-    mods = _Mods(scale, window, variant, params)
+    mods = _Mods(scale, window, variant, params, value_dim)
     return _walk(queries, kv, block_tables, mods)[:, 0]
 
 
 def paged_prefill(
     q: Float[Array, "T H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P S K B D"],
     block_tables: Int[Array, "R M"],
     positions: Int[Array, " T"],
     tiles: TileMap,
-    out: Float[Array, "T H D"],
+    out: Float[Array, "T H V"],
     *,
     scale: float,
     window: int | None = None,
@@ -81,7 +85,8 @@ def paged_prefill(
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
     seq_lens: Int[Array, " R"] | None = None,
-) -> Float[Array, "T H D"]:
+    value_dim: int | None = None,
+) -> Float[Array, "T H V"]:
     """Attends all tokens covered by ``tiles`` and returns ``out`` with their rows replaced.
 
     ``group`` tiles are attended at once: 1 suits a CPU, many fill an accelerator. A variant with
@@ -91,9 +96,9 @@ def paged_prefill(
     count = tiles.slot.shape[0]
     group = min(group, count)
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
-    mods = _Mods(scale, window, variant, params)
+    mods = _Mods(scale, window, variant, params, value_dim)
 
-    def body(index: Int[Array, ""], out: Float[Array, "T H D"]) -> Float[Array, "T H D"]:
+    def body(index: Int[Array, ""], out: Float[Array, "T H V"]) -> Float[Array, "T H V"]:
         take = jnp.minimum(index * group + jnp.arange(group), count - 1)
         token = tiles.start[take][:, None] + jnp.arange(TILE)[None]
         valid = token < tiles.stop[take][:, None]
@@ -106,7 +111,7 @@ def paged_prefill(
         queries = _Queries(q[token], position, slot, written)
         result = _walk(queries, kv, block_tables[slot], mods)
         target = jnp.where(valid, token, tokens).reshape(-1)  # out of range: dropped
-        return out.at[target].set(result.reshape(-1, *q.shape[1:]), mode="drop")
+        return out.at[target].set(result.reshape(-1, *out.shape[1:]), mode="drop")
 
     return lax.fori_loop(0, (tiles.count + group - 1) // group, body, out)
 
@@ -125,21 +130,23 @@ class _Mods(NamedTuple):
     window: int | None
     variant: AttentionVariant
     params: Params
+    value_dim: int | None
 
 
 class _Softmax(NamedTuple):
     """Running state over keys seen so far; Q = queries of a tile times grouped heads."""
 
-    accumulated: Float[Array, "N K Q D"]
+    accumulated: Float[Array, "N K Q V"]
     maximum: Float[Array, "N K Q"]
     total: Float[Array, "N K Q"]
 
 
 def _walk(
-    queries: _Queries, kv: Float[Array, "P 2 K B D"], block_tables: Int[Array, "N M"], mods: _Mods
-) -> Float[Array, "N S H D"]:
+    queries: _Queries, kv: Float[Array, "P S K B D"], block_tables: Int[Array, "N M"], mods: _Mods
+) -> Float[Array, "N S H V"]:
     """Queries against their rows' pages."""
     n, s, heads, dim = queries.q.shape
+    value_dim = mods.value_dim or dim
     kv_heads, page_size = kv.shape[2], kv.shape[3]
     groups = heads // kv_heads
     pages = max(1, min(SPAN // page_size, block_tables.shape[1]))  # pages per iteration
@@ -150,20 +157,20 @@ def _walk(
 
     def body(index: Int[Array, ""], state: _Softmax) -> _Softmax:
         wanted = jnp.minimum(index * pages + jnp.arange(pages), block_tables.shape[1] - 1)
-        block = kv[block_tables[:, wanted]]  # [N, pages, 2, K, B, D]
-        block = block.transpose(2, 0, 3, 1, 4, 5).reshape(2, n, kv_heads, span, dim)
+        block = kv[block_tables[:, wanted]]  # [N, pages, S, K, B, D]
+        block = block.transpose(2, 0, 3, 1, 4, 5).reshape(-1, n, kv_heads, span, dim)
         kv_pos = index * span + jnp.arange(span)
         # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is
         # NaN.
         written = (kv_pos[None] < queries.written[:, None])[:, None, :, None]
-        keys, values = block[0], jnp.where(written, block[1], 0)
+        keys, values = block[0], jnp.where(written, block[-1, ..., :value_dim], 0)
         scores = jnp.einsum("nkqd,nkcd->nkqc", packed, keys, preferred_element_type=jnp.float32)
         scores, visible = _logits(scores * mods.scale, kv_pos, queries, mods)
         return _update(scores, visible, values, state)
 
     shape = (n, kv_heads, groups * s)
     state = _Softmax(
-        jnp.zeros((*shape, dim), jnp.float32),
+        jnp.zeros((*shape, value_dim), jnp.float32),
         jnp.full(shape, _MASKED, jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
@@ -171,8 +178,8 @@ def _walk(
     if mods.variant.sinks is not None:
         state = _add_sinks(mods.params[mods.variant.sinks], s, state)
     out = state.accumulated / jnp.maximum(state.total, 1e-30)[..., None]
-    out = out.reshape(n, kv_heads, groups, s, dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(n, s, heads, dim).astype(queries.q.dtype)
+    out = out.reshape(n, kv_heads, groups, s, value_dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(n, s, heads, value_dim).astype(queries.q.dtype)
 
 
 def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, ""]]:
@@ -256,7 +263,7 @@ def _add_sinks(logits: Float[Array, " H"], queries: int, state: _Softmax) -> _So
 def _update(
     scores: Float[Array, "N K Q C"],
     visible: Bool[Array, "N _K Q C"],
-    values: Float[Array, "N K C D"],
+    values: Float[Array, "N K C V"],
     state: _Softmax,
 ) -> _Softmax:
     scores = jnp.where(visible, scores, _MASKED)

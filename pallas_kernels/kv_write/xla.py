@@ -6,14 +6,15 @@ from jaxtyping import Array, Float, Int
 
 
 def kv_write(
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P S K B D"],
     k: Float[Array, "T K D"],
-    v: Float[Array, "T K D"],
+    v: Float[Array, "T K D"] | None,
     pages: Int[Array, " T"],
     offsets: Int[Array, " T"],
-) -> Float[Array, "P 2 K B D"]:
-    """Puts token t at ``kv[pages[t], :, :, offsets[t]]``; a page of P or more drops the token."""
-    update = jnp.stack([k, v], axis=1).astype(kv.dtype)  # [T, 2, K, D]
+) -> Float[Array, "P S K B D"]:
+    """Puts token t at ``kv[pages[t], :, :, offsets[t]]``; a page of P or more drops the token.
+    S is 2, or 1 where there are no values."""
+    update = jnp.stack([k] if v is None else [k, v], axis=1).astype(kv.dtype)  # [T, S, K, D]
     return kv.at[pages, :, :, offsets].set(update, mode="drop")
 
 

@@ -73,11 +73,11 @@ class XLABackend:
     def attend(
         self,
         q: Float[Array, "T H D"],
-        kv: Float[Array, "P 2 K B D"],
+        kv: Float[Array, "P S K B D"],
         metadata: AttentionMetadata,
         shared: _Prepared,
         spec: AttentionSpec,
-    ) -> Float[Array, "T H D"]:
+    ) -> Float[Array, "T H V"]:
         rows = metadata.seq_lens.shape[0]
         in_decode = jnp.arange(rows) < metadata.num_decode_rows
         decode_lens = jnp.where(in_decode, metadata.seq_lens, 0)
@@ -90,11 +90,12 @@ class XLABackend:
             window=spec.window,
             variant=spec.variant,
             row_params=metadata.row_params,
+            value_dim=spec.value_dim,
         )
         if shared.tiles is None:
             return decoded
         # Decode rows are the first slots, so token i is slot i; the tiles fill in the rest.
-        out = jnp.zeros_like(q)
+        out = jnp.zeros((q.shape[0], *decoded.shape[1:]), q.dtype)
         out = jax.lax.dynamic_update_slice(out, decoded, (0, 0, 0))
         return paged_prefill(
             q,
@@ -108,6 +109,7 @@ class XLABackend:
             variant=spec.variant,
             row_params=metadata.row_params,
             seq_lens=metadata.seq_lens,
+            value_dim=spec.value_dim,
             group=_CPU_TILES if jax.default_backend() == "cpu" else _ACCELERATOR_TILES,
         )
 
