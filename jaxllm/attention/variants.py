@@ -110,8 +110,8 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
         raise ConfigError(f"Attention variant {name}: {error}.") from error
     if any(param.name == bound.lookahead and param.default != 0 for param in bound.params):
         raise ConfigError(
-            f"{name}: {bound.lookahead} is how much of a prompt sees ahead, which each request says "
-            "of its own (attention_params). Its default must be 0."
+            f"{name}: {bound.lookahead} is how much of a prompt sees ahead, which each request "
+            "says of its own (attention_params). Its default must be 0."
         )
     kept = tuple((p.name, p.default) for p in bound.params if p.name in values)
     return AttentionChoice(name, kept, layer)

@@ -48,8 +48,8 @@ class DifferentialAttention(nnx.Module):
     def spec_of(cls, config: ModelConfig, layer: int) -> AttentionSpec:
         if config.num_kv_heads % 2 or config.qk_norm:
             raise ConfigError(
-                "Differential attention takes an even number of KV heads and no norm of queries and "
-                f"keys; this model has {config.num_kv_heads} of them"
+                "Differential attention takes an even number of KV heads, and no norm of queries "
+                f"and keys; this model has {config.num_kv_heads} KV heads"
                 f"{' and such norms' if config.qk_norm else ''}."
             )
         heads = (config.num_heads, config.num_kv_heads // 2, 2 * config.head_dim)

@@ -22,6 +22,24 @@ _MASKED = -1e30
 # (S = 1), of which the first V = ``value_dim`` channels are the values.
 
 
+class SpanMap(NamedTuple):
+    """Which stretches of SPAN keys queries see anything of, for each of N groups of them: the
+    first ``count`` of ``order``, from the first key on. What follows in it is hidden whole."""
+
+    order: Int[Array, "N C"]
+    count: Int[Array, " N"]
+
+
+class Sight(NamedTuple):
+    """What decides which keys queries see, and how the row's keys are cut."""
+
+    window: int | None
+    variant: AttentionVariant
+    row_params: Params
+    page_size: int
+    max_pages: int
+
+
 class TileMap(NamedTuple):
     """Prefill tokens cut into tiles of at most TILE queries, each of one row. N is a static
     bound.
@@ -60,15 +78,14 @@ def paged_decode(
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
     value_dim: int | None = None,
+    spans: SpanMap | None = None,
 ) -> Float[Array, "R H V"]:
     """One query per row, at position ``seq_lens - 1``. Rows with seq_len 0 return zeros.
-    ``row_params`` is what rows bring of the variant's params, see ``param_arrays``."""
-    positions = (seq_lens - 1)[:, None]
-    rows = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
-    queries = _Queries(q[:, None], positions, rows, seq_lens)
+    ``row_params`` is what rows bring of the variant's params, see ``param_arrays``; ``spans``
+    what ``decode_spans`` gave."""
     params = param_arrays(variant, q.shape[1], seq_lens.shape[0], row_params)
     mods = _Mods(scale, window, variant, params, value_dim)
-    return _walk(queries, kv, block_tables, mods)[:, 0]
+    return _walk(q[:, None], _decode_queries(seq_lens), kv, block_tables, mods, spans)[:, 0]
 
 
 def paged_prefill(
@@ -86,11 +103,13 @@ def paged_prefill(
     row_params: Params | None = None,
     seq_lens: Int[Array, " R"] | None = None,
     value_dim: int | None = None,
+    spans: SpanMap | None = None,
 ) -> Float[Array, "T H V"]:
     """Attends all tokens covered by ``tiles`` and returns ``out`` with their rows replaced.
 
     ``group`` tiles are attended at once: 1 suits a CPU, many fill an accelerator. A variant with
-    lookahead needs ``seq_lens``: how far each row has been written.
+    lookahead needs ``seq_lens``: how far each row has been written. ``spans`` is what
+    ``prefill_spans`` gave.
     """
     tokens = q.shape[0]
     count = tiles.slot.shape[0]
@@ -100,26 +119,86 @@ def paged_prefill(
 
     def body(index: Int[Array, ""], out: Float[Array, "T H V"]) -> Float[Array, "T H V"]:
         take = jnp.minimum(index * group + jnp.arange(group), count - 1)
-        token = tiles.start[take][:, None] + jnp.arange(TILE)[None]
-        valid = token < tiles.stop[take][:, None]
-        token = jnp.where(valid, token, 0)
-        position = jnp.where(valid, positions[token], -1)
-        slot = tiles.slot[take]
-        written = jnp.max(position, axis=1) + 1
-        if variant.lookahead and seq_lens is not None:
-            written = jnp.where(written > 0, seq_lens[slot], 0)
-        queries = _Queries(q[token], position, slot, written)
-        result = _walk(queries, kv, block_tables[slot], mods)
-        target = jnp.where(valid, token, tokens).reshape(-1)  # out of range: dropped
+        token, queries = _tile_queries(positions, tiles, take, variant, seq_lens)
+        mine = None if spans is None else SpanMap(spans.order[take], spans.count[take])
+        result = _walk(q[token], queries, kv, block_tables[queries.rows], mods, mine)
+        target = jnp.where(queries.positions < 0, tokens, token).reshape(-1)  # too large: dropped
         return out.at[target].set(result.reshape(-1, *out.shape[1:]), mode="drop")
 
     return lax.fori_loop(0, (tiles.count + group - 1) // group, body, out)
 
 
+def takes_spans(variant: AttentionVariant) -> bool:
+    """Whether the mask must be asked what it hides, since there is no ``kv_range`` to say so."""
+    return variant.mask_mod is not None and variant.kv_range is None
+
+
+def decode_spans(seq_lens: Int[Array, " R"], num_heads: int, sight: Sight) -> SpanMap:
+    """For ``paged_decode``."""
+    return _find_spans(_decode_queries(seq_lens), num_heads, seq_lens.shape[0], sight)
+
+
+def prefill_spans(
+    positions: Int[Array, " T"],
+    tiles: TileMap,
+    seq_lens: Int[Array, " R"],
+    num_heads: int,
+    sight: Sight,
+) -> SpanMap:
+    """For ``paged_prefill``."""
+    every = jnp.arange(tiles.slot.shape[0])
+    _, queries = _tile_queries(positions, tiles, every, sight.variant, seq_lens)
+    return _find_spans(queries, num_heads, seq_lens.shape[0], sight)
+
+
+def _find_spans(queries: "_Queries", num_heads: int, num_rows: int, sight: Sight) -> SpanMap:
+    """Asks the mask for every pair of a query and a key, which costs little beside attending: no
+    channels, no heads where it does not tell them apart, and once for all layers that see alike.
+    """
+    params = param_arrays(sight.variant, num_heads, num_rows, sight.row_params)
+    mods = _Mods(1.0, sight.window, sight.variant, params, None)
+    span = _pages_per_span(sight.page_size, sight.max_pages) * sight.page_size
+    count = -(-sight.max_pages * sight.page_size // span)
+
+    def body(index: Int[Array, ""], seen: Bool[Array, "N C"]) -> Bool[Array, "N C"]:
+        kv_pos = (index * span + jnp.arange(span))[None]
+        pairs = _Pairs.of(queries, kv_pos, num_heads, 1)
+        visible = _visible(pairs, queries, mods, _values(pairs, queries.rows, mods))
+        return seen.at[:, index].set(visible.any(axis=(1, 2, 3)))
+
+    seen = jnp.zeros((queries.rows.shape[0], count), jnp.bool_)
+    seen = lax.fori_loop(0, (jnp.max(queries.written) + span - 1) // span, body, seen)
+    order = jnp.argsort(~seen, axis=1, stable=True).astype(jnp.int32)
+    return SpanMap(order, jnp.sum(seen, axis=1, dtype=jnp.int32))
+
+
+def _decode_queries(seq_lens: Int[Array, " R"]) -> "_Queries":
+    rows = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
+    return _Queries((seq_lens - 1)[:, None], rows, seq_lens)
+
+
+def _tile_queries(
+    positions: Int[Array, " T"],
+    tiles: TileMap,
+    take: Int[Array, " N"],
+    variant: AttentionVariant,
+    seq_lens: Int[Array, " R"] | None,
+) -> tuple[Int[Array, "N S"], "_Queries"]:
+    """The tiles' tokens, 0 for padding."""
+    token = tiles.start[take][:, None] + jnp.arange(TILE)[None]
+    valid = token < tiles.stop[take][:, None]
+    token = jnp.where(valid, token, 0)
+    position = jnp.where(valid, positions[token], -1)
+    slot = tiles.slot[take]
+    written = jnp.max(position, axis=1) + 1
+    if variant.lookahead and seq_lens is not None:
+        written = jnp.where(written > 0, seq_lens[slot], 0)
+    return token, _Queries(position, slot, written)
+
+
 class _Queries(NamedTuple):
     """S queries of each of N rows; position -1 marks padding."""
 
-    q: Float[Array, "N S H D"]
     positions: Int[Array, "N S"]
     rows: Int[Array, " N"]
     written: Int[Array, " N"]  # keys at or past it are not this row's
@@ -142,27 +221,40 @@ class _Softmax(NamedTuple):
 
 
 def _walk(
-    queries: _Queries, kv: Float[Array, "P S K B D"], block_tables: Int[Array, "N M"], mods: _Mods
+    q: Float[Array, "N S H D"],
+    queries: _Queries,
+    kv: Float[Array, "P S K B D"],
+    block_tables: Int[Array, "N M"],
+    mods: _Mods,
+    spans: SpanMap | None,
 ) -> Float[Array, "N S H V"]:
-    """Queries against their rows' pages."""
-    n, s, heads, dim = queries.q.shape
+    """Queries against their rows' pages; every row at its own stretch if there are ``spans``."""
+    n, s, heads, dim = q.shape
     value_dim = mods.value_dim or dim
     kv_heads, page_size = kv.shape[2], kv.shape[3]
     groups = heads // kv_heads
-    pages = max(1, min(SPAN // page_size, block_tables.shape[1]))  # pages per iteration
+    pages = _pages_per_span(page_size, block_tables.shape[1])
     span = pages * page_size
-    packed = queries.q.reshape(n, s, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)
+    packed = q.reshape(n, s, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)
     packed = packed.reshape(n, kv_heads, groups * s, dim)
-    begin, end = _bounds(queries, mods)
+    if spans is None:
+        begin, end = _bounds(queries, mods)
+        first, last = begin // span, (end + span - 1) // span
+    else:
+        first, last = jnp.int32(0), jnp.max(spans.count)
 
     def body(index: Int[Array, ""], state: _Softmax) -> _Softmax:
-        wanted = jnp.minimum(index * pages + jnp.arange(pages), block_tables.shape[1] - 1)
-        block = kv[block_tables[:, wanted]]  # [N, pages, S, K, B, D]
+        at = index[None] if spans is None else spans.order[:, index]  # [1] or [N]
+        wanted = jnp.minimum(
+            at[:, None] * pages + jnp.arange(pages)[None], block_tables.shape[1] - 1
+        )
+        wanted = jnp.broadcast_to(wanted, (n, pages))
+        block = kv[jnp.take_along_axis(block_tables, wanted, axis=1)]  # [N, pages, S, K, B, D]
         block = block.transpose(2, 0, 3, 1, 4, 5).reshape(-1, n, kv_heads, span, dim)
-        kv_pos = index * span + jnp.arange(span)
+        kv_pos = at[:, None] * span + jnp.arange(span)[None]
         # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is
         # NaN.
-        written = (kv_pos[None] < queries.written[:, None])[:, None, :, None]
+        written = (kv_pos < queries.written[:, None])[:, None, :, None]
         keys, values = block[0], jnp.where(written, block[-1, ..., :value_dim], 0)
         scores = jnp.einsum("nkqd,nkcd->nkqc", packed, keys, preferred_element_type=jnp.float32)
         scores, visible = _logits(scores * mods.scale, kv_pos, queries, mods)
@@ -174,12 +266,16 @@ def _walk(
         jnp.full(shape, _MASKED, jnp.float32),
         jnp.zeros(shape, jnp.float32),
     )
-    state = lax.fori_loop(begin // span, (end + span - 1) // span, body, state)
+    state = lax.fori_loop(first, last, body, state)
     if mods.variant.sinks is not None:
         state = _add_sinks(mods.params[mods.variant.sinks], s, state)
     out = state.accumulated / jnp.maximum(state.total, 1e-30)[..., None]
     out = out.reshape(n, kv_heads, groups, s, value_dim).transpose(0, 3, 1, 2, 4)
-    return out.reshape(n, s, heads, value_dim).astype(queries.q.dtype)
+    return out.reshape(n, s, heads, value_dim).astype(q.dtype)
+
+
+def _pages_per_span(page_size: int, max_pages: int) -> int:
+    return max(1, min(SPAN // page_size, max_pages))
 
 
 def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, ""]]:
@@ -201,50 +297,64 @@ def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, 
 
 
 def _logits(
-    scores: Float[Array, "N K Q C"], kv_pos: Int[Array, " C"], queries: _Queries, mods: _Mods
+    scores: Float[Array, "N K Q C"], kv_pos: Int[Array, "_N C"], queries: _Queries, mods: _Mods
 ) -> tuple[Float[Array, "N K Q C"], Bool[Array, "N _K Q C"]]:
     """Scores as the variant wants them, and what is visible."""
     variant, kv_heads = mods.variant, scores.shape[1]
-    s = queries.positions.shape[1]
-    groups = scores.shape[2] // s
-    q_pos = jnp.tile(queries.positions, (1, groups))[:, None, :, None]
-    key = kv_pos[None, None, None]
-    if variant.lookahead:
-        visible = (q_pos >= 0) & (key < queries.written[:, None, None, None])
-    else:
-        visible = key <= q_pos
-    if mods.window is not None:
-        visible &= key > q_pos - mods.window
-    if variant.score_mod is None and variant.mask_mod is None:
-        return scores, visible
-    head = jnp.arange(kv_heads * groups, dtype=jnp.int32).reshape(kv_heads, groups)
-    head = jnp.repeat(head, s, axis=1)[None, :, :, None]
-    values = _values(head, q_pos - key, queries.rows, mods)
+    groups = scores.shape[2] // queries.positions.shape[1]
+    pairs = _Pairs.of(queries, kv_pos, kv_heads, groups)
+    values = _values(pairs, queries.rows, mods)
     if variant.score_mod is not None:
-        changed = variant.score_mod(scores, q_pos, key, head, values)
+        changed = variant.score_mod(scores, pairs.query, pairs.key, pairs.head, values)
         scores = jnp.broadcast_to(changed.astype(jnp.float32), scores.shape)
+    return scores, _visible(pairs, queries, mods, values)
+
+
+class _Pairs(NamedTuple):
+    """Positions and heads of scores [N, K, Q, C], as they broadcast with them."""
+
+    query: Int[Array, "N 1 Q 1"]
+    key: Int[Array, "_N 1 1 C"]
+    head: Int[Array, "1 K Q 1"]
+
+    @classmethod
+    def of(
+        cls, queries: _Queries, kv_pos: Int[Array, "_N C"], kv_heads: int, groups: int
+    ) -> "_Pairs":
+        q_pos = jnp.tile(queries.positions, (1, groups))[:, None, :, None]
+        head = jnp.arange(kv_heads * groups, dtype=jnp.int32).reshape(kv_heads, groups)
+        head = jnp.repeat(head, queries.positions.shape[1], axis=1)[None, :, :, None]
+        return cls(q_pos, kv_pos[:, None, None], head)
+
+
+def _visible(
+    pairs: _Pairs, queries: _Queries, mods: _Mods, values: SimpleNamespace
+) -> Bool[Array, "N _K Q C"]:
+    query, key, variant = pairs.query, pairs.key, mods.variant
+    if variant.lookahead:
+        visible = (query >= 0) & (key < queries.written[:, None, None, None])
+    else:
+        visible = key <= query
+    if mods.window is not None:
+        visible &= key > query - mods.window
     if variant.mask_mod is not None:
-        visible = visible & variant.mask_mod(q_pos, key, head, values)
-    return scores, visible
+        visible = visible & variant.mask_mod(query, key, pairs.head, values)
+    return visible
 
 
-def _values(
-    head: Int[Array, "1 K Q 1"],
-    distance: Int[Array, "N 1 Q C"],
-    rows: Int[Array, " N"],
-    mods: _Mods,
-) -> SimpleNamespace:
+def _values(pairs: _Pairs, rows: Int[Array, " N"], mods: _Mods) -> SimpleNamespace:
     """The params, each of a shape that broadcasts with the scores."""
     values: dict[str, Array | tuple[Array, ...]] = {}
     for param in mods.variant.params:
         array = mods.params[param.name]
         match param.kind:
             case "per_head":
-                values[param.name] = array[head]
+                values[param.name] = array[pairs.head]
             case "per_layer":
                 values[param.name] = array
             case "per_distance":
-                values[param.name] = array[head, jnp.clip(distance, 0, array.shape[1] - 1)]
+                distance = jnp.clip(pairs.query - pairs.key, 0, array.shape[1] - 1)
+                values[param.name] = array[pairs.head, distance]
             case "per_row":
                 mine = array[rows][:, None, None, None]  # [N, 1, 1, 1], and the size at last
                 sized = param.size is not None

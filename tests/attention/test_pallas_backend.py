@@ -46,6 +46,7 @@ GLM = replace(
         (SPEC, replace(H200, platform="cpu", compute_capability=""), "Hopper"),
         (SPEC, replace(H200, compute_capability="8.0"), "Hopper"),
         (replace(SPEC, head_dim=80), H200, "head dims"),
+        (AttentionSpec(32, 1, 576, 0.1, value_dim=512), H200, "latent"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
         (SPEC, replace(H200, dtype="float32"), "float32"),
     ],
@@ -82,3 +83,18 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
                 assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]
     said = [record.message for record in caplog.records if "Plain XLA writes" in record.message]
     assert len(said) == 1 - writes
+
+
+def test_layers_of_other_shapes_lower_beside_each_other() -> None:
+    """Differential layers have half the KV heads, twice as wide; unrotated ones are no other kind
+    for the kernel that writes."""
+    layers = ("rotary", "nope", "differential")
+    model = replace(MODEL, attention_layers=layers, sliding_windows=())
+    bucket = make_buckets((8,), (64,), 8)[1]
+    plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
+    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
+    function = partial(forward, program=programs.step_program(bucket))
+    traced = jax.jit(function, donate_argnums=(1, 2)).trace(*programs._forward_args(bucket))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("func.func private @rope_and_write_sm90") == 1
+    assert "tensor<300x2x2x64x64xbf16>" in text and "tensor<300x2x1x64x128xbf16>" in text

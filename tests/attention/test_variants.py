@@ -11,6 +11,7 @@ import pytest
 
 from jaxllm.attention.variants import choose_attention, find_variant, register_variant
 from jaxllm.errors import ConfigError, InvalidRequestError
+from jaxllm.layers.nope import NoPEAttention
 from jaxllm.llm import LLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.runner.lowering_cache import is_ours
@@ -65,7 +66,8 @@ def _logits(model: Any, tokens: jax.Array, bias: Any) -> jax.Array:
         heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         qkv = part.qkv(layer.input_norm(x)).reshape(count, -1, dim)
         q, k, v = jnp.split(qkv, [heads, heads + kv_heads], axis=1)
-        q, k = (_rotated(part_, position, MODEL.rope.theta) for part_ in (q, k))
+        if not isinstance(part, NoPEAttention):
+            q, k = (_rotated(part_, position, MODEL.rope.theta) for part_ in (q, k))
         k, v = (jnp.repeat(part_, heads // kv_heads, axis=1) for part_ in (k, v))
         scores = jnp.einsum("qhd,khd->hqk", q, k) * spec.scale + bias(index, heads, count)
         scores = jnp.where(jnp.tril(jnp.ones((count, count), bool))[None], scores, -jnp.inf)
@@ -89,11 +91,11 @@ def distance(count: int) -> jax.Array:
 
 
 def test_a_variant_is_served_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Prefilled in chunks of 16, then decoded; one layer of two has it."""
+    """Prefilled in chunks of 16, then decoded; of two layers one has it, one no positions."""
     file = tmp_path / "mix.json"
     steep = [4.0] * MODEL.num_heads
     alibi = {"variant": "alibi", "params": {"slopes": steep}}
-    file.write_text(json.dumps({"layers": [alibi, "causal"]}))
+    file.write_text(json.dumps({"layers": [alibi, {"layer": "nope"}]}))
     with started(tiny_model_dir, attention=str(file)) as llm:
 
         def bias(layer: int, heads: int, count: int) -> jax.Array:
@@ -144,6 +146,9 @@ def test_layers_repeat_and_values_are_checked(tmp_path: Path) -> None:
     [
         ("nothing", None, "no attention variant 'nothing'; known: causal"),
         ("missing.py:A", None, "no file missing.py"),
+        ('{"layers": [{"layer": "no"}]}', None, "no attention layer 'no'; known: rotary"),
+        ('{"layers": [{"layer": 3}]}', None, "A layer is a name or"),
+        ('{"layers": [{"params": {}}]}', None, "A layer is a name or"),
         ("prefix_lm", {"prefix_len": 4}, "each request says"),
         ("alibi", {"slopes": [1.0]}, "takes shape"),
         ("alibi", {"slope": 1.0}, "no variant of this model takes 'slope'"),
@@ -155,6 +160,9 @@ def test_wrong_choices_are_refused(
 ) -> None:
     file = tmp_path / "values.json"
     file.write_text(json.dumps(values))
+    if attention is not None and attention.startswith("{"):
+        (tmp_path / "layers.json").write_text(attention)
+        attention = str(tmp_path / "layers.json")
     with pytest.raises(ConfigError, match=message):
         choose_attention(attention, str(file) if values is not None else None, MODEL)
 

@@ -42,17 +42,19 @@ logger = logging.getLogger(__name__)
 HOPPER = "9.0"
 
 
-_Sight = tuple[int | None, AttentionVariant]
+_Sight = tuple[int | None, AttentionVariant, int, int]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Prepared:
-    """A decode plan for each of ``sights``: what a layer sees decides which splits exist."""
+    """A decode plan for each of ``sights``: what a layer sees decides which splits exist. Tiles for
+    each of ``configs``; none in a pure decode step."""
 
     sights: tuple[_Sight, ...] = field(metadata={"static": True})
     plans: tuple[DecodePlan, ...]
-    tiles: PrefillTiles | None  # None in a pure decode step
+    configs: tuple[PrefillConfig, ...] = field(metadata={"static": True})
+    tiles: tuple[PrefillTiles, ...]
 
 
 class PallasBackend:
@@ -72,6 +74,8 @@ class PallasBackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
+        if spec.value_dim is not None:
+            return "its kernels read values from pages, which a latent layer's have none of"
         facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
         reason = refuses_decode_sm90(*facts, "sm_90", self.decode_config) or refuses_prefill_sm90(
             *facts, "sm_90"
@@ -104,15 +108,19 @@ class PallasBackend:
             for spec in by_sight.values()
         )
         if kind is BatchKind.DECODE:
-            return _Prepared(tuple(by_sight), plans, None)
-        tiles = make_prefill_tiles(
-            metadata.query_start_loc,
-            metadata.seq_lens,
-            metadata.num_decode_rows,
-            metadata.positions.shape[0],
-            self._prefill_config(specs[0]),
+            return _Prepared(tuple(by_sight), plans, (), ())
+        configs = tuple(dict.fromkeys(self._prefill_config(spec) for spec in specs))
+        tiles = tuple(
+            make_prefill_tiles(
+                metadata.query_start_loc,
+                metadata.seq_lens,
+                metadata.num_decode_rows,
+                metadata.positions.shape[0],
+                config,
+            )
+            for config in configs
         )
-        return _Prepared(tuple(by_sight), plans, tiles)
+        return _Prepared(tuple(by_sight), plans, configs, tiles)
 
     def write(
         self,
@@ -163,18 +171,19 @@ class PallasBackend:
         plan = shared.plans[shared.sights.index(_sight(spec))]
         params = param_arrays(spec.variant, spec.num_heads, rows, metadata.row_params)
         decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op)
-        if shared.tiles is None:
+        if not shared.tiles:
             return decoded
+        config = self._prefill_config(spec)
         out = paged_prefill_sm90(
             q,
             kv,
             tables,
-            shared.tiles,
+            shared.tiles[shared.configs.index(config)],
             scale=spec.scale,
             window=spec.window,
             variant=spec.variant,
             row_params=metadata.row_params,
-            config=self._prefill_config(spec),
+            config=config,
         )
         # Decode rows are the first slots, so token i is slot i there.
         merged = jnp.where(_column(rows) < metadata.num_decode_rows, decoded, out[:rows])
@@ -186,9 +195,9 @@ class PallasBackend:
 
 
 def _sight(spec: AttentionSpec) -> _Sight:
-    """What decides which positions a layer's queries see."""
-    ranged = spec.variant.kv_range is not None
-    return spec.window, spec.variant if ranged else CAUSAL
+    """What decides which positions a layer's queries see, and who attends them."""
+    variant = spec.variant if spec.variant.kv_range is not None else CAUSAL
+    return spec.window, variant, spec.num_heads, spec.num_kv_heads
 
 
 @functools.cache

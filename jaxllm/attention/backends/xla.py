@@ -1,10 +1,10 @@
 """Attention in plain XLA: runs on every platform, and is what kernels are compared with."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.backend import (
     AttentionSpec,
@@ -14,15 +14,40 @@ from jaxllm.attention.backend import (
 )
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
-from pallas_kernels.attention.xla import TileMap, make_tile_map, paged_decode, paged_prefill
+from pallas_kernels.attention.variant import AttentionVariant
+from pallas_kernels.attention.xla import (
+    Sight,
+    SpanMap,
+    TileMap,
+    decode_spans,
+    make_tile_map,
+    paged_decode,
+    paged_prefill,
+    prefill_spans,
+    takes_spans,
+)
 from pallas_kernels.kv_write.xla import rope_and_write_xla
 
 # Tiles attended at once: a CPU works on one after the other, an accelerator wants many.
 _CPU_TILES, _ACCELERATOR_TILES = 1, 64
 
 
-class _Prepared(NamedTuple):
+_Seeing = tuple[int | None, AttentionVariant, int]  # window, variant, query heads
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Prepared:
+    """``spans`` of decode and of prefill, for each of the layers' ways of ``seeing`` that a mask
+    decides without saying where it ends."""
+
     tiles: TileMap | None  # None in a pure decode step
+    seeing: tuple[_Seeing, ...] = field(metadata={"static": True})
+    spans: tuple[tuple[SpanMap, SpanMap | None], ...]
+
+    def spans_of(self, spec: AttentionSpec) -> tuple[SpanMap | None, SpanMap | None]:
+        seeing = _seeing(spec)
+        return self.spans[self.seeing.index(seeing)] if seeing in self.seeing else (None, None)
 
 
 class XLABackend:
@@ -41,13 +66,14 @@ class XLABackend:
         specs: tuple[AttentionSpec, ...],
         page_size: int,
     ) -> _Prepared:
-        if kind is BatchKind.DECODE:
-            return _Prepared(None)
-        return _Prepared(
-            make_tile_map(
+        tiles = None
+        if kind is not BatchKind.DECODE:
+            tiles = make_tile_map(
                 metadata.query_start_loc, metadata.num_decode_rows, metadata.positions.shape[0]
             )
-        )
+        seeing = tuple(dict.fromkeys(_seeing(s) for s in specs if takes_spans(s.variant)))
+        spans = tuple(_spans(way, metadata, tiles, page_size) for way in seeing)
+        return _Prepared(tiles, seeing, spans)
 
     def write(
         self,
@@ -79,18 +105,18 @@ class XLABackend:
         spec: AttentionSpec,
     ) -> Float[Array, "T H V"]:
         rows = metadata.seq_lens.shape[0]
-        in_decode = jnp.arange(rows) < metadata.num_decode_rows
-        decode_lens = jnp.where(in_decode, metadata.seq_lens, 0)
+        decoding, prefilling = shared.spans_of(spec)
         decoded = paged_decode(
             q[:rows],
             kv,
             metadata.block_tables,
-            decode_lens,
+            _decode_lens(metadata),
             scale=spec.scale,
             window=spec.window,
             variant=spec.variant,
             row_params=metadata.row_params,
             value_dim=spec.value_dim,
+            spans=decoding,
         )
         if shared.tiles is None:
             return decoded
@@ -110,8 +136,30 @@ class XLABackend:
             row_params=metadata.row_params,
             seq_lens=metadata.seq_lens,
             value_dim=spec.value_dim,
+            spans=prefilling,
             group=_CPU_TILES if jax.default_backend() == "cpu" else _ACCELERATOR_TILES,
         )
+
+
+def _seeing(spec: AttentionSpec) -> _Seeing:
+    return spec.window, spec.variant, spec.num_heads
+
+
+def _decode_lens(metadata: AttentionMetadata) -> Int[Array, " R"]:
+    in_decode = jnp.arange(metadata.seq_lens.shape[0]) < metadata.num_decode_rows
+    return jnp.where(in_decode, metadata.seq_lens, 0)
+
+
+def _spans(
+    seeing: _Seeing, metadata: AttentionMetadata, tiles: TileMap | None, page_size: int
+) -> tuple[SpanMap, SpanMap | None]:
+    window, variant, heads = seeing
+    max_pages = metadata.block_tables.shape[1]
+    sight = Sight(window, variant, metadata.row_params, page_size, max_pages)
+    decoding = decode_spans(_decode_lens(metadata), heads, sight)
+    if tiles is None:
+        return decoding, None
+    return decoding, prefill_spans(metadata.positions, tiles, metadata.seq_lens, heads, sight)
 
 
 BACKEND = XLABackend()
