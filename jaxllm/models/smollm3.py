@@ -35,7 +35,8 @@ def _rotates(config: HFConfig, num_layers: int) -> list[bool]:
     if flags is None:
         interval = config.integer("no_rope_layer_interval", 4)
         return [(layer + 1) % interval != 0 for layer in range(num_layers)]
-    if not isinstance(flags, list) or len(flags) < num_layers or not set(flags) <= {0, 1}:
+    known = isinstance(flags, list) and all(flag in (0, 1) for flag in flags)
+    if not known or len(flags) < num_layers:
         raise ConfigError(
             f"config.json: no_rope_layers must hold 0 or 1 for each of {num_layers} layers, got "
             f"{flags!r}."

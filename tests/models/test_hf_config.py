@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jaxllm.config.model import RopeConfig
+from jaxllm.config.model import LatentConfig, RopeConfig
 from jaxllm.errors import ConfigError
 from jaxllm.models import MODELS, get_model
 from jaxllm.models.hf_config import MAX_LAYERS, HFConfig
@@ -18,6 +18,7 @@ BASE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
+LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -41,7 +42,7 @@ def rope(**changes: Any) -> RopeConfig:
 @pytest.mark.parametrize("value", [None, 0, -1, 1.5, "64", True, [64], {}, 2**31])
 def test_a_size_must_be_a_positive_integer(architecture: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
-        get_model(architecture).config_from_hf(BASE | {key: value})
+        get_model(architecture).config_from_hf(BASE | LATENT | {key: value})
 
 
 NONSENSE: list[tuple[str, dict[str, Any]]] = [
@@ -130,6 +131,36 @@ def test_glm_rotates_half_of_each_head_unless_told() -> None:
     assert model.config_from_hf(BASE).rope == RopeConfig(10000.0, 4, interleaved=True)
     whole: dict[str, Any] = BASE | {"partial_rotary_factor": 1.0}
     assert model.config_from_hf(whole).rope.dim == 8
+
+
+def test_layers_without_rotation() -> None:
+    model = get_model("SmolLM3ForCausalLM")
+    every = {"num_hidden_layers": 5}
+    assert model.config_from_hf(BASE | every).attention_layers == (
+        *["rotary"] * 3,
+        "nope",
+        "rotary",
+    )
+    named: dict[str, Any] = {"no_rope_layers": [1, 0, 1], "sliding_window": 8}
+    assert model.config_from_hf(BASE | named).attention_layers == ("rotary", "nope", "rotary")
+    assert windows("SmolLM3ForCausalLM", **named) == ()
+    assert windows("SmolLM3ForCausalLM", **named, use_sliding_window=True) == (None, 8, None)
+    for wrong in ([1, 0], [1, 0, 2], [1, 0, []], 1):
+        with pytest.raises(ConfigError, match="no_rope_layers"):
+            model.config_from_hf(BASE | {"no_rope_layers": wrong})
+
+
+def test_latent_attention_without_experts() -> None:
+    model = get_model("DeepseekV3ForCausalLM")
+    config = model.config_from_hf(BASE | LATENT)
+    assert config.latent == LatentConfig(None, 16, 8, 4, 8)
+    assert config.rope == RopeConfig(10000.0, 4, interleaved=True)
+    experts: dict[str, Any] = {"n_routed_experts": 8, "first_k_dense_replace": 2}
+    with pytest.raises(ConfigError, match="layers from 2 on"):
+        model.config_from_hf(BASE | LATENT | experts)
+    assert model.config_from_hf(BASE | LATENT | experts | {"first_k_dense_replace": 3}).latent
+    with pytest.raises(ConfigError, match="kv_lora_rank"):
+        model.config_from_hf(BASE)
 
 
 @pytest.mark.parametrize(("value", "ids"), [(None, ()), (2, (2,)), ([], ()), ([5, 2], (5, 2))])
