@@ -57,7 +57,8 @@ _LLAMA3_ROPE = {
 }
 
 _LATENT = {
-    "first_k_dense_replace": 3,
+    "num_hidden_layers": 2,
+    "first_k_dense_replace": 2,
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
@@ -96,9 +97,14 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("Glm4ForCausalLM", {"partial_rotary_factor": 0.5, "attention_bias": True}),
     "smollm3": (
         "SmolLM3ForCausalLM",
-        {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8},
+        {
+            "num_hidden_layers": 2,
+            "no_rope_layers": [1, 0],
+            "use_sliding_window": True,
+            "sliding_window": 8,
+        },
     ),
-    "diffllama": ("DiffLlamaForCausalLM", {"attention_bias": True}),
+    "diffllama": ("DiffLlamaForCausalLM", {"num_hidden_layers": 2, "attention_bias": True}),
     "deepseek2": ("DeepseekV2ForCausalLM", {**_LATENT, "q_lora_rank": None}),
     "deepseek3": (
         "DeepseekV3ForCausalLM",

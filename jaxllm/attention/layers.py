@@ -23,9 +23,11 @@ DEFAULT_LAYER = "rotary"
 
 
 class AttentionLayer(Protocol):
-    """A Flax NNX module, built as ``Layer(config, layer, dtype=dtype)``. It holds parameters and
-    static facts; what it keeps of past tokens is pages of the KV cache, and nothing else.
+    """A Flax NNX module. It holds parameters (in ``dtype``) and static facts; what it keeps of past
+    tokens is pages of the KV cache, and nothing else.
     """
+
+    def __init__(self, config: ModelConfig, layer: int, *, dtype: Any): ...
 
     @classmethod
     def spec_of(cls, config: ModelConfig, layer: int) -> "AttentionSpec":

@@ -18,7 +18,12 @@ BASE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-LATENT = {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -135,7 +140,7 @@ def test_glm_rotates_half_of_each_head_unless_told() -> None:
 
 def test_layers_without_rotation() -> None:
     model = get_model("SmolLM3ForCausalLM")
-    every = {"num_hidden_layers": 5}
+    every: dict[str, Any] = {"num_hidden_layers": 5}
     assert model.config_from_hf(BASE | every).attention_layers == (
         *["rotary"] * 3,
         "nope",
@@ -147,7 +152,7 @@ def test_layers_without_rotation() -> None:
     assert windows("SmolLM3ForCausalLM", **named, use_sliding_window=True) == (None, 8, None)
     for wrong in ([1, 0], [1, 0, 2], [1, 0, []], 1):
         with pytest.raises(ConfigError, match="no_rope_layers"):
-            model.config_from_hf(BASE | {"no_rope_layers": wrong})
+            windows("SmolLM3ForCausalLM", no_rope_layers=wrong)
 
 
 def test_latent_attention_without_experts() -> None:
@@ -158,7 +163,8 @@ def test_latent_attention_without_experts() -> None:
     experts: dict[str, Any] = {"n_routed_experts": 8, "first_k_dense_replace": 2}
     with pytest.raises(ConfigError, match="layers from 2 on"):
         model.config_from_hf(BASE | LATENT | experts)
-    assert model.config_from_hf(BASE | LATENT | experts | {"first_k_dense_replace": 3}).latent
+    dense: dict[str, Any] = experts | {"first_k_dense_replace": 3}
+    assert model.config_from_hf(BASE | LATENT | dense).latent
     with pytest.raises(ConfigError, match="kv_lora_rank"):
         model.config_from_hf(BASE)
 
