@@ -91,11 +91,13 @@ def distance(count: int) -> jax.Array:
 
 
 def test_a_variant_is_served_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Prefilled in chunks of 16, then decoded; of two layers one has it, one no positions."""
+    """Prefilled in chunks of 16, then decoded; of two layers one has it, one no positions and what
+    looks ahead."""
     file = tmp_path / "mix.json"
     steep = [4.0] * MODEL.num_heads
     alibi = {"variant": "alibi", "params": {"slopes": steep}}
-    file.write_text(json.dumps({"layers": [alibi, {"layer": "nope"}]}))
+    ahead = {"layer": "nope", "variant": "prefix_lm"}
+    file.write_text(json.dumps({"layers": [alibi, ahead]}))
     with started(tiny_model_dir, attention=str(file)) as llm:
 
         def bias(layer: int, heads: int, count: int) -> jax.Array:
@@ -105,6 +107,9 @@ def test_a_variant_is_served_by_name(tiny_model_dir: Path, tmp_path: Path) -> No
         got = greedy(llm)
         assert got == by_hand(llm, bias)
         assert got != by_hand(llm, lambda layer, heads, count: jnp.zeros((heads, 1, 1)))
+        assert len(greedy(llm, prefix_len=15)) == NEW
+        with pytest.raises(InvalidRequestError, match="from 0 to 15: the prompt has 35 tokens"):
+            greedy(llm, prefix_len=16)
 
 
 def test_a_users_file_is_served_with_what_requests_bring(
