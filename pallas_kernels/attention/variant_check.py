@@ -113,16 +113,10 @@ def _xla(
     """Jitted by shape and variant, so that batches of the same shape compile once."""
     rest: dict[str, Any] = {"scale": scale, "variant": variant, "row_params": row_params}
     q, kv, tables = problem.q, problem.kv, problem.block_tables
-    tiles = xla.make_tile_map(problem.query_start_loc, problem.num_decode_rows, q.shape[0])
-    lens, heads, decoding, prefilling = problem.seq_lens, q.shape[1], None, None
-    if xla.takes_spans(variant):
-        sight = xla.Sight(None, variant, row_params, kv.shape[3], tables.shape[1])
-        decoding = xla.decode_spans(decode_lens, heads, sight)
-        prefilling = xla.prefill_spans(positions, tiles, lens, heads, sight)
-    rows = len(decode_lens)
-    decoded = xla.paged_decode(q[:rows], kv, tables, decode_lens, spans=decoding, **rest)
+    decoded = xla.paged_decode(q[: len(decode_lens)], kv, tables, decode_lens, **rest)
     out = jnp.zeros_like(q).at[: decoded.shape[0]].set(decoded)
-    rest |= {"seq_lens": lens, "spans": prefilling}
+    tiles = xla.make_tile_map(problem.query_start_loc, problem.num_decode_rows, q.shape[0])
+    rest["seq_lens"] = problem.seq_lens
     return xla.paged_prefill(q, kv, tables, positions, tiles, out, **rest)
 
 

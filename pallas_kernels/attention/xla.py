@@ -35,9 +35,9 @@ class Sight(NamedTuple):
 
     window: int | None
     variant: AttentionVariant
-    row_params: Params
+    row_params: Params | None
     page_size: int
-    max_pages: int
+    tables: tuple[int, ...]  # shape of the block tables, [R, M]
 
 
 class TileMap(NamedTuple):
@@ -82,7 +82,10 @@ def paged_decode(
 ) -> Float[Array, "R H V"]:
     """One query per row, at position ``seq_lens - 1``. Rows with seq_len 0 return zeros.
     ``row_params`` is what rows bring of the variant's params, see ``param_arrays``; ``spans``
-    what ``decode_spans`` gave."""
+    what ``decode_spans`` gave, or gives here."""
+    if spans is None and takes_spans(variant):
+        sight = Sight(window, variant, row_params, kv.shape[3], block_tables.shape)
+        spans = decode_spans(seq_lens, q.shape[1], sight)
     params = param_arrays(variant, q.shape[1], seq_lens.shape[0], row_params)
     mods = _Mods(scale, window, variant, params, value_dim)
     return _walk(q[:, None], _decode_queries(seq_lens), kv, block_tables, mods, spans)[:, 0]
@@ -109,8 +112,11 @@ def paged_prefill(
 
     ``group`` tiles are attended at once: 1 suits a CPU, many fill an accelerator. A variant with
     lookahead needs ``seq_lens``: how far each row has been written. ``spans`` is what
-    ``prefill_spans`` gave.
+    ``prefill_spans`` gave, or gives here.
     """
+    if spans is None and takes_spans(variant):
+        sight = Sight(window, variant, row_params, kv.shape[3], block_tables.shape)
+        spans = prefill_spans(positions, tiles, seq_lens, q.shape[1], sight)
     tokens = q.shape[0]
     count = tiles.slot.shape[0]
     group = min(group, count)
@@ -135,30 +141,31 @@ def takes_spans(variant: AttentionVariant) -> bool:
 
 def decode_spans(seq_lens: Int[Array, " R"], num_heads: int, sight: Sight) -> SpanMap:
     """For ``paged_decode``."""
-    return _find_spans(_decode_queries(seq_lens), num_heads, seq_lens.shape[0], sight)
+    return _find_spans(_decode_queries(seq_lens), num_heads, sight)
 
 
 def prefill_spans(
     positions: Int[Array, " T"],
     tiles: TileMap,
-    seq_lens: Int[Array, " R"],
+    seq_lens: Int[Array, " R"] | None,
     num_heads: int,
     sight: Sight,
 ) -> SpanMap:
     """For ``paged_prefill``."""
     every = jnp.arange(tiles.slot.shape[0])
     _, queries = _tile_queries(positions, tiles, every, sight.variant, seq_lens)
-    return _find_spans(queries, num_heads, seq_lens.shape[0], sight)
+    return _find_spans(queries, num_heads, sight)
 
 
-def _find_spans(queries: "_Queries", num_heads: int, num_rows: int, sight: Sight) -> SpanMap:
+def _find_spans(queries: "_Queries", num_heads: int, sight: Sight) -> SpanMap:
     """Asks the mask for every pair of a query and a key, which costs little beside attending: no
     channels, no heads where it does not tell them apart, and once for all layers that see alike.
     """
+    num_rows, max_pages = sight.tables
     params = param_arrays(sight.variant, num_heads, num_rows, sight.row_params)
     mods = _Mods(1.0, sight.window, sight.variant, params, None)
-    span = _pages_per_span(sight.page_size, sight.max_pages) * sight.page_size
-    count = -(-sight.max_pages * sight.page_size // span)
+    span = _pages_per_span(sight.page_size, max_pages) * sight.page_size
+    count = -(-max_pages * sight.page_size // span)
 
     def body(index: Int[Array, ""], seen: Bool[Array, "N C"]) -> Bool[Array, "N C"]:
         kv_pos = (index * span + jnp.arange(span))[None]

@@ -16,7 +16,7 @@ def visited(spans: xla.SpanMap, group: int) -> list[int]:
 
 
 def test_a_decoding_row_visits_its_blocks_and_the_first_tokens() -> None:
-    sight = xla.Sight(None, BLOCKS, {}, PAGE, PAGES)
+    sight = xla.Sight(None, BLOCKS, None, PAGE, (3, PAGES))
     spans = xla.decode_spans(jnp.array([1200, 100, 0], jnp.int32), 4, sight)
     assert spans.order.shape == (3, PAGES * PAGE // xla.SPAN)
     assert visited(spans, 0) == [0, 6, 7, 8, 9]  # keys 768 to 1199, and 0 to 63
@@ -28,7 +28,7 @@ def test_a_tile_visits_what_any_of_its_queries_or_heads_sees() -> None:
     def seen(q_pos, kv_pos, head, params):
         return (kv_pos >= q_pos - 1) | ((head == 3) & (kv_pos < 1) & (q_pos == 260))
 
-    sight = xla.Sight(None, AttentionVariant("seen", mask_mod=seen), {}, PAGE, PAGES)
+    sight = xla.Sight(None, AttentionVariant("seen", mask_mod=seen), None, PAGE, (1, PAGES))
     positions = jnp.arange(250, 320, dtype=jnp.int32)  # tiles of 32 queries: to 281, 313, 319
     start, lens = jnp.array([0, 70], jnp.int32), jnp.array([320], jnp.int32)
     tiles = xla.make_tile_map(start, jnp.int32(0), 70)

@@ -154,8 +154,7 @@ def _spans(
     seeing: _Seeing, metadata: AttentionMetadata, tiles: TileMap | None, page_size: int
 ) -> tuple[SpanMap, SpanMap | None]:
     window, variant, heads = seeing
-    max_pages = metadata.block_tables.shape[1]
-    sight = Sight(window, variant, metadata.row_params, page_size, max_pages)
+    sight = Sight(window, variant, metadata.row_params, page_size, metadata.block_tables.shape)
     decoding = decode_spans(_decode_lens(metadata), heads, sight)
     if tiles is None:
         return decoding, None
