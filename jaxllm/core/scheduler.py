@@ -236,7 +236,7 @@ class Scheduler:
         most, first = self.token_budget, self._next_waiting() if self.rows.num_free else None
         least = num_decode + (0 if first is None else self.kv_cache.num_at_once(first))
         if num_decode and token_limit is not None:
-            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode), least))
+            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode)))
         threshold = self.scheduling.long_prefill_token_threshold or max(1, most // 4)
         under_way = map(self.rows.num_to_prefill, self.rows.prefilling_rows().tolist())
         waiting = map(self.kv_cache.num_to_compute, islice(self.waiting, self.rows.num_free))

@@ -31,6 +31,7 @@ from pallas_kernels.attention.reference import paged_attention_reference
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 from pallas_kernels.attention.variant_hints import hint_of
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.attention.xla_queries import make_tile_map
 
 # A row that decodes, one that goes on with its prompt, one that starts: all cross a block.
 SHAPE = PrefillSpec("check", 4, 2, 64, 32, ((150, 1), (90, 33), (0, 40)), 1, 6)
@@ -115,7 +116,7 @@ def _xla(
     q, kv, tables = problem.q, problem.kv, problem.block_tables
     decoded = xla.paged_decode(q[: len(decode_lens)], kv, tables, decode_lens, **rest)
     out = jnp.zeros_like(q).at[: decoded.shape[0]].set(decoded)
-    tiles = xla.make_tile_map(problem.query_start_loc, problem.num_decode_rows, q.shape[0])
+    tiles = make_tile_map(problem.query_start_loc, problem.num_decode_rows, q.shape[0])
     rest["seq_lens"] = problem.seq_lens
     return xla.paged_prefill(q, kv, tables, positions, tiles, out, **rest)
 

@@ -4,7 +4,6 @@ Cost follows the longest context in the batch, not the size of the block table, 
 the gathered cache exists. Online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867.
 """
 
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,58 +12,29 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, kv_spans, param_arrays
+from pallas_kernels.attention.xla_queries import (
+    Mods,
+    Pairs,
+    Queries,
+    TileMap,
+    decode_queries,
+    pages_per_span,
+    param_values,
+    tile_queries,
+    visible_pairs,
+)
+from pallas_kernels.attention.xla_spans import (
+    Sight,
+    SpanMap,
+    decode_spans,
+    prefill_spans,
+    takes_spans,
+)
 
-TILE = 32  # queries of one row that are attended together in prefill
-SPAN = 128  # key positions per loop iteration
 _MASKED = -1e30
 
 # Of shapes below: pages hold keys and values (S = 2, values as wide as keys, V = D), or keys alone
 # (S = 1), of which the first V = ``value_dim`` channels are the values.
-
-
-class SpanMap(NamedTuple):
-    """Which stretches of SPAN keys queries see anything of, for each of N groups of them: the
-    first ``count`` of ``order``, from the first key on. What follows in it is hidden whole."""
-
-    order: Int[Array, "N C"]
-    count: Int[Array, " N"]
-
-
-class Sight(NamedTuple):
-    """What decides which keys queries see, and how the row's keys are cut."""
-
-    window: int | None
-    variant: AttentionVariant
-    row_params: Params | None
-    page_size: int
-    tables: tuple[int, ...]  # shape of the block tables, [R, M]
-
-
-class TileMap(NamedTuple):
-    """Prefill tokens cut into tiles of at most TILE queries, each of one row. N is a static
-    bound.
-    """
-
-    slot: Int[Array, " N"]  # batch slot of the tile
-    start: Int[Array, " N"]  # first token of the tile
-    stop: Int[Array, " N"]  # one past its last token
-    count: Int[Array, ""]  # tiles in use; the rest is padding
-
-
-def make_tile_map(
-    query_start_loc: Int[Array, " R1"], num_decode_rows: Int[Array, ""], num_tokens: int
-) -> TileMap:
-    """Tiles of all slots from ``num_decode_rows`` on."""
-    rows = query_start_loc.shape[0] - 1
-    lengths = query_start_loc[1:] - query_start_loc[:-1]
-    lengths = jnp.where(jnp.arange(rows) >= num_decode_rows, lengths, 0)
-    ends = jnp.cumsum((lengths + TILE - 1) // TILE)  # exclusive end of each slot's tiles
-    tile = jnp.arange(num_tokens // TILE + rows, dtype=jnp.int32)
-    slot = jnp.minimum(jnp.searchsorted(ends, tile, side="right"), rows - 1).astype(jnp.int32)
-    first = ends[slot] - (lengths[slot] + TILE - 1) // TILE
-    start = query_start_loc[slot] + (tile - first) * TILE
-    stop = jnp.minimum(start + TILE, query_start_loc[slot + 1])
-    return TileMap(slot, start, jnp.where(tile < ends[-1], stop, start), ends[-1])
 
 
 def paged_decode(
@@ -87,8 +57,8 @@ def paged_decode(
         sight = Sight(window, variant, row_params, kv.shape[3], block_tables.shape)
         spans = decode_spans(seq_lens, q.shape[1], sight)
     params = param_arrays(variant, q.shape[1], seq_lens.shape[0], row_params)
-    mods = _Mods(scale, window, variant, params, value_dim)
-    return _walk(q[:, None], _decode_queries(seq_lens), kv, block_tables, mods, spans)[:, 0]
+    mods = Mods(scale, window, variant, params, value_dim)
+    return _walk(q[:, None], decode_queries(seq_lens), kv, block_tables, mods, spans)[:, 0]
 
 
 def paged_prefill(
@@ -121,102 +91,17 @@ def paged_prefill(
     count = tiles.slot.shape[0]
     group = min(group, count)
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
-    mods = _Mods(scale, window, variant, params, value_dim)
+    mods = Mods(scale, window, variant, params, value_dim)
 
     def body(index: Int[Array, ""], out: Float[Array, "T H V"]) -> Float[Array, "T H V"]:
         take = jnp.minimum(index * group + jnp.arange(group), count - 1)
-        token, queries = _tile_queries(positions, tiles, take, variant, seq_lens)
+        token, queries = tile_queries(positions, tiles, take, variant, seq_lens)
         mine = None if spans is None else SpanMap(spans.order[take], spans.count[take])
         result = _walk(q[token], queries, kv, block_tables[queries.rows], mods, mine)
         target = jnp.where(queries.positions < 0, tokens, token).reshape(-1)  # too large: dropped
         return out.at[target].set(result.reshape(-1, *out.shape[1:]), mode="drop")
 
     return lax.fori_loop(0, (tiles.count + group - 1) // group, body, out)
-
-
-def takes_spans(variant: AttentionVariant) -> bool:
-    """Whether the mask must be asked what it hides, since there is no ``kv_range`` to say so."""
-    return variant.mask_mod is not None and variant.kv_range is None
-
-
-def decode_spans(seq_lens: Int[Array, " R"], num_heads: int, sight: Sight) -> SpanMap:
-    """For ``paged_decode``."""
-    return _find_spans(_decode_queries(seq_lens), num_heads, sight)
-
-
-def prefill_spans(
-    positions: Int[Array, " T"],
-    tiles: TileMap,
-    seq_lens: Int[Array, " R"] | None,
-    num_heads: int,
-    sight: Sight,
-) -> SpanMap:
-    """For ``paged_prefill``."""
-    every = jnp.arange(tiles.slot.shape[0])
-    _, queries = _tile_queries(positions, tiles, every, sight.variant, seq_lens)
-    return _find_spans(queries, num_heads, sight)
-
-
-def _find_spans(queries: "_Queries", num_heads: int, sight: Sight) -> SpanMap:
-    """Asks the mask for every pair of a query and a key, which costs little beside attending: no
-    channels, no heads where it does not tell them apart, and once for all layers that see alike.
-    """
-    num_rows, max_pages = sight.tables
-    params = param_arrays(sight.variant, num_heads, num_rows, sight.row_params)
-    mods = _Mods(1.0, sight.window, sight.variant, params, None)
-    span = _pages_per_span(sight.page_size, max_pages) * sight.page_size
-    count = -(-max_pages * sight.page_size // span)
-
-    def body(index: Int[Array, ""], seen: Bool[Array, "N C"]) -> Bool[Array, "N C"]:
-        kv_pos = (index * span + jnp.arange(span))[None]
-        pairs = _Pairs.of(queries, kv_pos, num_heads, 1)
-        visible = _visible(pairs, queries, mods, _values(pairs, queries.rows, mods))
-        return seen.at[:, index].set(visible.any(axis=(1, 2, 3)))
-
-    seen = jnp.zeros((queries.rows.shape[0], count), jnp.bool_)
-    seen = lax.fori_loop(0, (jnp.max(queries.written) + span - 1) // span, body, seen)
-    order = jnp.argsort(~seen, axis=1, stable=True).astype(jnp.int32)
-    return SpanMap(order, jnp.sum(seen, axis=1, dtype=jnp.int32))
-
-
-def _decode_queries(seq_lens: Int[Array, " R"]) -> "_Queries":
-    rows = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
-    return _Queries((seq_lens - 1)[:, None], rows, seq_lens)
-
-
-def _tile_queries(
-    positions: Int[Array, " T"],
-    tiles: TileMap,
-    take: Int[Array, " N"],
-    variant: AttentionVariant,
-    seq_lens: Int[Array, " R"] | None,
-) -> tuple[Int[Array, "N S"], "_Queries"]:
-    """The tiles' tokens, 0 for padding."""
-    token = tiles.start[take][:, None] + jnp.arange(TILE)[None]
-    valid = token < tiles.stop[take][:, None]
-    token = jnp.where(valid, token, 0)
-    position = jnp.where(valid, positions[token], -1)
-    slot = tiles.slot[take]
-    written = jnp.max(position, axis=1) + 1
-    if variant.lookahead and seq_lens is not None:
-        written = jnp.where(written > 0, seq_lens[slot], 0)
-    return token, _Queries(position, slot, written)
-
-
-class _Queries(NamedTuple):
-    """S queries of each of N rows; position -1 marks padding."""
-
-    positions: Int[Array, "N S"]
-    rows: Int[Array, " N"]
-    written: Int[Array, " N"]  # keys at or past it are not this row's
-
-
-class _Mods(NamedTuple):
-    scale: float
-    window: int | None
-    variant: AttentionVariant
-    params: Params
-    value_dim: int | None
 
 
 class _Softmax(NamedTuple):
@@ -229,10 +114,10 @@ class _Softmax(NamedTuple):
 
 def _walk(
     q: Float[Array, "N S H D"],
-    queries: _Queries,
+    queries: Queries,
     kv: Float[Array, "P S K B D"],
     block_tables: Int[Array, "N M"],
-    mods: _Mods,
+    mods: Mods,
     spans: SpanMap | None,
 ) -> Float[Array, "N S H V"]:
     """Queries against their rows' pages; every row at its own stretch if there are ``spans``."""
@@ -240,7 +125,7 @@ def _walk(
     value_dim = mods.value_dim or dim
     kv_heads, page_size = kv.shape[2], kv.shape[3]
     groups = heads // kv_heads
-    pages = _pages_per_span(page_size, block_tables.shape[1])
+    pages = pages_per_span(page_size, block_tables.shape[1])
     span = pages * page_size
     packed = q.reshape(n, s, kv_heads, groups, dim).transpose(0, 2, 3, 1, 4)
     packed = packed.reshape(n, kv_heads, groups * s, dim)
@@ -281,11 +166,7 @@ def _walk(
     return out.reshape(n, s, heads, value_dim).astype(q.dtype)
 
 
-def _pages_per_span(page_size: int, max_pages: int) -> int:
-    return max(1, min(SPAN // page_size, max_pages))
-
-
-def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, ""]]:
+def _bounds(queries: Queries, mods: Mods) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """First and last + 1 position that any query sees."""
     positions, window = queries.positions, mods.window
     if mods.variant.kv_range is None:
@@ -304,69 +185,17 @@ def _bounds(queries: _Queries, mods: _Mods) -> tuple[Int[Array, ""], Int[Array, 
 
 
 def _logits(
-    scores: Float[Array, "N K Q C"], kv_pos: Int[Array, "_N C"], queries: _Queries, mods: _Mods
+    scores: Float[Array, "N K Q C"], kv_pos: Int[Array, "_N C"], queries: Queries, mods: Mods
 ) -> tuple[Float[Array, "N K Q C"], Bool[Array, "N _K Q C"]]:
     """Scores as the variant wants them, and what is visible."""
     variant, kv_heads = mods.variant, scores.shape[1]
     groups = scores.shape[2] // queries.positions.shape[1]
-    pairs = _Pairs.of(queries, kv_pos, kv_heads, groups)
-    values = _values(pairs, queries.rows, mods)
+    pairs = Pairs.of(queries, kv_pos, kv_heads, groups)
+    values = param_values(pairs, queries.rows, mods)
     if variant.score_mod is not None:
         changed = variant.score_mod(scores, pairs.query, pairs.key, pairs.head, values)
         scores = jnp.broadcast_to(changed.astype(jnp.float32), scores.shape)
-    return scores, _visible(pairs, queries, mods, values)
-
-
-class _Pairs(NamedTuple):
-    """Positions and heads of scores [N, K, Q, C], as they broadcast with them."""
-
-    query: Int[Array, "N 1 Q 1"]
-    key: Int[Array, "_N 1 1 C"]
-    head: Int[Array, "1 K Q 1"]
-
-    @classmethod
-    def of(
-        cls, queries: _Queries, kv_pos: Int[Array, "_N C"], kv_heads: int, groups: int
-    ) -> "_Pairs":
-        q_pos = jnp.tile(queries.positions, (1, groups))[:, None, :, None]
-        head = jnp.arange(kv_heads * groups, dtype=jnp.int32).reshape(kv_heads, groups)
-        head = jnp.repeat(head, queries.positions.shape[1], axis=1)[None, :, :, None]
-        return cls(q_pos, kv_pos[:, None, None], head)
-
-
-def _visible(
-    pairs: _Pairs, queries: _Queries, mods: _Mods, values: SimpleNamespace
-) -> Bool[Array, "N _K Q C"]:
-    query, key, variant = pairs.query, pairs.key, mods.variant
-    if variant.lookahead:
-        visible = (query >= 0) & (key < queries.written[:, None, None, None])
-    else:
-        visible = key <= query
-    if mods.window is not None:
-        visible &= key > query - mods.window
-    if variant.mask_mod is not None:
-        visible = visible & variant.mask_mod(query, key, pairs.head, values)
-    return visible
-
-
-def _values(pairs: _Pairs, rows: Int[Array, " N"], mods: _Mods) -> SimpleNamespace:
-    """The params, each of a shape that broadcasts with the scores."""
-    values: dict[str, Array | tuple[Array, ...]] = {}
-    for param in mods.variant.params:
-        array = mods.params[param.name]
-        match param.kind:
-            case "per_head":
-                values[param.name] = array[pairs.head]
-            case "per_layer":
-                values[param.name] = array
-            case "per_distance":
-                distance = jnp.clip(pairs.query - pairs.key, 0, array.shape[1] - 1)
-                values[param.name] = array[pairs.head, distance]
-            case "per_row":
-                mine = array[rows][:, None, None, None]  # [N, 1, 1, 1], and the size at last
-                sized = param.size is not None
-                values[param.name] = tuple(jnp.moveaxis(mine, -1, 0)) if sized else mine
-    return SimpleNamespace(**values)
+    return scores, visible_pairs(pairs, queries, mods, values)
 
 
 def _add_sinks(logits: Float[Array, " H"], queries: int, state: _Softmax) -> _Softmax:

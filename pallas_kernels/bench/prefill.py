@@ -20,6 +20,7 @@ from pallas_kernels.attention.prefill_sm90 import (
 )
 from pallas_kernels.attention.prefill_specs import MIXED, SMALL, SPEED, PrefillSpec
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
+from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
 
 CALLS = 8  # per dispatch; one takes a millisecond
@@ -128,7 +129,7 @@ def _attend_xla(
     token = jnp.arange(spec.tokens, dtype=jnp.int32)
     row = jnp.minimum(jnp.searchsorted(starts[1:], token, side="right"), lens.shape[0] - 1)
     positions = (lens - starts[1:])[row] + token
-    tiles = xla.make_tile_map(starts, num_decode_rows, spec.tokens)
+    tiles = make_tile_map(starts, num_decode_rows, spec.tokens)
     group = 1 if jax.default_backend() == "cpu" else 8
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window, "group": group}
     rest |= {"variant": spec.variant, "seq_lens": lens}

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention.reference import paged_attention_reference
-from pallas_kernels.attention.xla import make_tile_map, paged_decode, paged_prefill
+from pallas_kernels.attention.xla import paged_decode, paged_prefill
+from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.kv_write.xla import kv_write
 
 SHAPES = [  # heads, kv heads, head dim, page size

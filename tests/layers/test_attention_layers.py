@@ -112,24 +112,6 @@ def test_a_span_is_shared_as_a_whole(engine: TinyEngine) -> None:
         assert core.scheduler.kv_cache.num_hit_tokens - before == hits, asked.request_id
 
 
-def test_a_span_waits_for_a_step_that_holds_it(engine: TinyEngine) -> None:
-    """Others decode meanwhile, and a limit on the step's tokens does not keep it waiting."""
-    core = engine.core()
-    for index in range(ROWS - 1):
-        core.add_request(request(f"r{index}", TEXT[index : index + 5], 40))
-    core.add_request(ask("wide", TEXT[:40], LONGEST))
-    fed = []
-    while core.has_work():
-        step = core.scheduler.schedule(token_limit=8)
-        assert step is not None
-        chunks = dict(zip(step.request_ids, step.num_new_tokens.tolist(), strict=True))
-        fed.append(chunks.get("wide", 0))
-        core.scheduler.update(step, core.executor.fetch(core.executor.dispatch(step)))
-        if sum(fed) >= 40:
-            break
-    assert next(count for count in fed if count) >= LONGEST
-
-
 def test_a_span_that_no_step_holds_is_refused(engine: TinyEngine) -> None:
     with pytest.raises(InvalidRequestError, match=f"from 0 to {LONGEST}"):
         engine.core().add_request(ask("wide", TEXT, LONGEST + 1))

@@ -15,14 +15,12 @@ from jaxllm.attention.backend import (
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.variant import AttentionVariant
-from pallas_kernels.attention.xla import (
+from pallas_kernels.attention.xla import paged_decode, paged_prefill
+from pallas_kernels.attention.xla_queries import TileMap, make_tile_map
+from pallas_kernels.attention.xla_spans import (
     Sight,
     SpanMap,
-    TileMap,
     decode_spans,
-    make_tile_map,
-    paged_decode,
-    paged_prefill,
     prefill_spans,
     takes_spans,
 )
