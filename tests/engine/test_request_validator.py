@@ -96,7 +96,7 @@ def test_what_requests_bring_for_attention_is_checked(brought: Any, words: str |
     assert caught.value.status == 400
 
 
-@pytest.mark.parametrize(("prompt", "span"), [(20, 9), (5, 6), (5, -1), (5, math.nan)])
+@pytest.mark.parametrize(("prompt", "span"), [(20, 9), (5, 6), (5, -1)])
 def test_a_span_must_fit_into_a_step_and_into_the_prompt(prompt: int, span: float) -> None:
     known = (RowParam("prefix_len", None, True, longest=8),)
     request = make_request(prompt=prompt, attention_params={"prefix_len": span})
