@@ -58,6 +58,7 @@ def paged_prefill_sm90(
     kv: Float[Array, "P 2 K B D"],
     block_tables: Int[Array, "R M"],
     tiles: PrefillTiles,
+    out: Float[Array, "T H D"],
     *,
     scale: float,
     window: int | None = None,
@@ -66,9 +67,11 @@ def paged_prefill_sm90(
     config: PrefillConfig | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H D"]:
-    """Causal attention of all tokens that ``tiles`` covers; the other tokens' output is zero.
+    """``out`` with causal attention in the rows of all tokens that ``tiles`` covers, and zeros in
+    those of padding.
 
-    ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
+    It is written in place where the caller has no other use for ``out``, so the answers of decode
+    rows may be in it already, at no cost. ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
     a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
     of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
     ValueError for tile sizes that do not fit the shape.
@@ -78,10 +81,10 @@ def paged_prefill_sm90(
     tokens = q.shape[0]
     missing = padded_tokens(tokens, config) - tokens
     if missing:
-        q = jnp.pad(q, ((0, missing), (0, 0), (0, 0)))
+        q, out = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (q, out))
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
     op = PrefillOp(float(scale), window, variant, config)
-    out = _launch(q, kv, block_tables, *tiles, params, op=op, interpret=interpret)
+    out = _launch(q, kv, block_tables, *tiles, params, out, op=op, interpret=interpret)
     return out[:tokens] if missing else out
 
 
@@ -106,6 +109,7 @@ def _launch(
     table: Int[Array, "N F"],
     count: Int[Array, " 1"],
     params: Params,
+    out: Float[Array, "T H D"],
     *,
     op: PrefillOp,
     interpret: Any,
@@ -113,7 +117,7 @@ def _launch(
     """One jitted function for all layers, so that the kernel is lowered and compiled once."""
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_type=(),
         scratch_types=_scratch(q.shape[2], q.dtype, kv.shape[3], op.config, bool(interpret)),
         grid=(op.config.num_ctas,),
         grid_names=("cta",),
@@ -123,7 +127,9 @@ def _launch(
         interpret=interpret,
     )
     operands = prefill_operands(op.variant, params, table, op)
-    return kernel(q, kv, block_tables, table, count, *operands)
+    written = jax.new_ref(out)
+    kernel(q, kv, block_tables, table, count, *operands, written)
+    return jax.freeze(written)
 
 
 def _scratch(

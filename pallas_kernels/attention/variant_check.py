@@ -148,6 +148,7 @@ def by_kernels(case: Case, *, interpret: bool) -> tuple[Array, Array]:
         kv,
         tables,
         tiles,
+        jnp.zeros_like(problem.q),
         config=config,
         interpret=plgpu.InterpretGPUParams() if interpret else False,
         **case.rest,

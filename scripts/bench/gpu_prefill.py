@@ -55,6 +55,7 @@ def attend(
             kv,
             block_tables,
             tiles,
+            jnp.zeros_like(q),
             scale=spec.dim**-0.5,
             window=spec.window,
             variant=spec.variant,

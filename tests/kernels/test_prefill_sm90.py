@@ -27,6 +27,9 @@ from pallas_kernels.attention.reference import paged_attention_reference
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
 
 
+LEFT = 3.0  # the output of decode rows, which the kernel must not touch
+
+
 def tiles_of(spec: PrefillSpec, problem: PrefillProblem, config: PrefillConfig) -> PrefillTiles:
     return make_prefill_tiles(
         problem.query_start_loc, problem.seq_lens, problem.num_decode_rows, spec.tokens, config
@@ -45,6 +48,7 @@ def attend(
         problem.kv,
         problem.block_tables,
         tiles,
+        jnp.full_like(problem.q, LEFT),
         scale=spec.dim**-0.5,
         window=spec.window,
         variant=spec.variant,
@@ -61,7 +65,8 @@ def check(spec: PrefillSpec, config: PrefillConfig, *, races: bool = False) -> N
     problem = make_prefill_problem(spec)
     params = plgpu.InterpretGPUParams(detect_races=races)
     got = np.asarray(attend(spec, problem, config, params), np.float32)
-    want = np.asarray(right_answer(spec, problem, spec.dim**-0.5))
+    want = np.array(right_answer(spec, problem, spec.dim**-0.5))
+    want[: spec.decode_rows] = LEFT
     np.testing.assert_allclose(got, want, atol=0.02, rtol=0.02)
     assert np.linalg.norm(got - want) <= 4e-3 * np.linalg.norm(want)
 
@@ -143,9 +148,8 @@ def test_layers_share_one_kernel() -> None:
     def layers(problem: PrefillProblem) -> jax.Array:
         tiles, q = tiles_of(spec, problem, config), problem.q
         for _ in range(3):
-            q = paged_prefill_sm90(
-                q, problem.kv, problem.block_tables, tiles, scale=0.1, config=config
-            )
+            rest = problem.kv, problem.block_tables, tiles, jnp.zeros_like(q)
+            q = paged_prefill_sm90(q, *rest, scale=0.1, config=config)
         return q
 
     text = jax.jit(layers).trace(problem).lower(lowering_platforms=("cuda",)).as_text()
@@ -159,13 +163,14 @@ def test_every_token_is_in_exactly_one_tile(spec: PrefillSpec, heads_per_tile: i
     tiles = tiles_of(spec, make_prefill_problem(spec), config)
     count = int(tiles.count[0])
     assert 0 < count <= len(tiles.table)
-    want = [(0, -1)] * spec.tokens  # slot and position; decode tokens and padding have seq_len 0
+    want = {}  # slot and position of every token but decode tokens; padding has seq_len 0
     token = 0
     for slot, (cached, new) in enumerate(spec.rows):
         for position in range(cached, cached + new):
             if slot >= spec.decode_rows:
                 want[token] = slot, position
             token += 1
+    want |= {padding: (0, -1) for padding in range(token, spec.tokens)}
     got: dict[int, tuple[int, int]] = {}
     steps = []
     for slot, group, position, low, high, seq_len, *_ in np.asarray(tiles.table)[:count]:
@@ -175,7 +180,7 @@ def test_every_token_is_in_exactly_one_tile(spec: PrefillSpec, heads_per_tile: i
             assert group * 8 + row not in got
             got[group * 8 + row] = (slot, position + row) if seq_len else (0, -1)
         steps.append(-(-min(position + high, seq_len) // config.block_kv))
-    assert [got[i] for i in range(spec.tokens)] == want
+    assert got == want
     assert steps == sorted(steps, reverse=True), "the dearest tiles come first"
 
 

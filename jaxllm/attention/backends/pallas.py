@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxllm.attention.backend import (
     AttentionSpec,
@@ -162,23 +162,22 @@ class PallasBackend:
         op = DecodeOp(spec.scale, spec.window, spec.variant, self.decode_config)
         plan = shared.plans[shared.sights.index(_sight(spec))]
         params = param_arrays(spec.variant, spec.num_heads, rows, metadata.row_params)
-        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op)
+        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op, tokens=q.shape[0])
         if shared.tiles is None:
             return decoded
-        out = paged_prefill_sm90(
+        # Decode rows are the first slots, so token i is slot i there.
+        return paged_prefill_sm90(
             q,
             kv,
             tables,
             shared.tiles,
+            decoded,
             scale=spec.scale,
             window=spec.window,
             variant=spec.variant,
             row_params=metadata.row_params,
             config=self._prefill_config(spec),
         )
-        # Decode rows are the first slots, so token i is slot i there.
-        merged = jnp.where(_column(rows) < metadata.num_decode_rows, decoded, out[:rows])
-        return jax.lax.dynamic_update_slice(out, merged, (0, 0, 0))
 
     def _prefill_config(self, spec: AttentionSpec) -> PrefillConfig:
         default = default_prefill_config(spec.num_heads, spec.num_kv_heads)
@@ -203,10 +202,6 @@ def refuses_variant(variant: AttentionVariant) -> str | None:
 def _say_once(reason: str) -> None:
     """Every layer of every program asks."""
     logger.warning("Plain XLA writes keys and values: %s", reason)
-
-
-def _column(rows: int) -> Int[Array, "R 1 1"]:
-    return jnp.arange(rows, dtype=jnp.int32)[:, None, None]
 
 
 BACKEND = PallasBackend()
