@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxllm.config.model import ModelConfig, RopeConfig
 from jaxllm.errors import ConfigError
+from pallas_kernels.gated_matmul.activations import XLA_ACTIVATIONS
 
 MAX_LAYERS = 1000  # every layer costs Python objects before memory is asked for
 

@@ -71,10 +71,10 @@ def paged_prefill_sm90(
     those of padding.
 
     It is written in place where the caller has no other use for ``out``, so the answers of decode
-    rows may be in it already, at no cost. ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
-    a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
-    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
-    ValueError for tile sizes that do not fit the shape.
+    rows may be in it already, at no cost. ``tiles`` must come from ``make_prefill_tiles`` with the
+    same ``config`` and T. With ``window`` a query sees itself and the ``window - 1`` tokens before
+    it. ``row_params`` is what rows bring of the variant's params, see ``param_arrays``. ``scale``
+    must be positive. Raises ValueError for tile sizes that do not fit the shape.
     """
     config = config or default_prefill_config(q.shape[1], kv.shape[2])
     _check(q, kv, config, scale)

@@ -42,8 +42,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """``seconds``, ``rate`` and ``of_ceiling`` are None where nothing was measured, ``busy_seconds``
-    and ``busy_rate`` also where the profiler does not tell them apart from the gaps.
+    """``seconds``, ``rate`` and ``of_ceiling`` are None where nothing was measured,
+    ``busy_seconds`` and ``busy_rate`` also where there is no profiler.
     """
 
     op: str

@@ -1,9 +1,9 @@
 """``act(x @ gate.T) * (x @ up.T)`` in one launch for Hopper (sm_90a), in Pallas Mosaic GPU.
 
-A persistent grid of thread blocks walks the tiles of the output in an order that keeps both operands
-in the L2 cache. In a thread block one warpgroup fetches and two multiply, 64 tokens each, holding a
-tile of the gate's product and the same tile of the other's: the activation is taken in registers,
-and what reaches memory is a third of what two products and an activation would write and read.
+A persistent grid of thread blocks walks the tiles of the output in an order that keeps both
+operands in the L2 cache. In a thread block one warpgroup fetches and two multiply, 64 tokens each,
+holding a tile of the gate's product and the same tile of the other's: the activation is taken in
+registers, and only its product with the other goes to memory.
 """
 
 import functools
