@@ -96,7 +96,7 @@ def test_refusals_name_the_reason() -> None:
         (4, "gelu", "gelu"),
         (5, "cpu", "cpu"),
     ]:
-        case = (*good[:index], value, *good[index + 1 :])
+        case: Any = (*good[:index], value, *good[index + 1 :])
         assert word in str(refuses_gated_sm90(*case))
 
 
