@@ -35,10 +35,9 @@ class GatedOperation(Operation[GatedSpec, GatedConfig]):
 
     def grid(self, default: GatedConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         return [
-            {"cluster": cluster, "lag": lag, "band": band, "num_sms": num_sms}
-            for cluster in (default.cluster, 3 - default.cluster)
+            {"lag": lag, "band": band, "num_ctas": num_sms}
             for lag in (default.lag, 1 - default.lag)
-            for band in dict.fromkeys((default.band, 4, 8, 16))
+            for band in dict.fromkeys((default.band, 8, 16, 32))
         ]
 
     def refuses(self, spec: GatedSpec, config: GatedConfig, platform: str) -> str | None:
@@ -80,15 +79,17 @@ def gated_error(op: GatedCall, spec: GatedSpec) -> str | None:
 
 
 def gated_chain(op: GatedCall, spec: GatedSpec, calls: int) -> Callable[[], jax.Array]:
-    """Calls one after the other, each waiting for the one before."""
-    inputs = gated_inputs(spec)
+    """Calls one after the other, each with tokens of its own: equal calls would become one."""
+    x, weight = gated_inputs(spec)
+    tokens = [jnp.roll(x, call, axis=1) for call in range(calls)]
 
-    def run(x: jax.Array, weight: jax.Array) -> jax.Array:
-        answer = op(x, weight)
-        for _ in range(calls - 1):
-            x, answer = lax.optimization_barrier((x, answer))
-            answer = op(x, weight)
-        return answer
+    def run(tokens: list[jax.Array], weight: jax.Array) -> list[jax.Array]:
+        answers: list[jax.Array] = []
+        for x in tokens:
+            if answers:
+                x, answers[-1] = lax.optimization_barrier((x, answers[-1]))
+            answers.append(op(x, weight))
+        return answers
 
     program = jax.jit(run)
-    return lambda: program(*inputs)
+    return lambda: program(tokens, weight)

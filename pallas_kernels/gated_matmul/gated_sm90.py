@@ -7,8 +7,9 @@ registers, and only its product with the other goes to memory.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +22,31 @@ from pallas_kernels.gated_matmul.activations import ACTIVATIONS
 
 ROWS = 64  # tokens of one consumer: the M of a wgmma instruction
 _CONSUMERS = 2
+_CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 232, 40
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
 _Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 
 
 @dataclass(frozen=True)
 class GatedConfig:
-    """Changes no bits but by ``tile_k``, which the order of a sum does not depend on either."""
+    """Changes no bits."""
 
     tile_n: int = 128  # columns of the output
     tile_k: int = 64  # of the sum, in one pipeline step
     stages: int = 4  # steps in flight
-    band: int = 8  # tiles along the tokens that are walked together
-    cluster: int = 1  # 2: thread blocks in pairs fetch their common weights once
-    lag: int = 0  # steps whose products may still run when the next are issued
-    num_sms: int = 132
+    band: int = 16  # tiles along the tokens that are walked together
+    lag: int = 1  # steps whose products may still run when the next are issued
+    num_ctas: int = 132  # persistent thread blocks: the number of SMs
 
     def __post_init__(self) -> None:
         if self.tile_n not in (64, 128):
             raise ValueError(f"tile_n must be 64 or 128, not {self.tile_n}")
         if self.tile_k != 64:
             raise ValueError(f"tile_k must be 64, not {self.tile_k}")
-        if self.cluster not in (1, 2):
-            raise ValueError(f"cluster must be 1 or 2, not {self.cluster}")
-        if not 0 <= self.lag < self.stages:
-            raise ValueError(f"lag must be from 0 to {self.stages - 1}, not {self.lag}")
+        if self.lag not in (0, 1):
+            raise ValueError(f"lag must be 0 or 1, not {self.lag}")
+        if self.stages < 2 or self.band < 1 or self.num_ctas < 1:
+            raise ValueError(f"{self} has fewer than 2 stages, no band or no thread block")
         if self.smem_bytes > _SHARED_BYTES:
             raise ValueError(f"{self} needs more shared memory than a thread block has")
 
@@ -77,9 +78,8 @@ def refuses_gated_sm90(
         return f"the gated product takes bfloat16 and float16, not {jnp.dtype(dtype)}"
     if activation not in ACTIVATIONS:
         return f"the gated product takes {', '.join(ACTIVATIONS)}, not {activation}"
-    tile = config.tile_m * config.cluster
-    if tokens % tile:
-        return f"the gated product takes a multiple of {tile} tokens, not {tokens}"
+    if tokens % config.tile_m:
+        return f"the gated product takes a multiple of {config.tile_m} tokens, not {tokens}"
     if inner % config.tile_n or width % config.tile_k:
         return (
             f"the gated product takes multiples of {config.tile_k} in and {config.tile_n} out, "
@@ -103,10 +103,9 @@ def gated_matmul_sm90(
     return plgpu.kernel(
         functools.partial(_body, activation=activation, config=config),
         out_type=jax.ShapeDtypeStruct((tokens, inner), x.dtype),
-        grid=(config.num_sms // config.cluster,),
-        grid_names=("pair",),
-        cluster=(config.cluster,),
-        cluster_names=("half",),
+        grid=(config.num_ctas,),
+        grid_names=("cta",),
+        scratch_types=_scratch(x.dtype, config),
         num_threads=_CONSUMERS + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True),
@@ -114,85 +113,135 @@ def gated_matmul_sm90(
     )(x, weight)
 
 
-def _body(x: Any, weight: Any, out: Any, *, activation: str, config: GatedConfig) -> None:
-    (tokens, width), inner = x.shape, out.shape[1]
-    tile_m, tile_n, tile_k = config.tile_m, config.tile_n, config.tile_k
-    consumer, half = lax.axis_index("wg"), lax.axis_index("half")
-    rows = pl.ds(consumer * ROWS, ROWS)
+class _Shared(NamedTuple):
+    """Shared memory of a thread block, then its barriers, one per stage."""
 
-    def pipeline(body: Any, context: Any) -> Any:
-        return plgpu.emit_pipeline_warp_specialized(
-            body,
-            grid=(width // tile_k,),
-            memory_registers=40,
-            in_specs=[
-                _stage((tile_m, tile_k), config),
-                *(_stage((tile_n, tile_k), config, shared=True) for _ in range(2)),
-            ],
-            wg_axis="wg",
-            num_compute_wgs=_CONSUMERS,
-            max_concurrent_steps=config.stages,
-            compute_context=context,
-        )
-
-    def multiply(_: Any, x: Any, gate: Any, up: Any, sums: Any) -> Any:
-        for weights, accumulated in zip((gate, up), sums, strict=True):
-            plgpu.wgmma(accumulated, x.at[rows], weights.transpose((1, 0)))
-        plgpu.wgmma_wait(config.lag)
-        return sums
-
-    def none(*_: Any, **__: Any) -> None: ...
-
-    @functools.partial(
-        pl.run_scoped,
-        allocations=pipeline(none, none).get_allocations(x, weight, weight),
-        staging=plgpu.SMEM((_CONSUMERS, ROWS, tile_n), out.dtype, transforms=_swizzled()),
-        collective_axes="wg",
-    )
-    def _(allocations: Any, staging: Any) -> None:
-        bands = (tokens // tile_m // config.cluster, inner // tile_n)
-
-        @plgpu.nd_loop((bands[0] * bands[1],), collective_axes="pair")
-        def _(loop: Any) -> None:
-            row, column = plgpu.planar_snake(loop.index[0], bands, 0, config.band)
-            token = (row * config.cluster + half) * tile_m
-            start = column * tile_n
-
-            def context(run: Any) -> None:
-                def summed(gate: Any, up: Any) -> None:
-                    run((gate, up))
-                    answer = ACTIVATIONS[activation](gate[...]) * up[...]
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the tile before
-                    staging[consumer] = answer.astype(out.dtype)
-                    plgpu.commit_smem()
-                    target = out.at[pl.ds(token + consumer * ROWS, ROWS), pl.ds(start, tile_n)]
-                    plgpu.copy_smem_to_gmem(staging.at[consumer], target)
-
-                sums = _Accumulator((ROWS, tile_n), jnp.float32)
-                pl.run_scoped(summed, sums, sums)
-
-            pipeline(multiply, context)(
-                x.at[pl.ds(token, tile_m)],
-                weight.at[pl.ds(start, tile_n)],
-                weight.at[pl.ds(inner + start, tile_n)],
-                allocations=allocations,
-            )
-
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+    x: Any  # [stages, tile_m, tile_k]
+    weight: Any  # [stages, 2 tile_n, tile_k]: gate's rows, then up's
+    answers: Any  # [consumers, ROWS, tile_n]
+    full: Any
+    free: Any
 
 
-def _stage(shape: tuple[int, int], config: GatedConfig, *, shared: bool = False) -> Any:
-    return plgpu.BlockSpec(
-        shape,
-        lambda step: (0, step),
-        transforms=_swizzled(),
-        memory_space=plgpu.SMEM,
-        delay_release=config.lag,
-        collective_axes=("half",) if shared and config.cluster > 1 else (),
-    )
-
-
-def _swizzled() -> tuple[Any, ...]:
+def _scratch(dtype: Any, config: GatedConfig) -> dict[str, Any]:
     tiling: Any = plgpu.TilingTransform  # its base class is abstract to a type checker only
     swizzle: Any = plgpu.SwizzleTransform
-    return tiling((8, 64)), swizzle(128)
+    swizzled = (tiling((8, 64)), swizzle(128))
+
+    def tile(*shape: int) -> Any:
+        return plgpu.SMEM(shape, dtype, transforms=swizzled)
+
+    return {
+        "x": tile(config.stages, config.tile_m, config.tile_k),
+        "weight": tile(config.stages, 2 * config.tile_n, config.tile_k),
+        "answers": tile(_CONSUMERS, ROWS, config.tile_n),
+        "full": plgpu.Barrier(num_arrivals=3, num_barriers=config.stages),
+        "free": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.stages),
+    }
+
+
+class _Walk:
+    """The tiles of this thread block, and the steps of each."""
+
+    def __init__(self, x: Any, out: Any, config: GatedConfig):
+        self.config = config
+        self._tiles = (x.shape[0] // config.tile_m, out.shape[1] // config.tile_n)
+        self.steps = x.shape[1] // config.tile_k  # of a tile
+        self._cta, total = lax.axis_index("cta"), self._tiles[0] * self._tiles[1]
+        self.count = lax.div(jnp.int32(total - 1) - self._cta, jnp.int32(config.num_ctas)) + 1
+
+    def place(self, turn: Array) -> tuple[Array, Array]:
+        """First token and first column of a tile."""
+        index = turn * self.config.num_ctas + self._cta
+        row, column = plgpu.planar_snake(index, self._tiles, 0, self.config.band)
+        return row * self.config.tile_m, column * self.config.tile_n
+
+    def stage(self, step: Array) -> Array:
+        return lax.rem(step, jnp.int32(self.config.stages))
+
+
+def _body(*refs: Any, activation: str, config: GatedConfig, **shared: Any) -> None:
+    x, weight, out = refs
+    walk, smem, warpgroup = _Walk(x, out, config), _Shared(**shared), lax.axis_index("wg")
+
+    @pl.when(warpgroup == _CONSUMERS)
+    def _() -> None:
+        plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
+        _produce(walk, x, weight, smem)
+
+    @pl.when(warpgroup != _CONSUMERS)
+    def _() -> None:
+        plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
+        _consume(walk, smem, out, warpgroup, ACTIVATIONS[activation])
+
+
+def _produce(walk: _Walk, x: Any, weight: Any, smem: _Shared) -> None:
+    config, inner = walk.config, weight.shape[0] // 2
+
+    def fetch(token: Array, column: Array, index: Array, step: Array) -> None:
+        stage, part = walk.stage(step), pl.ds(index * config.tile_k, config.tile_k)
+
+        @pl.when(step >= config.stages)
+        def _() -> None:
+            plgpu.barrier_wait(smem.free.at[stage])
+
+        full = smem.full.at[stage]
+        plgpu.copy_gmem_to_smem(x.at[pl.ds(token, config.tile_m), part], smem.x.at[stage], full)
+        for i in range(2):
+            rows = weight.at[pl.ds(i * inner + column, config.tile_n), part]
+            half = smem.weight.at[stage, pl.ds(i * config.tile_n, config.tile_n)]
+            plgpu.copy_gmem_to_smem(rows, half, full)
+
+    @pl.loop(0, walk.count)
+    def _(turn: Array) -> None:
+        token, column = walk.place(turn)
+
+        @pl.loop(0, walk.steps)
+        def _(index: Array) -> None:
+            fetch(token, column, index, turn * walk.steps + index)
+
+    done = walk.count * walk.steps
+
+    @pl.loop(lax.max(done - config.stages, jnp.int32(0)), done)
+    def _(step: Array) -> None:  # a thread block may not end with arrivals under way
+        plgpu.barrier_wait(smem.free.at[walk.stage(step)])
+
+
+def _consume(
+    walk: _Walk, smem: _Shared, out: Any, consumer: Array, activation: Callable[[Array], Array]
+) -> None:
+    config, rows = walk.config, pl.ds(consumer * ROWS, ROWS)
+
+    @pl.loop(0, walk.count)
+    def _(turn: Array) -> None:
+        token, column = walk.place(turn)
+        begin = turn * walk.steps
+
+        def multiply(sums: Any) -> Array:
+            @pl.loop(0, walk.steps)
+            def _(index: Array) -> None:
+                stage = walk.stage(begin + index)
+                plgpu.barrier_wait(smem.full.at[stage])
+                both = smem.weight.at[stage].transpose((1, 0))  # reads x once for the two
+                plgpu.wgmma(sums, smem.x.at[stage, rows], both)
+                plgpu.wgmma_wait(config.lag)
+
+                @pl.when(index >= config.lag)
+                def _() -> None:
+                    plgpu.barrier_arrive(smem.free.at[walk.stage(begin + index - config.lag)])
+
+            plgpu.wgmma_wait(0)
+            if config.lag:
+                plgpu.barrier_arrive(smem.free.at[walk.stage(begin + walk.steps - 1)])
+            return sums[...]
+
+        shape = (ROWS, 2 * config.tile_n)
+        sums = pl.run_scoped(multiply, _Accumulator(shape, jnp.float32))
+        answer = activation(sums[:, : config.tile_n]) * sums[:, config.tile_n :]
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # of the tile before
+        smem.answers[consumer] = answer.astype(smem.answers.dtype)
+        plgpu.commit_smem()
+        target = out.at[pl.ds(token + consumer * ROWS, ROWS), pl.ds(column, config.tile_n)]
+        plgpu.copy_smem_to_gmem(smem.answers.at[consumer], target)
+
+    plgpu.wait_smem_to_gmem(0)

@@ -26,7 +26,7 @@ def interpreted(spec: GatedSpec, activation: str, races: bool = False, **changes
         x,
         weight,
         activation=activation,
-        config=GatedConfig(num_sms=2, **changes),
+        config=GatedConfig(**{"num_ctas": 2, **changes}),
         interpret=plgpu.InterpretGPUParams(detect_races=races),
     )
     want = np.asarray(gated_matmul_reference(x, weight, activation=activation))
@@ -46,7 +46,7 @@ def test_activations(activation: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"cluster": 2}, {"lag": 1}, {"band": 1, "stages": 2}, {"tile_n": 64}], ids=str
+    "changes", [{"lag": 0, "num_ctas": 3}, {"band": 1, "stages": 2}, {"tile_n": 64}], ids=str
 )
 def test_other_configs_have_the_same_bits(changes: dict[str, Any]) -> None:
     usual = interpreted(SMALL[0], "silu")
@@ -69,15 +69,13 @@ def test_what_the_kernel_refuses_is_plain_xla(activation: str, platform: str) ->
 
 
 @pytest.mark.parametrize("spec", MODELS + SPEED[-1:], ids=str)
-@pytest.mark.parametrize("cluster", [1, 2])
-def test_lowers_for_cuda(spec: GatedSpec, cluster: int) -> None:
+def test_lowers_for_cuda(spec: GatedSpec) -> None:
     x = jax.ShapeDtypeStruct(spec[:2], jnp.bfloat16)
     weight = jax.ShapeDtypeStruct((2 * spec.inner, spec.width), jnp.bfloat16)
-    config = GatedConfig(cluster=cluster)
 
     def two_layers(x: Any, weight: Any) -> Any:
         for _ in range(2):
-            y = gated_matmul_sm90(x, weight, activation="silu", config=config)
+            y = gated_matmul_sm90(x, weight, activation="silu")
             x = x + y[:, : spec.width]
         return x
 
@@ -101,7 +99,7 @@ def test_refusals_name_the_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"tile_n": 256}, {"cluster": 3}, {"lag": 4}, {"stages": 9}, {"tile_k": 32}], ids=str
+    "fields", [{"tile_n": 256}, {"num_ctas": 0}, {"lag": 2}, {"stages": 9}, {"tile_k": 32}], ids=str
 )
 def test_impossible_configs_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
