@@ -34,11 +34,8 @@ class GatedOperation(Operation[GatedSpec, GatedConfig]):
         return GatedConfig()
 
     def grid(self, default: GatedConfig, num_sms: int) -> Sequence[dict[str, Any]]:
-        return [
-            {"lag": lag, "band": band, "num_ctas": num_sms}
-            for lag in (default.lag, 1 - default.lag)
-            for band in dict.fromkeys((default.band, 8, 16, 32))
-        ]
+        bands = dict.fromkeys((default.band, 8, 16, 32))
+        return [{"band": band, "num_ctas": num_sms} for band in bands]
 
     def refuses(self, spec: GatedSpec, config: GatedConfig, platform: str) -> str | None:
         return refuses_gated_sm90(*spec, "bfloat16", "silu", platform, config)
