@@ -1,0 +1,54 @@
+"""The engines that are measured: Llama-3.1-8B with random weights, or (``tiny``) a shape so small
+that every measurement can be tried on a CPU.
+
+All engines keep their compiled programs in one directory. Three kinds of engine are compiled in a
+whole run: ``engine`` alone on the card, ``shared`` (two fit beside each other), and the default
+model of ``greedy_parity.py``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxllm.bench.server_process import flags_of
+from jaxllm.config.engine import EngineConfig
+
+ROOT = Path(__file__).resolve().parents[3]
+MODEL = ROOT / "configs" / "models" / "llama-3.1-8b"
+TINY_SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+}
+# A token of Llama-3.1-8B is 128 KiB of keys and values: 2,560 blocks are 20 GiB, weights 15 more.
+SHARED = {"gpu_memory_utilization": 0.42, "num_gpu_blocks_override": 2561}
+
+
+def engine(tiny: bool, work: Path) -> dict[str, Any]:
+    """Fields of EngineConfig: as shipped, in 0.85 of the card, as vLLM was measured."""
+    common = {"load_format": "dummy", "compilation_cache_dir": str(work / "programs")}
+    if tiny:
+        few = {"max_num_seqs": 8, "max_model_len": 1024, "num_gpu_blocks_override": 129}
+        return common | few | {"model": str(_tiny_model(work))}
+    return common | {"model": str(MODEL), "max_num_seqs": 256, "gpu_memory_utilization": 0.85}
+
+
+def shared(tiny: bool, work: Path) -> dict[str, Any]:
+    """One of two engines on the card."""
+    return engine(tiny, work) | ({} if tiny else SHARED)
+
+
+def flags(fields: dict[str, Any]) -> list[str]:
+    """For the command line: the model, and what differs from the defaults."""
+    return flags_of(EngineConfig(**fields))
+
+
+def _tiny_model(work: Path) -> Path:
+    directory = work / "tiny-model"
+    directory.mkdir(parents=True, exist_ok=True)
+    config = json.loads((MODEL / "config.json").read_text()) | TINY_SHAPE
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
