@@ -2,7 +2,7 @@
 
     python -m scripts.bench.h200 list
     python -m scripts.bench.h200 run [PART ...] --out DIR [--label NAME] [--work DIR]
-        [--tokenizer DIR] [--gguf FILE] [--tiny]
+        [--tokenizer DIR] [--gguf FILE] [--reference-python PYTHON] [--tiny]
     python -m scripts.bench.h200 table [FILE ...]
 
 ``run`` executes parts in the order given (default: all; ``list`` shows them with the seconds they
@@ -40,6 +40,10 @@ def main() -> int:
     )  # fmt: skip
     run_parser.add_argument("--tokenizer", type=Path, help="directory; for grammar")
     run_parser.add_argument("--gguf", type=Path, help="of the default model; for parity")
+    run_parser.add_argument(
+        "--reference-python", type=Path, default=Path(sys.executable),
+        help="with torch and transformers (%(default)s)",
+    )  # fmt: skip
     run_parser.add_argument("--tiny", action="store_true", help="a shape for a CPU")
     table_parser = commands.add_parser("table")
     table_parser.add_argument("files", nargs="*", type=Path, help="default: h200-rows*.json")
@@ -55,7 +59,9 @@ def main() -> int:
     if unknown := sorted(set(args.parts) - set(PARTS)):
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     chosen = [PARTS[name] for name in args.parts or PARTS]
-    where = Where(args.tiny, args.work.resolve(), args.tokenizer, args.gguf)
+    where = Where(
+        args.tiny, args.work.resolve(), args.tokenizer, args.gguf, args.reference_python
+    )
     return 0 if run(chosen, where, args.out, args.label) else 1
 
 

@@ -23,6 +23,7 @@ class Where:
     work: Path
     tokenizer: Path | None = None
     gguf: Path | None = None
+    reference_python: Path = Path(sys.executable)  # with torch and transformers
 
     def result(self, name: str) -> Path:
         return self.work / f"{name}.json"
@@ -49,6 +50,10 @@ def module(where: Where, name: str) -> list[str]:
     command = [sys.executable, "-m", f"scripts.bench.h200.{name.replace('-', '_')}"]
     command += ["--work", str(where.work), *["--tiny"] * where.tiny]
     return [*command, "--json", str(where.result(name))]
+
+
+def sequential(where: Where, name: str) -> list[str]:
+    return [str(where.reference_python), *module(where, name)[1:]]
 
 
 def jaxllm(*arguments: str, **more: Any) -> Command:
@@ -128,7 +133,7 @@ PARTS = {
         PartOfRun("kernels", 90, module),
         PartOfRun("command-buffers", 60, module),
         PartOfRun("served", 35, module),
-        PartOfRun("sequential", 60, module),
+        PartOfRun("sequential", 60, sequential),
         PartOfRun("prefix-conversations", 85, prefix_cache("conversations")),
         PartOfRun("prefix-idle", 20, prefix_cache("idle")),
         PartOfRun("prefix-unshared", 110, prefix_cache("unshared")),
