@@ -281,10 +281,12 @@ def full_rows(counts: Iterable[int], platform: str) -> tuple[int, ...]:
 
 def _without_host_settings(plan: EnginePlan) -> EnginePlan:
     """What programs depend on. An engine that shares prefixes or swaps runs those of one that does
-    not, and the number of blocks is seen in the arguments of those that it shapes.
+    not; what ends an answer comes with the request; the number of blocks is seen in the arguments
+    of those that it shapes.
     """
     return replace(
         plan,
+        model=replace(plan.model, eos_token_ids=(), bos_token_id=None),
         num_blocks=0,
         prefix_caching=True,
         prefix_cache_scope="key",

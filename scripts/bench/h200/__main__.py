@@ -59,9 +59,7 @@ def main() -> int:
     if unknown := sorted(set(args.parts) - set(PARTS)):
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     chosen = [PARTS[name] for name in args.parts or PARTS]
-    where = Where(
-        args.tiny, args.work.resolve(), args.tokenizer, args.gguf, args.reference_python
-    )
+    where = Where(args.tiny, args.work.resolve(), args.tokenizer, args.gguf, args.reference_python)
     return 0 if run(chosen, where, args.out, args.label) else 1
 
 

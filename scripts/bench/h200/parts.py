@@ -90,7 +90,7 @@ def prefix_cache(only: str, *arguments: str, **more: Any) -> Command:
 def grammar(where: Where, name: str) -> list[str] | None:
     if where.tokenizer is None:
         return None
-    fields = settings.engine(where.tiny, where.work) | {"tokenizer": str(where.tokenizer)}
+    fields = settings.with_tokenizer(where.tiny, where.work, where.tokenizer)
     model = fields.pop("model")
     given = ["--model", model, "--settings", json.dumps(fields)]
     given += ["--rows", "4", "--steps", "8", "--repeats", "1"] if where.tiny else ["--rows", "64"]
@@ -131,7 +131,8 @@ PARTS = {
         PartOfRun("workload-b", 25, _throughput("b")),
         PartOfRun("plan", 15, jaxllm("plan", "--json")),
         PartOfRun("kernels", 90, module),
-        PartOfRun("command-buffers", 60, module),
+        PartOfRun("thunks", 40, module),
+        PartOfRun("launches", 30, module),
         PartOfRun("served", 35, module),
         PartOfRun("sequential", 60, sequential),
         PartOfRun("prefix-conversations", 85, prefix_cache("conversations")),

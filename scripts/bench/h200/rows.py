@@ -49,16 +49,15 @@ def _variant(op: str, name: str) -> Callable[[Figures], float]:
 
 
 def _outside(figures: Figures) -> float:
-    """Thunks beside the command buffers, in the sequence that holds the most of them."""
-    found = max(figures["command-buffers"]["thunks"], key=lambda one: one["command_buffers"])
-    if not found["command_buffers"]:
-        return float(found["thunks"])
-    return sum(found["outside"].values()) - found["command_buffers"]
+    """Thunks beside the command buffers, in the longest sequence after XLA has made them."""
+    found = figures["thunks"]["thunks"]
+    last = max([one for one in found if one["command_buffers"]] or found, key=lambda o: o["thunks"])
+    return sum(last["outside"].values()) - last["command_buffers"]
 
 
 def _called(*names: str) -> Callable[[Figures], float]:
     def value(figures: Figures) -> float:
-        calls = figures["command-buffers"]["calls"]["per_step"]
+        calls = figures["launches"]["per_step"]
         if not calls:
             raise KeyError("no calls of the driver were seen")
         return sum(n for call, n in calls.items() if call.startswith(names))
@@ -68,8 +67,8 @@ def _called(*names: str) -> Callable[[Figures], float]:
 
 def _over_decode(phase: str, which: str) -> Callable[[Figures], float]:
     def value(figures: Figures) -> float:
-        found = figures["mixing"][which]
-        return found[phase]["itl_ms_p99"] / found["decode"]["itl_ms_p50"]
+        found = figures["mixing"]
+        return found[which][phase]["itl_ms_p99"] / found["without"]["decode"]["itl_ms_p50"]
 
     return value
 

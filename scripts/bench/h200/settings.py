@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxllm.bench.server_process import flags_of
 from jaxllm.config.engine import EngineConfig
+from jaxllm.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = ROOT / "configs" / "models" / "llama-3.1-8b"
@@ -31,7 +32,7 @@ def engine(tiny: bool, work: Path) -> dict[str, Any]:
     """Fields of EngineConfig: as shipped, in 0.85 of the card, as vLLM was measured."""
     common = {"load_format": "dummy", "compilation_cache_dir": str(work / "programs")}
     if tiny:
-        few = {"max_num_seqs": 8, "max_model_len": 1024, "num_gpu_blocks_override": 129}
+        few = {"max_num_seqs": 8, "max_model_len": 2048, "num_gpu_blocks_override": 257}
         return common | few | {"model": str(_tiny_model(work))}
     return common | {"model": str(MODEL), "max_num_seqs": 256, "gpu_memory_utilization": 0.85}
 
@@ -41,14 +42,26 @@ def shared(tiny: bool, work: Path) -> dict[str, Any]:
     return engine(tiny, work) | ({} if tiny else SHARED)
 
 
+def with_tokenizer(tiny: bool, work: Path, tokenizer: Path) -> dict[str, Any]:
+    """The engine with a tokenizer of another model, whose end of sequence becomes its own."""
+    fields = engine(tiny, work)
+    config = json.loads((Path(fields["model"]) / "config.json").read_text())
+    config["eos_token_id"] = Tokenizer.from_dir(str(tokenizer)).eos_token_id
+    model = _written(work / "with-tokenizer", config)
+    return fields | {"model": str(model), "tokenizer": str(tokenizer)}
+
+
 def flags(fields: dict[str, Any]) -> list[str]:
     """For the command line: the model, and what differs from the defaults."""
     return flags_of(EngineConfig(**fields))
 
 
 def _tiny_model(work: Path) -> Path:
-    directory = work / "tiny-model"
-    directory.mkdir(parents=True, exist_ok=True)
     config = json.loads((MODEL / "config.json").read_text()) | TINY_SHAPE
+    return _written(work / "tiny-model", config)
+
+
+def _written(directory: Path, config: dict[str, Any]) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
     return directory

@@ -6,6 +6,7 @@ Each compiles in a thread of its own; then they are timed in turns, one after th
 
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import jax
@@ -44,10 +45,14 @@ def in_turns(
     """Microseconds of each, and plain attention's time over it."""
 
     def prepare(variant: AttentionVariant) -> Any:
-        reason = why_not_lowered(make_case(variant.without_values(), dtype="bfloat16"))
-        return timed(op, spec(heads, context, variant), reason)
+        return timed(op, spec(heads, context, variant), why_no_kernel(variant.name))
 
     return figures([(variant.name, variant, prepare) for variant in variants])
+
+
+@cache
+def why_no_kernel(name: str) -> str | None:
+    return why_not_lowered(make_case(VARIANTS[name].without_values(), dtype="bfloat16"))
 
 
 def windowed(heads: Heads, window: int, far: int) -> dict[str, Any]:
