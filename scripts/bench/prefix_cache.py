@@ -265,7 +265,7 @@ async def urgent(bench: Bench) -> dict[str, Any]:
     async def run(llm: AsyncLLM, preempted: list[int]) -> float:
         """Seconds from the first urgent request to the end of all."""
         await asyncio.sleep(STATS_AGE_S)
-        before = llm.stats()
+        before = num_preemptions(llm)
 
         async def low(begun: asyncio.Event) -> None:
             prompt = bench.draw(sizes.urgent_prompt)
@@ -280,9 +280,7 @@ async def urgent(bench: Bench) -> dict[str, Any]:
         await asyncio.gather(*(ask(llm, prompt, answer) for prompt in high), *running)
         seconds = time.perf_counter() - began
         await asyncio.sleep(STATS_AGE_S)
-        after = llm.stats()
-        if before is not None and after is not None:
-            preempted.append(after.num_preemptions - before.num_preemptions)
+        preempted.append(num_preemptions(llm) - before)
         return seconds
 
     async with AsyncExitStack() as stack:
@@ -300,6 +298,11 @@ async def urgent(bench: Bench) -> dict[str, Any]:
             if (stats := llm.stats()) is not None:
                 figures[f"{name}_blocks_loaded"] = stats.num_blocks_loaded
         return figures
+
+
+def num_preemptions(llm: AsyncLLM) -> int:
+    stats = llm.stats()
+    return 0 if stats is None else stats.num_preemptions
 
 
 async def whole(llm: AsyncLLM, work: Workload) -> float:

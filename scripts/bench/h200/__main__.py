@@ -2,7 +2,7 @@
 
     python -m scripts.bench.h200 list
     python -m scripts.bench.h200 run [PART ...] --out DIR [--label NAME] [--work DIR]
-        [--tokenizer DIR] [--gguf FILE] [--reference-python PYTHON] [--tiny]
+        [--seconds N] [--tokenizer DIR] [--gguf FILE] [--reference-python PYTHON] [--tiny]
     python -m scripts.bench.h200 table [FILE ...]
 
 ``run`` executes parts in the order given (default: all; ``list`` shows them with the seconds they
@@ -38,6 +38,10 @@ def main() -> int:
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "jaxllm-h200",
         help="programs and results that later parts use (%(default)s)",
     )  # fmt: skip
+    run_parser.add_argument(
+        "--seconds", type=float, default=float("inf"),
+        help="begin no part that is not expected to end within them",
+    )  # fmt: skip
     run_parser.add_argument("--tokenizer", type=Path, help="directory; for grammar")
     run_parser.add_argument("--gguf", type=Path, help="of the default model; for parity")
     run_parser.add_argument(
@@ -60,7 +64,7 @@ def main() -> int:
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     chosen = [PARTS[name] for name in args.parts or PARTS]
     where = Where(args.tiny, args.work.resolve(), args.tokenizer, args.gguf, args.reference_python)
-    return 0 if run(chosen, where, args.out, args.label) else 1
+    return 0 if run(chosen, where, args.out, args.label, args.seconds) else 1
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class PartOfRun:
     name: str
     seconds: int  # expected on the card
     command: Command
+    prints: bool = False  # its figures, instead of writing them
 
     @property
     def limit(self) -> int:
@@ -129,7 +130,7 @@ PARTS = {
         PartOfRun("ttft-8192", 15, _latency("1", 8192, 8, 5)),
         PartOfRun("workload-a", 20, _throughput("a")),
         PartOfRun("workload-b", 25, _throughput("b")),
-        PartOfRun("plan", 15, jaxllm("plan", "--json")),
+        PartOfRun("plan", 15, jaxllm("plan", "--json"), prints=True),
         PartOfRun("kernels", 90, module),
         PartOfRun("thunks", 40, module),
         PartOfRun("launches", 30, module),

@@ -16,9 +16,11 @@ from scripts.bench.h200.settings import ROOT
 LAST_WORDS = 2000  # characters of a part's output that are kept
 
 
-def run(parts: list[PartOfRun], where: Where, out: Path, label: str) -> bool:
+def run(
+    parts: list[PartOfRun], where: Where, out: Path, label: str, seconds: float = float("inf")
+) -> bool:
     """``out/LABEL.json`` has the figures by part, ``out/LABEL.log`` all output. True: no part
-    failed.
+    failed. What is not expected to end within ``seconds`` is not begun.
     """
     out.mkdir(parents=True, exist_ok=True)
     where.work.mkdir(parents=True, exist_ok=True)
@@ -26,6 +28,9 @@ def run(parts: list[PartOfRun], where: Where, out: Path, label: str) -> bool:
     begin = time.perf_counter()
     with (out / f"{label}.log").open("w") as log:
         for part in parts:
+            if time.perf_counter() - begin + part.seconds > seconds:
+                print(f"{part.name:22} not begun", flush=True)
+                continue
             found[part.name] = _run(part, where, log)
             (out / f"{label}.json").write_text(json.dumps(found, indent=1) + "\n")
             one = found[part.name]
@@ -67,16 +72,33 @@ def _run(part: PartOfRun, where: Where, log: Any) -> dict[str, Any]:
     text = output.read_text(errors="replace")
     log.write(text)
     log.flush()
-    if part.name == "plan" and code == 0:  # its JSON is what it prints
-        result.write_text(text[text.index("{") :])
+    figures = _printed(text) if part.prints else _read(result)
+    if code == 0 and figures is None:
+        code = 1
     outcome = "too late" if late else "ran" if code == 0 else f"failed ({code})"
     report = {
         "outcome": outcome,
         "seconds": round(time.perf_counter() - begin, 1),
         "command": command,
-        "figures": json.loads(result.read_text()) if result.exists() else None,
+        "figures": figures,
     }
     return report if outcome == "ran" else report | {"last_words": text[-LAST_WORDS:]}
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _printed(text: str) -> Any:
+    """The object that begins in a line of its own."""
+    begin = text.find("\n{\n") + 1
+    try:
+        return json.JSONDecoder().raw_decode(text, begin)[0]
+    except ValueError:
+        return None
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

@@ -34,7 +34,8 @@ def engine(tiny: bool, work: Path) -> dict[str, Any]:
     if tiny:
         few = {"max_num_seqs": 8, "max_model_len": 2048, "num_gpu_blocks_override": 257}
         return common | few | {"model": str(_tiny_model(work))}
-    return common | {"model": str(MODEL), "max_num_seqs": 256, "gpu_memory_utilization": 0.85}
+    sizes = {"max_num_seqs": 256, "max_model_len": 131_072, "gpu_memory_utilization": 0.85}
+    return common | sizes | {"model": str(MODEL)}
 
 
 def shared(tiny: bool, work: Path) -> dict[str, Any]:

@@ -29,8 +29,9 @@ def measure(part: Part) -> dict[str, Any]:
         # XLA reads them with the first use of JAX.
         dumping = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {dumping}"
-        fields = engine(part.tiny, part.work) | {"compilation_cache_dir": str(dump / "programs")}
-        programs = compile_decode(EngineConfig(**fields))
+        config = EngineConfig(**engine(part.tiny, part.work))
+        config = replace(config, compilation_cache_dir=str(dump / "programs"))
+        programs = compile_decode(config)
         thunks = [sequence(path) for path in sorted(dump.glob("*thunk_sequence*"))]
         dumped = sorted(path.name for path in dump.iterdir())
     thunks.sort(key=lambda found: found["thunks"], reverse=True)
