@@ -56,7 +56,7 @@ def prefill_memory(spec: PrefillSpec) -> dict[str, Any]:
         traced.lower(lowering_platforms=("cuda",))
         return found | {"temporary": None}
     memory = traced.lower().compile().memory_analysis()
-    return found | {"temporary": memory.temp_size_in_bytes}
+    return found | {"temporary": None if memory is None else memory.temp_size_in_bytes}
 
 
 if __name__ == "__main__":

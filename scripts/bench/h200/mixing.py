@@ -7,7 +7,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxllm import AsyncLLM, SamplingParams
 from jaxllm.errors import RequestFailedError
+from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import RequestOutputKind
 from scripts.bench.h200.part import Part, main
 from scripts.bench.h200.settings import engine
@@ -84,7 +85,7 @@ class Streams:
         await asyncio.gather(*self.tasks, return_exceptions=True)
 
 
-async def _answer(llm: AsyncLLM, prompt: list[int], length: int) -> Any:
+async def _answer(llm: AsyncLLM, prompt: list[int], length: int) -> AsyncGenerator[RequestOutput]:
     kind = RequestOutputKind.DELTA
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=length, output_kind=kind)
     async for output in llm.generate(prompt, params):
