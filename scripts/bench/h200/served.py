@@ -1,4 +1,4 @@
-"""Workload B over HTTP: ``jaxllm serve``, and 200 streams at once from another process's client."""
+"""Workload B over HTTP: ``jaxllm serve``, and 200 streams at once from this process's client."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from jaxllm.bench.serve import ServeBenchOptions, run_serve
 from jaxllm.bench.server_process import server_process
 from jaxllm.config.engine import EngineConfig
 from scripts.bench.h200.part import Part, main
-from scripts.bench.h200.settings import engine
+from scripts.bench.h200.settings import with_words
 
 STREAMS = 200
 
 
 def measure(part: Part) -> dict[str, Any]:
-    config = EngineConfig(**engine(part.tiny, part.work))
+    config = EngineConfig(**with_words(part.tiny, part.work))
     with server_process(config, timeout_s=300) as server:
         options = ServeBenchOptions(
             base_url=server.url,

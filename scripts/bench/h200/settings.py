@@ -10,6 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as WordTokenizer
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import BPE
+
 from jaxllm.bench.server_process import flags_of
 from jaxllm.config.engine import EngineConfig
 from jaxllm.tokenizer.tokenizer import Tokenizer
@@ -50,6 +54,21 @@ def with_tokenizer(tiny: bool, work: Path, tokenizer: Path) -> dict[str, Any]:
     config["eos_token_id"] = Tokenizer.from_dir(str(tokenizer)).eos_token_id
     model = _written(work / "with-tokenizer", config)
     return fields | {"model": str(model), "tokenizer": str(tokenizer)}
+
+
+def with_words(tiny: bool, work: Path) -> dict[str, Any]:
+    """The engine with a tokenizer that has a word for every id, so that every token is text and its
+    stream is timed token by token: ids 0 to 255 are bytes, the others numbered words.
+    """
+    fields = engine(tiny, work)
+    config = json.loads((Path(fields["model"]) / "config.json").read_text())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [f"\u0120w{i}" for i in range(len(alphabet), config["vocab_size"])]  # U+0120: a space
+    tokenizer = WordTokenizer(BPE({text: i for i, text in enumerate([*alphabet, *words])}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    directory = _written(work / "words", config)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return fields | {"tokenizer": str(directory)}
 
 
 def flags(fields: dict[str, Any]) -> list[str]:
