@@ -120,10 +120,15 @@ def test_occupancy_is_tokens_over_the_slots_of_blocks_that_rows_hold(tmp_path: P
 
     def step(number: int, rows: list[tuple[int, int, int]], blocks: list[tuple[int, int, int]],
              finished: tuple[int, ...] = ()) -> None:  # fmt: skip
-        columns = (np.array(column, "<i4").tobytes() for column in zip(*rows, strict=True))
+        columns = [np.array(column, "<i4").tobytes() for column in zip(*rows, strict=True)]
+        named = dict(zip(("rows", "starts", "num_new_tokens"), columns, strict=True))
         new_blocks = np.array(blocks, "<i4").tobytes()
-        journal.write(Decided(0.0, number, 0, 0, *columns, b"", (), new_blocks,
-                              finished_rows=finished))  # fmt: skip
+        journal.write(
+            Decided(
+                0.0, number, 0, 0, **named, samples=b"", new_blocks=new_blocks,
+                finished_rows=finished,
+            )
+        )  # fmt: skip
 
     step(0, [(0, 0, 5), (1, 0, 4)], [(0, 0, 1), (0, 1, 2), (1, 0, 3)])  # 9 of 12
     step(1, [(0, 5, 1)], [], finished=(1,))  # 6 of 8
