@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxllm.config.env import prepare_accelerator
 from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
@@ -22,6 +23,7 @@ SHAPES = {
     "prefill": ("8192 from scratch", "8 x 1024"),
     "kv_write": ("256 tokens, 32/8 heads of 128", "8192 tokens, 32/8 heads of 128"),
     "sampling": ("64 x 128256", "256 x 128256"),
+    "gated_matmul": ("256 x 4096 x 2 x 14336", "8192 x 4096 x 2 x 14336"),
 }
 
 
@@ -45,7 +47,14 @@ def prefill_memory(spec: PrefillSpec) -> dict[str, Any]:
         q, kv, tables, starts, lens, num_decode_rows = problem
         tiles = make_prefill_tiles(starts, lens, num_decode_rows, spec.tokens, config)
         return paged_prefill_sm90(
-            q, kv, tables, tiles, scale=spec.dim**-0.5, variant=spec.variant, config=config
+            q,
+            kv,
+            tables,
+            tiles,
+            jnp.empty_like(q),
+            scale=spec.dim**-0.5,
+            variant=spec.variant,
+            config=config,
         )
 
     traced = jax.jit(attend).trace(problem)

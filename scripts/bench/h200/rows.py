@@ -103,8 +103,15 @@ KERNELS = (
             True)
         for shape, rate in _READ
     ),
+    *(
+        Row("decode kernel", f"{shape}, without gaps between launches",
+            _kernel("decode", shape, "busy_rate", 1e12), rate, None, "TB/s", True)
+        for shape, rate in _READ
+    ),
     Row("prefill kernel", "8,192 from scratch",
         _kernel("prefill", "8192 from scratch", "rate", 1e12), 600, None, "TFLOP/s", True),
+    Row("prefill kernel", "the same without gaps",
+        _kernel("prefill", "8192 from scratch", "busy_rate", 1e12), 600, None, "TFLOP/s", True),
     Row("prefill kernel", "temporaries over K and V gathered",
         lambda f: f["kernels"]["prefill_memory"]["temporary"]
         / f["kernels"]["prefill_memory"]["gathered_kv"], 0.5),
