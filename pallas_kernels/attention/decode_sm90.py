@@ -53,7 +53,8 @@ def paged_decode_sm90(
     rows, heads, dim = q.shape
     kv_heads, page = kv.shape[2], kv.shape[3]
     group = heads // kv_heads
-    shape = DecodeShape(rows, kv_heads, group, dim, q.dtype, page, op.config.block_tokens(page))
+    block = op.config.block_tokens(page, dim)
+    shape = DecodeShape(rows, kv_heads, group, dim, q.dtype, page, block)
     grouped = q.reshape(rows, kv_heads, group, dim)
     if group > GROUP_TILE and group % GROUP_TILE:  # a copy takes one tile that ends early, not two
         missing = shape.padded - group

@@ -22,23 +22,36 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
         # is fetched again, and masked.
         first = lax.div(item.begin(op), jnp.int32(shape.page))
         last = lax.div(item.length - 1, jnp.int32(shape.page))
-        start = block * shape.pages_per_block
+        if shape.blocks_per_page == 1:
+            start = block * shape.pages_per_block
+        else:
+            start = lax.div(block, jnp.int32(shape.blocks_per_page))
         return tuple(
             tables[item.row, lax.clamp(first, start + i, lax.max(first, last))]
             for i in range(shape.pages_per_block)
         )
 
-    def copy(kind: int, name: str, head: Array, pages: tuple[Array, ...], step: Array) -> None:
+    def tokens_of(page: Array, kind: int, head: Array, block: Array) -> Ref:
+        if shape.blocks_per_page == 1:
+            return kv.at[page, kind, head]
+        part = lax.rem(block, jnp.int32(shape.blocks_per_page))
+        return kv.at[page, kind, head, pl.ds(part * shape.block, shape.block)]
+
+    def copy(
+        kind: int, name: str, head: Array, block: Array, pages: tuple[Array, ...], step: Array
+    ) -> None:
+        """All copies of a stage arrive at one barrier, and none waits for another."""
         stage = lax.rem(step, jnp.int32(stages))
 
         @pl.when(step >= stages)
         def _() -> None:
             plgpu.barrier_wait(smem[f"{name}_free"].at[stage])
 
+        size = shape.block // shape.pages_per_block
         for i, page in enumerate(pages):
-            target = smem[name].at[stage, pl.ds(i * shape.page, shape.page)]
+            target = smem[name].at[stage, pl.ds(i * size, size)]
             barrier = smem[f"{name}_full"].at[stage]
-            plgpu.copy_gmem_to_smem(kv.at[page, kind, head], target, barrier)
+            plgpu.copy_gmem_to_smem(tokens_of(page, kind, head, block), target, barrier)
 
     def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, description = carry
@@ -56,8 +69,8 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
         def one_block(block: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             step, pages = carry
             ahead = pages_of(item, block + 1)
-            copy(0, "k", item.head, pages, step)
-            copy(1, "v", item.head, pages, step)
+            copy(0, "k", item.head, block, pages, step)
+            copy(1, "v", item.head, block, pages, step)
             return step + 1, ahead
 
         first, end = item.blocks(op, shape.block, item.first_split, item.end_split)

@@ -22,6 +22,7 @@ from pallas_kernels.attention.prefill_tiles import (
     ROWS,
     PrefillConfig,
     PrefillTiles,
+    columns_at_once,
     padded_tokens,
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
@@ -39,8 +40,8 @@ def refuses_prefill_sm90(
         return f"the prefill kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
-    if head_dim not in (64, 128):
-        return f"the prefill kernel takes head dims 64 and 128, not {head_dim}"
+    if head_dim not in (64, 128, 256):
+        return f"the prefill kernel takes head dims 64, 128 and 256, not {head_dim}"
     if page_size not in (8, 16, 32, 64, 128):
         return f"the prefill kernel takes pages of 8 to 128 tokens, a power of two, not {page_size}"
     if num_heads % num_kv_heads:
@@ -48,9 +49,11 @@ def refuses_prefill_sm90(
     return None
 
 
-def default_prefill_config(num_heads: int, num_kv_heads: int) -> PrefillConfig:
-    """Two heads per tile need an even number of query heads per KV head."""
-    return PrefillConfig(heads_per_tile=1 if (num_heads // num_kv_heads) % 2 else 2)
+def default_prefill_config(num_heads: int, num_kv_heads: int, head_dim: int = 128) -> PrefillConfig:
+    """Two heads per tile need an even number of query heads per KV head. 64 queries of 256 channels
+    take 128 of a consumer's 232 registers, scores of 64 keys 32: those of 128 would not fit."""
+    heads_per_tile = 1 if (num_heads // num_kv_heads) % 2 else 2
+    return PrefillConfig(heads_per_tile, block_kv=128 if head_dim <= 128 else 64)
 
 
 def paged_prefill_sm90(
@@ -73,7 +76,7 @@ def paged_prefill_sm90(
     of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
     ValueError for tile sizes that do not fit the shape.
     """
-    config = config or default_prefill_config(q.shape[1], kv.shape[2])
+    config = config or default_prefill_config(q.shape[1], kv.shape[2], q.shape[2])
     _check(q, kv, config, scale)
     tokens = q.shape[0]
     missing = padded_tokens(tokens, config) - tokens
@@ -87,14 +90,13 @@ def paged_prefill_sm90(
 
 def _check(q: Array, kv: Array, config: PrefillConfig, scale: float) -> None:
     (_, heads, dim), (_, _, kv_heads, page, _) = q.shape, kv.shape
-    if config.block_kv % page:
-        raise ValueError(f"block_kv {config.block_kv} is not a multiple of the page size {page}")
+    if config.block_kv % page and page % config.block_kv:
+        raise ValueError(f"block_kv {config.block_kv} and page size {page}: neither divides")
     if (heads // kv_heads) % config.heads_per_tile:
         raise ValueError(f"{heads // kv_heads} heads per KV head are odd: use heads_per_tile=1")
     if scale <= 0:
         raise ValueError(f"scale must be positive, not {scale}")
-    rows = 6 * ROWS + 2 * config.stages * config.block_kv
-    if rows * dim * q.dtype.itemsize > _SHARED_BYTES:
+    if config.smem_bytes(dim) > _SHARED_BYTES:
         raise ValueError(f"{config} needs more shared memory than a thread block has")
 
 
@@ -130,7 +132,8 @@ def _scratch(
     dim: int, dtype: Any, page_size: int, config: PrefillConfig, interpret: bool
 ) -> dict[str, Any]:
     """Shared memory and barriers of one thread block; the names are those of ``Shared``."""
-    stages, pages = config.stages, config.block_kv // page_size
+    stages, pages = config.stages, max(config.block_kv // page_size, 1)
+    columns = columns_at_once(dim)
     tiling: Any = plgpu.TilingTransform  # its base class is abstract to a type checker only
     swizzle: Any = plgpu.SwizzleTransform
     swizzled = (tiling((8, 64)), swizzle(128))
@@ -142,8 +145,8 @@ def _scratch(
         "q": tile(2, ROWS, dim),
         "k": tile(stages, config.block_kv, dim),
         "v": tile(stages, config.block_kv, dim),
-        "o": tile(2, ROWS, dim),
-        "o_rows": plgpu.SMEM((2, ROWS, dim), dtype),
+        "o": tile(2, ROWS, columns),
+        "o_rows": plgpu.SMEM((2, ROWS, columns), dtype),
         "q_full": plgpu.Barrier(num_arrivals=2),
         "q_free": plgpu.Barrier(num_arrivals=2),
         "k_full": plgpu.Barrier(num_arrivals=pages, num_barriers=stages),

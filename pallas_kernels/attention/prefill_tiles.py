@@ -46,6 +46,16 @@ class PrefillConfig:
         """Tokens per tile."""
         return ROWS * _CONSUMERS // self.heads_per_tile
 
+    def smem_bytes(self, head_dim: int) -> int:
+        """Shared memory of a thread block with 16-bit pages, less what barriers take."""
+        whole = 2 * ROWS + 2 * self.stages * self.block_kv
+        return 2 * (whole * head_dim + 4 * ROWS * columns_at_once(head_dim))
+
+
+def columns_at_once(head_dim: int) -> int:
+    """Of an answer on its way to memory: wide heads leave room for a part of it."""
+    return head_dim if head_dim <= 128 else 64
+
 
 class PrefillTiles(NamedTuple):
     """Windows of ``config.tokens`` tokens, the most expensive first. N is a static bound.

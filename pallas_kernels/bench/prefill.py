@@ -35,7 +35,7 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
         return spec.flops
 
     def default(self, spec: PrefillSpec) -> PrefillConfig:
-        return default_prefill_config(spec.heads, spec.kv_heads)
+        return default_prefill_config(spec.heads, spec.kv_heads, spec.dim)
 
     def grid(self, default: PrefillConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         def fields(heads: int, ctas: int, turns: bool) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 
 def correctness(results: dict[str, Any]) -> None:
-    cases = [(spec, default_prefill_config(spec.heads, spec.kv_heads)) for spec in MIXED]
+    cases = [(spec, default_prefill_config(spec.heads, spec.kv_heads, spec.dim)) for spec in MIXED]
     cases += [(MIXED[0], config) for config in list(CONFIGS.values())[1:]]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda case: attempt(lambda: check(*case)), cases))

@@ -54,7 +54,9 @@ def attend(
 
 
 def config_of(spec: PrefillSpec, **changes: Any) -> PrefillConfig:
-    return dataclasses.replace(default_prefill_config(spec.heads, spec.kv_heads), **changes)
+    return dataclasses.replace(
+        default_prefill_config(spec.heads, spec.kv_heads, spec.dim), **changes
+    )
 
 
 def check(spec: PrefillSpec, config: PrefillConfig, *, races: bool = False) -> None:
@@ -235,7 +237,7 @@ def test_configs_that_do_not_fit_the_shape_are_refused() -> None:
     problem = make_prefill_problem(spec)
     for config in (
         PrefillConfig(heads_per_tile=2),
-        PrefillConfig(heads_per_tile=1, block_kv=64),
+        PrefillConfig(heads_per_tile=1, block_kv=192),
         PrefillConfig(heads_per_tile=1, stages=6),
     ):
         with pytest.raises(ValueError, match=r"heads_per_tile|page size|shared memory"):
