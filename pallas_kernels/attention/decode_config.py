@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-HEAD_DIMS = (64, 128, 256)
+from pallas_kernels.head_dims import HEAD_DIMS
+
 PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
 MAX_GROUP = 64

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from pallas_kernels.head_dims import padded_dim
+
 
 class KVWriteSpec(NamedTuple):
     heads: int
@@ -9,6 +11,11 @@ class KVWriteSpec(NamedTuple):
     dim: int
     page: int
     qk_norm: bool
+
+    @property
+    def stored(self) -> int:
+        """Channels of a head in the cache."""
+        return padded_dim(self.dim)
 
 
 SPECS = (
@@ -20,6 +27,9 @@ SPECS = (
     KVWriteSpec(14, 2, 64, 32, False),  # Qwen2.5 0.5B
     KVWriteSpec(9, 3, 64, 16, False),  # SmolLM2 135M
     KVWriteSpec(8, 4, 256, 64, True),  # Gemma-like
+    KVWriteSpec(32, 8, 80, 64, False),  # Danube
+    KVWriteSpec(32, 32, 96, 16, False),  # Phi 3 mini
+    KVWriteSpec(9, 1, 80, 32, False),
 )
 
 
