@@ -24,3 +24,7 @@ def pad_heads(x: Float[Array, "*S D"], dim: int) -> Float[Array, "*S W"]:
     """``x`` itself if it is ``dim`` wide already."""
     missing = dim - x.shape[-1]
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def cut_heads(x: Float[Array, "*S W"], dim: int) -> Float[Array, "*S D"]:
+    return x if x.shape[-1] == dim else x[..., :dim]

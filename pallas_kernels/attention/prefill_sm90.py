@@ -27,6 +27,7 @@ from pallas_kernels.attention.prefill_tiles import (
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.head_dims import HEAD_DIMS, cut_heads, pad_heads
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
@@ -40,8 +41,8 @@ def refuses_prefill_sm90(
         return f"the prefill kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
-    if head_dim not in (64, 128, 256):
-        return f"the prefill kernel takes head dims 64, 128 and 256, not {head_dim}"
+    if head_dim not in HEAD_DIMS:
+        return f"the prefill kernel takes head dims {HEAD_DIMS}, not {head_dim}"
     if page_size not in (8, 16, 32, 64, 128):
         return f"the prefill kernel takes pages of 8 to 128 tokens, a power of two, not {page_size}"
     if num_heads % num_kv_heads:
@@ -58,7 +59,7 @@ def default_prefill_config(num_heads: int, num_kv_heads: int, head_dim: int = 12
 
 def paged_prefill_sm90(
     q: Float[Array, "T H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     block_tables: Int[Array, "R M"],
     tiles: PrefillTiles,
     *,
@@ -73,9 +74,11 @@ def paged_prefill_sm90(
 
     ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
     a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
-    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
-    ValueError for tile sizes that do not fit the shape.
+    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Pages may hold wider
+    heads than the queries, with zeros behind. Raises ValueError for tile sizes that do not fit the
+    shape.
     """
+    own_dim, q = q.shape[2], pad_heads(q, kv.shape[4])
     config = config or default_prefill_config(q.shape[1], kv.shape[2], q.shape[2])
     _check(q, kv, config, scale)
     tokens = q.shape[0]
@@ -85,7 +88,7 @@ def paged_prefill_sm90(
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
     op = PrefillOp(float(scale), window, variant, config)
     out = _launch(q, kv, block_tables, *tiles, params, op=op, interpret=interpret)
-    return out[:tokens] if missing else out
+    return cut_heads(out[:tokens] if missing else out, own_dim)
 
 
 def _check(q: Array, kv: Array, config: PrefillConfig, scale: float) -> None:

@@ -31,12 +31,13 @@ def rope_and_write(
     """Splits the fused projection, norms q and k if weights are given, turns them, writes k and v.
 
     ``C = (H + 2 K) D``: heads of q, then k, then v. D is ``head_dim``, by default W; where it is
-    less, keys, values and the queries returned have zeros behind their own channels. ``cos`` and ``sin`` (float32) turn channel
-    pairs (i, i + F), or (2 i, 2 i + 1) if ``interleaved``, in float32; channels from 2 F on pass
-    through, and the result is rounded to ``qkv``'s dtype. Token t's k and v go to
-    ``kv[pages[t], :, :, offsets[t]]``; a page that is none of the P drops the token. ``kv`` is
-    updated in place where its buffer is donated. ``platform`` is ``"sm_90"`` for Hopper; every
-    other value takes XLA. Raises ValueError if only one norm weight is given.
+    less, keys, values and the queries returned have zeros behind their own channels.
+    ``cos`` and ``sin`` (float32) turn channel pairs (i, i + F), or (2 i, 2 i + 1) if
+    ``interleaved``, in float32; channels from 2 F on pass through, and the result is rounded to
+    ``qkv``'s dtype. Token t's k and v go to ``kv[pages[t], :, :, offsets[t]]``; a page that is none
+    of the P drops the token. ``kv`` is updated in place where its buffer is donated. ``platform``
+    is ``"sm_90"`` for Hopper; every other value takes XLA. Raises ValueError if only one norm
+    weight is given.
     """
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm go together: give both weights or neither")

@@ -14,8 +14,8 @@ def kv_write(
     pages: Int[Array, " T"],
     offsets: Int[Array, " T"],
 ) -> Float[Array, "P 2 K B W"]:
-    """Puts token t at ``kv[pages[t], :, :, offsets[t]]``, with zeros behind it where pages hold wider
-    heads; a page of P or more drops the token."""
+    """Puts token t at ``kv[pages[t], :, :, offsets[t]]``, and zeros behind it where pages hold
+    wider heads; a page of P or more drops the token."""
     update = pad_heads(jnp.stack([k, v], axis=1).astype(kv.dtype), kv.shape[-1])  # [T, 2, K, W]
     return kv.at[pages, :, :, offsets].set(update, mode="drop")
 

@@ -71,7 +71,7 @@ def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:
-    return default_decode_config(spec.dim, spec.page, spec.heads // spec.kv_heads)
+    return default_decode_config(spec.stored, spec.page, spec.heads // spec.kv_heads)
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -188,7 +188,7 @@ def random_batch(spec: DecodeSpec, rows: int) -> tuple[DecodeProblem, np.ndarray
     lens[places] = spec.lens
     tables[places] = own.integers(1, 1024, (len(places), spec.width))
     keys = jax.random.split(jax.random.key(0), 3)
-    kv_shape = (1024, 2, spec.kv_heads, spec.page, spec.dim)
+    kv_shape = (1024, 2, spec.kv_heads, spec.page, spec.stored)
     kv, q, queries = (
         jax.random.normal(key, shape, jnp.bfloat16)
         for key, shape in zip(

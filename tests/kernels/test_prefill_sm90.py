@@ -117,7 +117,7 @@ def abstract_problem(spec: PrefillSpec, dtype: str) -> PrefillProblem:
 
     parts: Any = (
         jax.ShapeDtypeStruct((spec.tokens, spec.heads, spec.dim), dtype),
-        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.dim), dtype),
+        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.stored), dtype),
         ints(rows, 16),
         ints(rows + 1),
         ints(rows),
