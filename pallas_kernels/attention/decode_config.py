@@ -25,6 +25,7 @@ class DecodeConfig:
     block: int = 64  # tokens per pipeline stage; a page larger than it is one, see block_tokens
     stages: int = 3  # K and V blocks in flight per CTA
     num_ctas: int = 264  # persistent CTAs: SMs of the card times CTAs that fit on one
+    issuers: int = 1  # 1: all warps of the producer meet for every copy; 2, 4: warps deal them out
 
     def __post_init__(self) -> None:
         if self.block not in (64, 128):
@@ -39,6 +40,8 @@ class DecodeConfig:
             raise ValueError(f"stages must be at least 2, not {self.stages}")
         if self.num_ctas < 1:
             raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+        if self.issuers not in (1, 2, 4):
+            raise ValueError(f"issuers must be 1, 2 or 4, not {self.issuers}")
 
     @property
     def splits_per_chunk(self) -> int:

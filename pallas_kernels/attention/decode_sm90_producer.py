@@ -1,5 +1,7 @@
 """The producer warpgroup of the decode kernel: fetches queries, keys and values by TMA."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +12,21 @@ from jaxtyping import Array
 
 from pallas_kernels.attention.decode_sm90_items import Item, Walk, whole_tile
 from pallas_kernels.attention.decode_sm90_sums import Ref
+
+
+def issue(copy: Callable[[int], None], count: int, warps: int) -> None:
+    """Starts ``count`` copies. A warpgroup meets before each and arrives with all its lanes, which
+    is nothing beside 16 KiB, but much beside the 4 KiB of a page of 16 tokens: warps by themselves
+    do not wait for each other."""
+    if warps == 1 or count == 1:
+        for i in range(count):
+            copy(i)
+        return
+
+    @plgpu.warp_map
+    def _(warp: Array) -> None:
+        for i in range(count):
+            pl.when(warp == i % warps)(functools.partial(copy, i))
 
 
 def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> None:
@@ -40,7 +57,7 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
     def copy(
         kind: int, name: str, head: Array, block: Array, pages: tuple[Array, ...], step: Array
     ) -> None:
-        """All copies of a stage arrive at one barrier, and none waits for another."""
+        """All copies of a stage arrive at one barrier."""
         stage = lax.rem(step, jnp.int32(stages))
 
         @pl.when(step >= stages)
@@ -48,10 +65,13 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
             plgpu.barrier_wait(smem[f"{name}_free"].at[stage])
 
         size = shape.block // shape.pages_per_block
-        for i, page in enumerate(pages):
+
+        def copy_page(i: int) -> None:
             target = smem[name].at[stage, pl.ds(i * size, size)]
             barrier = smem[f"{name}_full"].at[stage]
-            plgpu.copy_gmem_to_smem(tokens_of(page, kind, head, block), target, barrier)
+            plgpu.copy_gmem_to_smem(tokens_of(pages[i], kind, head, block), target, barrier)
+
+        issue(copy_page, len(pages), op.config.issuers)
 
     def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, description = carry

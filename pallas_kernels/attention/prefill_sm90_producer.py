@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.attention.decode_sm90_producer import issue
 from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
@@ -68,9 +69,11 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
         return gmem.kv.at[page, which, kv_head, pl.ds(part * size, size)]
 
     def copy(which: int, target: Any, barrier: Any) -> None:
-        for i, page in enumerate(pages):
+        def copy_page(i: int) -> None:
             rows = target.at[stage, pl.ds(i * size, size)]
-            plgpu.copy_gmem_to_smem(tokens_of(page, which), rows, barrier)
+            plgpu.copy_gmem_to_smem(tokens_of(pages[i], which), rows, barrier)
+
+        issue(copy_page, count, config.issuers)
 
     @pl.when(step >= config.stages)
     def _() -> None:

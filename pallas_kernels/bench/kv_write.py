@@ -62,11 +62,13 @@ class KVWriteOperation(Operation[KVWriteBatch, KVWriteConfig]):
         layers, loops = 32 if spec.tokens <= 256 else 6, 20 if spec.tokens <= 256 else 5
         if jax.default_backend() == "cpu":
             layers, loops = 2, 2
-        return Timed(kv_write_chain(_op(config), spec, layers, loops), layers * loops)
+        return Timed(
+            kv_write_chain(_op(config, spec.spec.dim), spec, layers, loops), layers * loops
+        )
 
     def checker(self) -> Callable[[KVWriteConfig], str | None]:
         def wrong(config: KVWriteConfig) -> str | None:
-            found = (kv_write_error(_op(config), spec) for spec in SPECS)
+            found = (kv_write_error(_op(config, spec.dim), spec) for spec in SPECS)
             return next((error for error in found if error), None)
 
         return wrong
@@ -143,9 +145,9 @@ def kv_write_chain(
     return dispatch
 
 
-def _op(config: KVWriteConfig | None) -> Callable[..., Any]:
+def _op(config: KVWriteConfig | None, head_dim: int) -> Callable[..., Any]:
     if config is None:
-        return rope_and_write_xla
+        return partial(rope_and_write_xla, head_dim=head_dim)
     return lambda *args: rope_and_write_sm90(*args, config=config)
 
 

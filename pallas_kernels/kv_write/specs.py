@@ -41,5 +41,8 @@ class KVWriteBatch(NamedTuple):
 # Speed: Llama 3.1 8B, from a decode step to a prefill step.
 SPEED = tuple(KVWriteBatch(SPECS[0], tokens) for tokens in (1, 8, 64, 256, 2048, 8192))
 
+# Speed of padded heads.
+SPEED_OTHERS = tuple(KVWriteBatch(SPECS[8], tokens) for tokens in (8, 64, 2048))
+
 # Few enough tokens for a CPU.
 SMALL = tuple(KVWriteBatch(spec, 4) for spec in SPECS)

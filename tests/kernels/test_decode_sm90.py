@@ -64,7 +64,7 @@ def test_kernel_equals_the_oracle(spec: DecodeSpec) -> None:
 
 
 def test_other_tile_sizes_equal_the_oracle() -> None:
-    check(SMALL[4], DecodeConfig(256, 512, block=128, stages=3, num_ctas=2))
+    check(SMALL[4], DecodeConfig(256, 512, block=128, stages=3, num_ctas=2, issuers=4))
 
 
 def test_no_race(capfd: pytest.CaptureFixture[str]) -> None:
@@ -128,16 +128,16 @@ def test_joining_nothing_changes_nothing() -> None:
     np.testing.assert_array_equal(join(some, masked).values, some.values)
 
 
-LOWERED = [(spec, "bfloat16") for spec in (*SMALL, *MIXED, *SPEED)]
+LOWERED = [(spec, "bfloat16", 1) for spec in (*SMALL, *MIXED, *SPEED)]
 
 
 @pytest.mark.parametrize(
-    ("spec", "dtype"),
-    [*LOWERED, (SMALL[1], "float16")],
+    ("spec", "dtype", "issuers"),
+    [*LOWERED, (SMALL[1], "float16", 1), (SMALL[4], "bfloat16", 4)],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str) -> None:
-    config = DecodeConfig()
+def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str, issuers: int) -> None:
+    config = DecodeConfig(issuers=issuers)
     shapes = (
         jax.ShapeDtypeStruct((len(spec.lens), spec.heads, spec.dim), dtype),
         jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.stored), dtype),
@@ -255,6 +255,9 @@ def test_refusals_name_the_reason() -> None:
     assert "not 96" in reason(32, 8, 96, 64)
     assert "not 8" in reason(32, 8, 128, 8)
     assert "not 65" in reason(65, 1, 128, 64)
+    assert reason(8, 1, 256, 128) == ""
+    assert "not 33" in reason(33, 1, 256, 64)
+    assert "shared memory" in reason(8, 1, 256, 64, stages=4)
     assert "shared memory" in reason(32, 8, 128, 64, stages=7)
 
 
@@ -265,6 +268,7 @@ def test_refusals_name_the_reason() -> None:
         ({"chunk_tokens": 256 * 3}, "doubled"),
         ({"chunk_tokens": 256}, "doubled"),
         ({"block": 32}, "64 or 128"),
+        ({"issuers": 3}, "issuers"),
     ],
 )
 def test_a_config_that_cannot_run_is_an_error(fields: dict[str, int], message: str) -> None:

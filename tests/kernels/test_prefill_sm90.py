@@ -76,7 +76,7 @@ def test_kernel_equals_the_oracle(spec: PrefillSpec) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"heads_per_tile": 1, "num_ctas": 3},
+        {"heads_per_tile": 1, "num_ctas": 3, "issuers": 2},
         {"block_kv": 64, "stages": 3, "take_turns": False, "num_ctas": 1},
     ],
     ids=str,
@@ -127,13 +127,18 @@ def abstract_problem(spec: PrefillSpec, dtype: str) -> PrefillProblem:
 
 
 @pytest.mark.parametrize(
-    ("spec", "dtype"),
-    [*((spec, "bfloat16") for spec in SMALL + MIXED + SPEED), (MIXED[0], "float16")],
+    ("spec", "dtype", "issuers"),
+    [
+        *((spec, "bfloat16", 1) for spec in SMALL + MIXED + SPEED),
+        (MIXED[0], "float16", 1),
+        (SMALL[5], "bfloat16", 4),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_lowers_for_cuda(spec: PrefillSpec, dtype: str) -> None:
+def test_lowers_for_cuda(spec: PrefillSpec, dtype: str, issuers: int) -> None:
     problem = abstract_problem(spec, dtype)
-    traced = jax.jit(lambda p: attend(spec, p, config_of(spec), False)).trace(problem)
+    config = config_of(spec, issuers=issuers)
+    traced = jax.jit(lambda p: attend(spec, p, config, False)).trace(problem)
     assert "mosaic_gpu_v2" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -223,6 +228,7 @@ def test_refusals_name_the_reason() -> None:
         {"block_kv": 100},
         {"stages": 1},
         {"num_ctas": 0},
+        {"issuers": 3},
         {"consumer_registers": 240},
     ],
     ids=str,
