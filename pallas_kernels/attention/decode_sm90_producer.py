@@ -15,9 +15,9 @@ from pallas_kernels.attention.decode_sm90_sums import Ref
 
 
 def issue(copy: Callable[[int], None], count: int, warps: int) -> None:
-    """Starts ``count`` copies. A warpgroup meets before each and arrives with all its lanes, which
-    is nothing beside 16 KiB, but much beside the 4 KiB of a page of 16 tokens: warps by themselves
-    do not wait for each other."""
+    """Starts ``count`` copies. A warpgroup meets before each and arrives with all its lanes: little
+    beside the 16 KiB of a large page, but not beside the 4 KiB of one of 16 tokens. Warps by
+    themselves meet before the first and after the last only."""
     if warps == 1 or count == 1:
         for i in range(count):
             copy(i)

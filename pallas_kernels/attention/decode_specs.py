@@ -68,10 +68,10 @@ MIXED = (
     DecodeSpec("one KV head each", 16, 16, 128, 128, _MIXED),
     DecodeSpec("glm", 32, 2, 128, 64, _MIXED),
     DecodeSpec("one KV head for all", 32, 1, 128, 64, _MIXED),
-    DecodeSpec("heads of 80", 32, 8, 80, 64, _MIXED),
     DecodeSpec("heads of 256", 16, 8, 256, 64, _MIXED),
     DecodeSpec("heads of 256, gemma window", 8, 1, 256, 16, _MIXED, window=512, softcap=50.0),
     DecodeSpec("heads of 256, pages of 128", 16, 16, 256, 128, _MIXED),
+    DecodeSpec("heads of 80", 32, 8, 80, 64, _MIXED),
 )
 
 

@@ -68,10 +68,10 @@ MIXED = (
     PrefillSpec("smol", 9, 3, 64, 64, ((10, 1), (100, 500), (0, 391)), 1, 132),
     PrefillSpec("qwen small", 14, 2, 64, 32, ((0, 1000), (77, 25)), 0, 0),
     PrefillSpec("wide pages", 32, 8, 128, 128, ((0, 640), (4000, 384))),
-    PrefillSpec("heads of 96", 32, 32, 96, 16, ((900, 1), (100, 333)), 1, 7),
     PrefillSpec("heads of 256", 16, 8, 256, 64, ((900, 1), (1000, 333), (0, 517)), 1, 20),
     PrefillSpec("heads of 256, gemma window", 8, 1, 256, 16, ((700, 257),), window=512),
     PrefillSpec("heads of 256, pages of 128", 4, 4, 256, 128, ((700, 257), (5, 250)), 0, 5),
+    PrefillSpec("heads of 96", 32, 32, 96, 16, ((900, 1), (100, 333)), 1, 7),
 )
 
 # Speed: 32 query and 8 KV heads of 128, pages of 64.

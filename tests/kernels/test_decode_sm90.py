@@ -128,7 +128,8 @@ def test_joining_nothing_changes_nothing() -> None:
     np.testing.assert_array_equal(join(some, masked).values, some.values)
 
 
-LOWERED = [(spec, "bfloat16", 1) for spec in (*SMALL, *MIXED, *SPEED)]
+# The last two of MIXED are to the compiler what the last two of SMALL are.
+LOWERED = [(spec, "bfloat16", 1) for spec in (*SMALL, *MIXED[:-2], *SPEED)]
 
 
 @pytest.mark.parametrize(
