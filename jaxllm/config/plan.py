@@ -41,6 +41,7 @@ class EnginePlan:
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
+    cache_head_dim: int | None = None  # of KV pages, where the backend pads the model's heads
 
     @property
     def max_blocks_per_row(self) -> int:

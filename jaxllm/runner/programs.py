@@ -223,7 +223,9 @@ class Programs:
 
     def _kv(self) -> Any:
         plan = self.plan
-        return kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
+        return kv_cache_spec(
+            plan.model, plan.num_blocks, plan.block_size, plan.dtype, plan.cache_head_dim
+        )
 
     def _row_buffers(self) -> Any:
         return row_buffers_spec(self.rows, self.plan.max_num_seqs, self.plan.model.vocab_size)

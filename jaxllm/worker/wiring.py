@@ -180,7 +180,15 @@ def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) ->
     """The programs of this machine's device, none of them compiled; their plan is a draft."""
     target = _attention_target(config, opened.dtype)
     backend, reason = select_backend(AttentionSpec.all_of(opened.model.config), target)
-    draft = draft_plan(config, opened.model, opened.dtype, device.platform, (backend.name, reason))
+    own = opened.model.config.head_dim
+    stored = backend.cache_head_dim(own)
+    if stored != own:
+        more = 100 * (stored - own) // own
+        logger.warning("KV pages hold heads of %d as %d: %d%% more memory", own, stored, more)
+    attention = (backend.name, reason)
+    draft = draft_plan(
+        config, opened.model, opened.dtype, device.platform, attention, cache_head_dim=stored
+    )
     return Programs(draft, opened.model, backend, _program_dir(config) / "lowered")
 
 

@@ -26,6 +26,7 @@ class PrefillConfig:
     take_turns: bool = True  # one warpgroup multiplies while the other takes exponentials
     consumer_registers: int = 232
     producer_registers: int = 40
+    issuers: int = 1  # 1: all warps of the producer meet for every copy; 2, 4: warps deal them out
 
     def __post_init__(self) -> None:
         if self.heads_per_tile not in (1, 2):
@@ -36,6 +37,8 @@ class PrefillConfig:
             raise ValueError(f"stages must be at least 2, not {self.stages}")
         if self.num_ctas < 1:
             raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+        if self.issuers not in (1, 2, 4):
+            raise ValueError(f"issuers must be 1, 2 or 4, not {self.issuers}")
         # A thread block of 384 threads starts with 168 registers each; asking for more than these
         # in all waits for ever.
         if _CONSUMERS * self.consumer_registers + self.producer_registers > 504:
@@ -45,6 +48,16 @@ class PrefillConfig:
     def tokens(self) -> int:
         """Tokens per tile."""
         return ROWS * _CONSUMERS // self.heads_per_tile
+
+    def smem_bytes(self, head_dim: int) -> int:
+        """Shared memory of a thread block with 16-bit pages, less what barriers take."""
+        whole = 2 * ROWS + 2 * self.stages * self.block_kv
+        return 2 * (whole * head_dim + 4 * ROWS * columns_at_once(head_dim))
+
+
+def columns_at_once(head_dim: int) -> int:
+    """Of an answer on its way to memory: wide heads leave room for a part of it."""
+    return head_dim if head_dim <= 128 else 64
 
 
 class PrefillTiles(NamedTuple):

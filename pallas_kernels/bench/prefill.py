@@ -35,7 +35,7 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
         return spec.flops
 
     def default(self, spec: PrefillSpec) -> PrefillConfig:
-        return default_prefill_config(spec.heads, spec.kv_heads)
+        return default_prefill_config(spec.heads, spec.kv_heads, spec.dim)
 
     def grid(self, default: PrefillConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         def fields(heads: int, ctas: int, turns: bool) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
         return [item for index, item in enumerate(tried) if item not in tried[:index]]
 
     def refuses(self, spec: PrefillSpec, config: PrefillConfig, platform: str) -> str | None:
-        facts = (spec.heads, spec.kv_heads, spec.dim, spec.page, "bfloat16")
+        facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
         return refuses_prefill_sm90(*facts, platform)
 
     def xla_refuses(self, spec: PrefillSpec) -> str | None:
@@ -93,7 +93,7 @@ def prefill_inputs(spec: PrefillSpec, calls: int) -> tuple[tuple[jax.Array, ...]
     keys = jax.random.split(jax.random.key(0), calls + 1)
     shape = (spec.tokens, spec.heads, spec.dim)
     queries = tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in keys[1:])
-    cache = (1 + int(used.sum()), 2, spec.kv_heads, spec.page, spec.dim)
+    cache = (1 + int(used.sum()), 2, spec.kv_heads, spec.page, spec.stored)
     problem = PrefillProblem(
         queries[0],
         jax.random.normal(keys[0], cache, jnp.bfloat16),

@@ -58,7 +58,9 @@ def attend(
 
 
 def config_of(spec: PrefillSpec, **changes: Any) -> PrefillConfig:
-    return dataclasses.replace(default_prefill_config(spec.heads, spec.kv_heads), **changes)
+    return dataclasses.replace(
+        default_prefill_config(spec.heads, spec.kv_heads, spec.dim), **changes
+    )
 
 
 def check(spec: PrefillSpec, config: PrefillConfig, *, races: bool = False) -> None:
@@ -79,7 +81,7 @@ def test_kernel_equals_the_oracle(spec: PrefillSpec) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"heads_per_tile": 1, "num_ctas": 3},
+        {"heads_per_tile": 1, "num_ctas": 3, "issuers": 2},
         {"block_kv": 64, "stages": 3, "take_turns": False, "num_ctas": 1},
     ],
     ids=str,
@@ -120,7 +122,7 @@ def abstract_problem(spec: PrefillSpec, dtype: str) -> PrefillProblem:
 
     parts: Any = (
         jax.ShapeDtypeStruct((spec.tokens, spec.heads, spec.dim), dtype),
-        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.dim), dtype),
+        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.stored), dtype),
         ints(rows, 16),
         ints(rows + 1),
         ints(rows),
@@ -130,13 +132,19 @@ def abstract_problem(spec: PrefillSpec, dtype: str) -> PrefillProblem:
 
 
 @pytest.mark.parametrize(
-    ("spec", "dtype"),
-    [*((spec, "bfloat16") for spec in SMALL + MIXED + SPEED), (MIXED[0], "float16")],
+    ("spec", "dtype", "issuers"),
+    [
+        # The last two of MIXED are to the compiler what the last two of SMALL are.
+        *((spec, "bfloat16", 1) for spec in SMALL + MIXED[:-2] + SPEED),
+        (MIXED[0], "float16", 1),
+        (SMALL[5], "bfloat16", 4),
+    ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_lowers_for_cuda(spec: PrefillSpec, dtype: str) -> None:
+def test_lowers_for_cuda(spec: PrefillSpec, dtype: str, issuers: int) -> None:
     problem = abstract_problem(spec, dtype)
-    traced = jax.jit(lambda p: attend(spec, p, config_of(spec), False)).trace(problem)
+    config = config_of(spec, issuers=issuers)
+    traced = jax.jit(lambda p: attend(spec, p, config, False)).trace(problem)
     assert "mosaic_gpu_v2" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -157,7 +165,7 @@ def test_layers_share_one_kernel() -> None:
 
 
 @pytest.mark.parametrize("heads_per_tile", [1, 2])
-@pytest.mark.parametrize("spec", SMALL + MIXED, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SMALL[:7] + MIXED[:6], ids=lambda spec: spec.name)
 def test_every_token_is_in_exactly_one_tile(spec: PrefillSpec, heads_per_tile: int) -> None:
     config = PrefillConfig(heads_per_tile=heads_per_tile)
     tiles = tiles_of(spec, make_prefill_problem(spec), config)
@@ -226,6 +234,7 @@ def test_refusals_name_the_reason() -> None:
         {"block_kv": 100},
         {"stages": 1},
         {"num_ctas": 0},
+        {"issuers": 3},
         {"consumer_registers": 240},
     ],
     ids=str,
@@ -240,7 +249,7 @@ def test_configs_that_do_not_fit_the_shape_are_refused() -> None:
     problem = make_prefill_problem(spec)
     for config in (
         PrefillConfig(heads_per_tile=2),
-        PrefillConfig(heads_per_tile=1, block_kv=64),
+        PrefillConfig(heads_per_tile=1, block_kv=192),
         PrefillConfig(heads_per_tile=1, stages=6),
     ):
         with pytest.raises(ValueError, match=r"heads_per_tile|page size|shared memory"):
