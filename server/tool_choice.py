@@ -48,9 +48,7 @@ class ToolChoice:
             raise _invalid("tool_choice", f"there is no tool {named[:64]!r} among tools")
         return cls(schemas, strict, required=True, named=named)
 
-    def params(
-        self, params: SamplingParams, parsers: Parsers, prompt: str, *, parallel: bool
-    ) -> SamplingParams:
+    def params(self, params: SamplingParams, parsers: Parsers, *, parallel: bool) -> SamplingParams:
         """With a grammar, where the answer must call or what it calls must follow a schema.
 
         Raises:
@@ -67,8 +65,6 @@ class ToolChoice:
                 raise _invalid(
                     "tools", f"{name[:64]!r} is not a name of letters, digits, _, . or -"
                 )
-        if parsers.reasoning is not None:
-            forced = replace(forced, thoughts=parsers.reasoning.form(prompt))
         grammar = StructuredOutputsParams(calls=forced.text(), param="tools")
         return replace(params, structured_outputs=grammar)
 

@@ -3,6 +3,7 @@ to date.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
+from jaxllm.grammar.thoughts import ThoughtGate
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
 from jaxllm.sampling.metadata import SamplerMode
@@ -114,8 +116,9 @@ class RowState:
         self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
         self.masks.pop(row, None)
         if self.masked[row]:
-            words, grammar = request.bad_words_token_ids, self._matcher(request)
-            mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar)
+            words, thoughts = request.bad_words_token_ids, self._gate(request)
+            grammar = self._matcher(request) if thoughts is None else None
+            mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar, thoughts)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask
         if _penalised(params):
@@ -128,9 +131,21 @@ class RowState:
     def _matcher(self, request: EngineCoreRequest) -> GrammarMatcher | None:
         if not request.grammar:
             return None
+        return GrammarMatcher(self._compiler, request.grammar)
+
+    def _gate(self, request: EngineCoreRequest) -> ThoughtGate | None:
+        if request.thoughts is None:
+            return None
+        grammar = partial(GrammarMatcher, self._compiler, request.grammar)
+        ends = request.eos_token_ids
+        bytes_of = self._compiler.bytes_of
+        return ThoughtGate(request.thoughts, bytes_of, grammar if request.grammar else None, ends)
+
+    @property
+    def _compiler(self) -> GrammarCompiler:
         if self._grammars is None:
             raise InvariantError("A request has a grammar, but the engine has no compiler.")
-        return GrammarMatcher(self._grammars, request.grammar)
+        return self._grammars
 
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
@@ -171,7 +186,8 @@ class RowState:
 
 def _masked(request: EngineCoreRequest) -> bool:
     allowed = request.sampling_params.allowed_token_ids
-    return allowed is not None or bool(request.bad_words_token_ids or request.grammar)
+    by_tokens = request.bad_words_token_ids or request.grammar or request.thoughts
+    return allowed is not None or bool(by_tokens)
 
 
 def _mode(params: SamplingParams, masked: bool) -> SamplerMode:

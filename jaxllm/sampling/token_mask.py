@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxllm.grammar.matcher import GrammarMatcher, fill_masks
+from jaxllm.grammar.thoughts import ThoughtGate
 
 
 def mask_words(vocab_size: int) -> int:
@@ -25,26 +26,37 @@ class RowMask:
         allowed_token_ids: Sequence[int] | None,
         bad_words: Sequence[Sequence[int]],
         grammar: GrammarMatcher | None = None,
+        thoughts: ThoughtGate | None = None,
     ):
+        """``thoughts`` has the grammar, if there is one and thoughts may come before it."""
         self._base = np.full(mask_words(vocab_size), -1, np.int32)
         if allowed_token_ids is not None:
             self._base[:] = 0
             ids = np.asarray(allowed_token_ids, np.int64)
             np.bitwise_or.at(self._base.view(np.uint32), ids >> 5, _bits(ids))
-        self.grammar = grammar
+        self._grammar, self._thoughts = grammar, thoughts
         self._bad_words = tuple(tuple(word) for word in bad_words)
         self._longest = max((len(word) for word in self._bad_words), default=1)
         self._tail: list[int] = []  # the last tokens, as many as the longest bad word needs
 
     def extend(self, token_ids: Sequence[int]) -> None:
         self._tail = [*self._tail, *token_ids][-self._longest :]
-        if self.grammar is not None:
-            self.grammar.extend(token_ids)
+        for part in (self._grammar, self._thoughts):
+            if part is not None:
+                part.extend(token_ids)
+
+    @property
+    def grammar(self) -> GrammarMatcher | None:
+        """What the next token must follow."""
+        return self._grammar if self._thoughts is None else self._thoughts.grammar
 
     def narrow(self, out: np.ndarray) -> None:
         """Clear in ``out`` (int32 words) what is not among the allowed tokens, or would complete a
-        bad word. The grammar's part is ``row_masks``'.
+        bad word; neither binds what is written for the model at the end of its thoughts. The
+        grammar's part is ``row_masks``'.
         """
+        if self._thoughts is not None and self._thoughts.narrow(out):
+            return
         out &= self._base
         words = out.view(np.uint32)
         for *prefix, last in self._bad_words:
@@ -55,7 +67,8 @@ class RowMask:
 def row_masks(masks: Sequence[tuple[int, RowMask]], num_slots: int, vocab_size: int) -> np.ndarray:
     """int32 [slots, words] for a step: slots that are not among ``masks`` may draw anything."""
     out = np.full((num_slots, mask_words(vocab_size)), -1, np.int32)
-    fill_masks([(slot, mask.grammar) for slot, mask in masks if mask.grammar is not None], out)
+    grammars = [(slot, mask.grammar) for slot, mask in masks]
+    fill_masks([(slot, grammar) for slot, grammar in grammars if grammar is not None], out)
     for slot, mask in masks:
         mask.narrow(out[slot])
     return out
