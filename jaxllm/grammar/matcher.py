@@ -97,6 +97,15 @@ class GrammarMatcher:
         matcher = self.advanced()
         return matcher is not None and matcher.validate_tokens([token_id]) == 1
 
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that come next whatever is drawn, spelled as the tokenizer spells their text;
+        the end of the answer is none of them.
+        """
+        matcher = self.advanced()
+        if matcher is None or self._failed or matcher.is_error():
+            return ()
+        return tuple(matcher.compute_ff_tokens())
+
     def extend(self, token_ids: Sequence[int]) -> None:
         self._token_ids += token_ids
 

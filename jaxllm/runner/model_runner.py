@@ -165,8 +165,7 @@ class ModelRunner:
         if out is None:
             raise InvariantError(f"Step {handle.plan.step_id} was fetched before it was sampled.")
         token_ids = np.asarray(out.token_ids)[:count]
-        for slot, mask in handle.masks:
-            mask.extend((int(token_ids[slot]),))
+        forced = self._follow(handle, token_ids)
         self._finish_waiting()
         self._host.settle()
         num_tokens = handle.plan.num_tokens
@@ -179,7 +178,23 @@ class ModelRunner:
             None if scored is None else _on_host(scored, num_tokens),
             handle.bucket.num_tokens,
             None if handle.embeddings is None else np.asarray(handle.embeddings)[:count],
+            forced,
         )
+
+    def _follow(
+        self, handle: StepHandle, token_ids: np.ndarray
+    ) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Let masks know what was drawn. What they leave no choice about then, by entry."""
+        plan = handle.plan
+        found: list[tuple[int, tuple[int, ...]]] = []
+        for slot, mask in handle.masks:
+            if not _is_next(mask, plan, slot):
+                continue
+            mask.extend((int(token_ids[slot]),))
+            if self._plan.jump_forward and not self._rows.logprobs[plan.rows[slot]]:
+                if forced := mask.take_forced():
+                    found.append((slot, forced))
+        return tuple(found)
 
     def _forward(self, bucket: BatchBucket, packed: jax.Array) -> tuple[Any, StepSlots, jax.Array]:
         program = self._programs.forward(bucket)
@@ -234,8 +249,14 @@ class ModelRunner:
         handle, self._waiting = self._waiting, None
         if handle is None:
             return
-        mask = row_masks(handle.masks, handle.logits.shape[0], self._plan.model.vocab_size)
+        due = [(slot, mask) for slot, mask in handle.masks if _is_next(mask, handle.plan, slot)]
+        mask = row_masks(due, handle.logits.shape[0], self._plan.model.vocab_size)
         self._sample(handle, jax.device_put(mask))
+
+
+def _is_next(mask: RowMask, plan: SchedulerOutput, slot: int) -> bool:
+    """Whether the token drawn there is the one that the mask is for, not one known by now."""
+    return mask.position == plan.starts[slot] + plan.num_new_tokens[slot]
 
 
 def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:

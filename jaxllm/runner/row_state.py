@@ -65,6 +65,7 @@ class RowState:
         self.logprobs = np.zeros(rows, np.bool_)
         self._modes = np.zeros(rows, np.int8)  # places in _MODES
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
+        self.first_known = [0] * rows  # position of the first of token_ids
         self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
         self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
@@ -77,6 +78,8 @@ class RowState:
         for new in plan.new_rows:
             self._enter(new)
         width, table = self.layout.width, self.layout.block_table
+        for row, start, token_ids in plan.known_tokens:
+            self.token_ids[row], self.first_known[row] = np.asarray(token_ids, np.int32), start
         for row, index, block in plan.new_blocks:
             self.patches.write(row * width + table + index, (block,))
 
@@ -107,7 +110,7 @@ class RowState:
 
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row
-        self.token_ids[row] = np.asarray(new.token_ids, np.int32)
+        self.token_ids[row], self.first_known[row] = np.asarray(new.token_ids, np.int32), 0
         self.masked[row] = _masked(request)
         self.logprobs[row] = params.logprobs is not None
         self._modes[row] = _MODES.index(_mode(params, self.masked[row]))
@@ -119,6 +122,7 @@ class RowState:
             words, thoughts = request.bad_words_token_ids, self._gate(request)
             grammar = self._matcher(request) if thoughts is None else None
             mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar, thoughts)
+            mask.position = len(request.prompt_token_ids)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask
         if _penalised(params):

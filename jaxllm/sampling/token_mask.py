@@ -12,6 +12,10 @@ from jaxllm.grammar.matcher import GrammarMatcher, fill_masks
 from jaxllm.grammar.thoughts import ThoughtGate
 
 
+LEAST_FORCED = 2
+MOST_FORCED = 512
+
+
 def mask_words(vocab_size: int) -> int:
     """int32 words per row; bit v % 32 of word v // 32 stands for token v."""
     return -(-vocab_size // 32)
@@ -35,11 +39,14 @@ class RowMask:
             ids = np.asarray(allowed_token_ids, np.int64)
             np.bitwise_or.at(self._base.view(np.uint32), ids >> 5, _bits(ids))
         self._grammar, self._thoughts = grammar, thoughts
+        self._restricted = allowed_token_ids is not None or bool(bad_words)
+        self.position = 0  # of the token that comes next
         self._bad_words = tuple(tuple(word) for word in bad_words)
         self._longest = max((len(word) for word in self._bad_words), default=1)
         self._tail: list[int] = []  # the last tokens, as many as the longest bad word needs
 
     def extend(self, token_ids: Sequence[int]) -> None:
+        self.position += len(token_ids)
         self._tail = [*self._tail, *token_ids][-self._longest :]
         for part in (self._grammar, self._thoughts):
             if part is not None:
@@ -49,6 +56,25 @@ class RowMask:
     def grammar(self) -> GrammarMatcher | None:
         """What the next token must follow."""
         return self._grammar if self._thoughts is None else self._thoughts.grammar
+
+    def take_forced(self) -> tuple[int, ...]:
+        """Extend by the tokens that alone may come next, and return them. None at all where they
+        would save nothing: a single one is drawn as fast by its mask.
+        """
+        found: list[int] = []
+        while len(found) < MOST_FORCED:
+            forced = self._forced()
+            if not forced or len(forced) + len(found) < LEAST_FORCED:
+                break
+            found += forced
+            self.extend(forced)
+        return tuple(found)
+
+    def _forced(self) -> tuple[int, ...]:
+        given = () if self._thoughts is None else self._thoughts.given
+        if given or self._restricted or self.grammar is None:
+            return given
+        return self.grammar.forced()
 
     def narrow(self, out: np.ndarray) -> None:
         """Clear in ``out`` (int32 words) what is not among the allowed tokens, or would complete a

@@ -25,8 +25,16 @@ def thoughts_of(family: str, prompt: str = "", budget: int | None = None) -> Tho
     form = REASONING_PARSERS.load(family).form(prompt)
     assert form is not None
     after = form.after.replace("\n", " ")
-    ids = [tuple(ids_of(text)) for text in (form.opening, form.closings[0] + after, after)]
-    return Thoughts(form.opening, form.closings, *ids, form.again, form.begun, budget)
+    return Thoughts(
+        form.opening,
+        form.closings,
+        tuple(ids_of(form.opening)),
+        tuple(ids_of(form.closings[0] + after)),
+        tuple(ids_of(after)),
+        form.again,
+        form.begun,
+        budget,
+    )
 
 
 def gate_of(
