@@ -65,6 +65,12 @@ class ThoughtGate:
         return self._grammar if may_answer or self._phase is _Phase.ANSWERING else None
 
     @property
+    def answering(self) -> bool:
+        """Whether the thoughts are over, or did not come."""
+        self._advance()
+        return self._phase is _Phase.ANSWERING
+
+    @property
     def given(self) -> tuple[int, ...]:
         """The tokens that must come next, if these are known."""
         self._advance()

@@ -54,9 +54,11 @@ class RowState:
         max_num_seqs: int,
         vocab_size: int,
         grammars: GrammarCompiler | None = None,
+        *,
+        jumps: bool = True,
     ):
         self.layout = layout
-        self._grammars = grammars
+        self._grammars, self._jumps = grammars, jumps
         self.vocab_size = vocab_size
         self.scratch_row = max_num_seqs
         rows = max_num_seqs + 1
@@ -121,7 +123,8 @@ class RowState:
         if self.masked[row]:
             words, thoughts = request.bad_words_token_ids, self._gate(request)
             grammar = self._matcher(request) if thoughts is None else None
-            mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar, thoughts)
+            allowed, jumps = params.allowed_token_ids, self._jumps
+            mask = RowMask(self.vocab_size, allowed, words, grammar, thoughts, jumps=jumps)
             mask.position = len(request.prompt_token_ids)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask

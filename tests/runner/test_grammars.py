@@ -12,6 +12,7 @@ from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.grammar import matcher as module
 from jaxllm.messages import EngineCoreRequest, Thoughts
+from jaxllm.runner import model_runner
 from jaxllm.runner.model_runner import ModelRunner, StepHandle
 from tests.fakes.ascii_tokenizer import EOS, ids_of, regex, text_of
 from tests.fakes.tiny_engine import Answer, TinyEngine, request
@@ -137,6 +138,13 @@ def forcing(**params: Any) -> list[EngineCoreRequest]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of forced tokens is worth a step."""
+    monkeypatch.setitem(model_runner.MIXED_COST, "cpu", 0.0)
+    monkeypatch.setattr(model_runner, "LEAST_FORCED", 1)
+
+
 @pytest.fixture(scope="module")
 def drawn(engine: TinyEngine) -> dict[str, Answer]:
     """Every token of every answer."""
@@ -145,6 +153,7 @@ def drawn(engine: TinyEngine) -> dict[str, Answer]:
     return engine.run(forcing(), core)
 
 
+@pytest.mark.usefixtures("eager")
 def test_forced_text_is_what_would_have_been_drawn(
     engine: TinyEngine, drawn: dict[str, Answer]
 ) -> None:
@@ -161,10 +170,18 @@ def test_forced_text_is_what_would_have_been_drawn(
             assert re.fullmatch(FORCING[i % 4 - 1], text), text
             whole += 1
     assert whole > 3
+    assert engine.run([*forcing(), *plain(4)]) == drawn | engine.run(plain(4))
+
+
+def test_where_mixed_steps_are_dear_only_long_runs_jump(
+    engine: TinyEngine, drawn: dict[str, Answer]
+) -> None:
     core = engine.core()
-    assert engine.run([*forcing(), *plain(4)], core) == drawn | engine.run(plain(4))
+    assert engine.run(forcing(), core) == drawn
+    assert core.stats().num_steps > 40
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("async_scheduling", [True, False], ids=["ahead", "in step"])
 def test_forced_text_saves_steps_and_survives_preemption(
     engine: TinyEngine, drawn: dict[str, Answer], async_scheduling: bool
@@ -179,6 +196,7 @@ def test_forced_text_saves_steps_and_survives_preemption(
     assert core.stats().num_steps < len(answer.token_ids) / 2
 
 
+@pytest.mark.usefixtures("eager")
 def test_forced_text_survives_failed_steps(engine: TinyEngine, drawn: dict[str, Answer]) -> None:
     core = engine.core()
     core.executor = Failing(engine.runner(), (3, 20))
