@@ -252,9 +252,9 @@ class Scheduler:
         new_blocks: list[BlockTableEntry] = []
         for row in self.rows.crossing_rows().tolist():
             request: Request | None = self.rows.request[row]
+            num_computed = int(self.rows.num_computed[row])
+            num_tokens = max(num_computed + 1, int(self.rows.prefill_len[row]))
             if request is not None:
-                num_computed = int(self.rows.num_computed[row])
-                num_tokens = max(num_computed + 1, int(self.rows.prefill_len[row]))
                 self.kv_cache.note_computed(request, num_computed, pauses=False)
             while request is not None and request.row == row:
                 entries = self._allocate(request, num_tokens)

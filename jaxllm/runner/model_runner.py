@@ -28,7 +28,6 @@ from jaxllm.runner.step_layout import StepLayout
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
 from jaxllm.sampling.token_mask import RowMask, mask_words, row_masks
 
-
 # A run of forced tokens makes a mixed step of a decode step, for all rows, and saves its own row as
 # many steps as it is long, but for the one under way. How much more a small mixed step costs:
 LEAST_FORCED = 3
