@@ -47,8 +47,8 @@ def next_tokens(
     """
     value, position = crc32(as_context(prompt).tobytes(), seed & 0xFFFFFFFF), len(prompt)
     while True:
-        token = value % vocab_size
-        for token in (token, *(forced_tokens(position, token, vocab_size) if forced else ())):
+        drawn = value % vocab_size
+        for token in (drawn, *(forced_tokens(position, drawn, vocab_size) if forced else ())):
             yield token
             value, position = crc32(_ENTRY.pack(token, position), value), position + 1
 

@@ -1,4 +1,4 @@
-"""What feeding forced text at once saves: one schema with long keys, with --jump-forward and without.
+"""What feeding forced text at once saves: a schema with long keys, with --jump-forward and not.
 
     jump_forward.py [--rows 8] [--repeats 3] [--model DIR] [--json FILE]
 

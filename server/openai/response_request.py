@@ -205,7 +205,7 @@ class ResponsesRequest(SamplingRequest):
         tools = [tool.as_template_tool() for tool in self.tools or ()]
         choice = self.tool_choice
         if isinstance(choice, dict):
-            choice = {"type": "function", "function": {"name": choice["name"]}}
+            choice = _as_chat_choice(choice)
         return TemplateOptions(reasoning_effort=effort, tools=tools or None, tool_choice=choice)
 
     def messages(self) -> list[dict[str, Any]]:
@@ -219,6 +219,15 @@ class ResponsesRequest(SamplingRequest):
         for item in self.input:
             _add(messages, item)
         return messages
+
+
+def _as_chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """As chat completions have it."""
+    if choice["type"] == "allowed_tools":
+        tools = [_as_chat_choice(tool) for tool in choice["tools"]]
+        allowed = {"mode": choice["mode"], "tools": tools}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return {"type": "function", "function": {"name": choice["name"]}}
 
 
 def _add(messages: list[dict[str, Any]], item: InputItem) -> None:
