@@ -25,6 +25,7 @@ class Thoughts(msgspec.Struct, frozen=True):
     again: bool = False  # thoughts may come more than once
     begun: bool = False  # by the prompt
     budget: int | None = None  # tokens between opening and closing
+    offered: bool = True  # the opening, where a grammar would allow nothing but itself
 
 
 class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):

@@ -188,16 +188,18 @@ class InputProcessor:
         def ids(text: str) -> tuple[int, ...]:
             return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
-        closing_ids = ids(form.closings[0] + form.after)
+        opening_ids = ids(form.opening)
         return Thoughts(
-            form.opening,
-            form.closings,
-            ids(form.opening),
-            closing_ids,
-            ids(form.after),
-            form.again,
-            form.begun,
-            budget,
+            opening=form.opening,
+            closings=form.closings,
+            opening_ids=opening_ids,
+            closing_ids=ids(form.closings[0] + form.after),
+            after_ids=ids(form.after),
+            again=form.again,
+            begun=form.begun,
+            budget=budget,
+            # A word that begins thoughts ("Here") begins much else, and would draw it all to them.
+            offered=len(opening_ids) == 1 or opening_ids[0] in self._tokenizer.special_ids,
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:

@@ -90,7 +90,7 @@ class ThoughtGate:
             if not self._could_answer:
                 words[:] = 0
             place = len(self._begun)
-            if tuple(self._begun) == thoughts.opening_ids[:place]:
+            if thoughts.offered and tuple(self._begun) == thoughts.opening_ids[:place]:
                 _allow(words, thoughts.opening_ids[place])
         elif self._phase is _Phase.THINKING and self._grammar is not None:
             _forbid(words, self._ends)
