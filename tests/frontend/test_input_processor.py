@@ -138,7 +138,7 @@ def test_a_budget_for_thoughts(tiny_tokenizer_dir: Path, prompt: str, begun: boo
         return
     assert thoughts is not None and (thoughts.begun, thoughts.budget) == (begun, 5)
     assert tokenizer.decode(thoughts.closing_ids) == "</think>\n\n"
-    assert tokenizer.decode(thoughts.opening_ids) == "<think>"
+    assert tokenizer.decode(thoughts.opening_ids) == "<think>" and not thoughts.offered
     assert inputs.process("b", (1, 2), SamplingParams()).thoughts is None
 
 

@@ -1,5 +1,6 @@
 """Where thoughts begin and end, in every family: by the model, by the budget, before a grammar."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -110,6 +111,14 @@ def test_thoughts_need_not_come(compiler: GrammarCompiler, family: str) -> None:
     gate = gate_of(compiler, thoughts, "[0-9]{3}")
     assert allowed(gate) == set(ids_of("0123456789" + thoughts.opening[0]))
     assert allowed(gate_of(compiler, thoughts)) == ANYTHING
+
+
+def test_thoughts_that_begin_with_a_word_are_not_offered(compiler: GrammarCompiler) -> None:
+    thoughts = msgspec.structs.replace(thoughts_of("granite"), offered=False)
+    gate = gate_of(compiler, thoughts, "[0-9]{3}")
+    assert allowed(gate) == set(ids_of("0123456789"))
+    text = thoughts.opening + "a!" + thoughts.closings[0] + " b!"
+    assert written(gate_of(compiler, thoughts, "[^!]*!"), text) == text  # the grammar allows it
 
 
 def test_what_begins_like_thoughts_may_be_the_answer(compiler: GrammarCompiler) -> None:
