@@ -77,6 +77,7 @@ def draft_plan(
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
         prefix_caching=config.enable_prefix_caching,
+        jump_forward=config.jump_forward,
         prefix_cache_scope=config.prefix_cache_scope,
         host_blocks=_host_blocks(config, model, platform, dtype, cache_head_dim),
         offloading=config.kv_offloading_size > 0,
