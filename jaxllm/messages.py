@@ -12,6 +12,22 @@ from jaxllm.config.model import RowParam
 from jaxllm.sampling_params import SamplingParams
 
 
+class Thoughts(msgspec.Struct, frozen=True):
+    """Where an answer may think before it says something; texts as the model writes them, ids as
+    the tokenizer spells what is written for it.
+    """
+
+    opening: str
+    closings: tuple[str, ...]
+    opening_ids: tuple[int, ...]
+    closing_ids: tuple[int, ...]  # a closing, and what the model writes behind it
+    after_ids: tuple[int, ...] = ()  # the latter alone
+    again: bool = False  # thoughts may come more than once
+    begun: bool = False  # by the prompt
+    budget: int | None = None  # tokens between opening and closing
+    offered: bool = True  # the opening, where a grammar would allow nothing but itself
+
+
 class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     """One sequence to complete. ``sampling_params.n`` is 1 and its seed is set; both are the
     frontend's work.
@@ -24,6 +40,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str = ""  # of its text, in llguidance's form; seen to compile
+    thoughts: Thoughts | None = None  # None: nobody needs to know where they are
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
     cache_salt: str = ""  # cached prefixes are shared among requests of one salt

@@ -9,6 +9,7 @@ from math import isfinite
 
 from jaxllm.errors import InvalidRequestError
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
+from jaxllm.parsers.family import ThoughtForm
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -66,6 +67,10 @@ class SamplingParams:
     # max_tokens=0, and an engine started with enable_embeddings.
     embed: bool = False
     structured_outputs: StructuredOutputsParams | None = None
+    # Tokens that the model may think; then its thoughts are ended for it.
+    thinking_token_budget: int | None = None
+    # How it marks them; None: as its chat template does. A grammar begins behind them.
+    thoughts: ThoughtForm | None = None
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
 
     def __post_init__(self) -> None:
@@ -123,6 +128,8 @@ class SamplingParams:
                 "min_tokens",
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).",
             )
+        if self.thinking_token_budget is not None:
+            _integer("thinking_token_budget", self.thinking_token_budget, 0, 2**31 - 1)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)

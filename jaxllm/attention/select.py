@@ -5,6 +5,7 @@ refuse.
 from collections.abc import Sequence
 
 from jaxllm.attention.backend import AttentionBackend, AttentionSpec, AttentionTarget
+from jaxllm.config.model import ModelConfig
 from jaxllm.errors import ConfigError
 from jaxllm.registry import Registry
 
@@ -30,3 +31,19 @@ def select_backend(
             return backend, "; ".join([f"{name} on {target.platform}", *refusals])
         refusals.append(f"{name} refused: {', '.join(sorted(reasons))}")
     raise ConfigError("No attention backend can serve this model: " + "; ".join(refusals))
+
+
+def cache_head_dims(
+    config: ModelConfig, backend: AttentionBackend | None = None
+) -> tuple[int, ...]:
+    """Channels of a head in each layer's KV pages; () where none is padded. Without a backend the
+    most that any gives, for a device that is not here."""
+    backends = [backend] if backend else [BACKENDS.load(name) for name in BACKENDS.names()]
+    specs = [AttentionSpec.of(config, layer) for layer in range(config.num_layers)]
+    own = tuple(spec.head_dim for spec in specs)
+    stored = tuple(
+        # Pages of keys alone are as the layer makes them.
+        dim if spec.value_dim else max(each.cache_head_dim(dim) for each in backends)
+        for spec, dim in zip(specs, own, strict=True)
+    )
+    return () if stored == own else stored

@@ -59,6 +59,9 @@ class EngineConfig:
     enable_prefix_caching: bool = flag(
         True, "keep computed blocks while there is room, and share them among requests"
     )
+    jump_forward: bool = flag(
+        True, "feed text that a grammar leaves no choice about in one step, not token by token"
+    )
     prefix_cache_scope: str = flag(
         "key",
         "who shares cached blocks: requests of one API key, or all; how fast an answer comes tells "

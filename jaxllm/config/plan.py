@@ -37,10 +37,13 @@ class EnginePlan:
     attention_reason: str  # why this backend; logged at start
     embeddings: bool = False  # whether requests may ask for them
     prefix_caching: bool = True
+    jump_forward: bool = True  # feed tokens that a grammar leaves no choice about without sampling
     prefix_cache_scope: str = "key"  # or "all": whether tenants share what they have in common
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
+    # Channels of a head in each layer's KV pages; () where the backend pads none.
+    cache_head_dims: tuple[int, ...] = ()
 
     @property
     def max_blocks_per_row(self) -> int:

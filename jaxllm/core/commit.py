@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from jaxllm.core.forced_tokens import append_forced
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.logprobs import prompt_logprobs, token_logprobs
 from jaxllm.core.request import Request
@@ -33,8 +34,14 @@ def commit_step(
     """Take in one step. ``live`` [n] marks the rows whose request is still the scheduled one."""
     table, rows = scheduler.rows, step.rows
     good = live & output.finite
+    # What a row sampled before it knew of forced tokens has its place taken by these.
+    drawn = step.samples & (step.starts + step.num_new_tokens >= table.prefill_len[rows])
+    forced = dict(output.forced)
     eventful = good & table.needs_events[rows]
-    plain = good & step.samples & ~eventful
+    if forced:
+        entries = np.fromiter(forced, np.int64)
+        eventful[entries] |= (good & drawn)[entries]
+    plain = good & drawn & ~eventful
     plain_rows = rows[plain]
     requests: list[Request] = table.request[plain_rows].tolist()
     request_ids: list[str] = table.request_id[plain_rows].tolist()
@@ -47,7 +54,8 @@ def commit_step(
     if eventful.any():
         offsets = np.cumsum(step.num_new_tokens) - step.num_new_tokens
         for entry in np.flatnonzero(eventful).tolist():
-            event = _eventful_row(scheduler, step, output, entry, int(offsets[entry]))
+            offset, more = int(offsets[entry]), forced.get(entry, ())
+            event = _eventful_row(scheduler, step, output, entry, offset, bool(drawn[entry]), more)
             events += [event] if event is not None else []
     may_end = [
         i
@@ -88,9 +96,17 @@ def _end(
 
 
 def _eventful_row(
-    scheduler: Scheduler, step: SchedulerOutput, output: ModelRunnerOutput, entry: int, offset: int
+    scheduler: Scheduler,
+    step: SchedulerOutput,
+    output: ModelRunnerOutput,
+    entry: int,
+    offset: int,
+    drawn: bool,
+    forced: tuple[int, ...],
 ) -> EngineCoreOutput | None:
-    """A row that wants log-probabilities or ends without a token; ``offset`` of its first token."""
+    """A row that wants log-probabilities, ends without a token or gets several; ``offset`` of its
+    first token.
+    """
     row, start, num_tokens = (int(a[entry]) for a in (step.rows, step.starts, step.num_new_tokens))
     request: Request = scheduler.rows.request[row]
     params = request.core_request.sampling_params
@@ -102,9 +118,12 @@ def _eventful_row(
         prompt = prompt_logprobs(request, arrays, offset, start, num_tokens)
         request.num_prompt_logprobs += len(prompt)
         scheduler.rows.needs_events[row] = request.needs_events
-    if step.samples[entry]:
+    if drawn:
         tokens = (int(output.token_ids[entry]),)
         request.append(tokens[0])
+        if forced:
+            tokens += append_forced(request, forced)
+            scheduler.forced.append(request)
         if params.logprobs is not None:
             arrays = _computed(output.logprobs, "logprobs")
             logprobs = (token_logprobs(arrays, entry, tokens[0], params.logprobs),)

@@ -102,7 +102,8 @@ def _check_rows(scheduler: Scheduler) -> None:
             raise InvariantError(
                 f"{num_blocks} blocks for {capacity[row]} tokens, where {needed} are needed."
             )
-        if not 0 <= table.num_in_flight(row) <= len(scheduler.in_flight):
+        least = -len(request.output_token_ids) if request in scheduler.forced else 0
+        if not least <= table.num_in_flight(row) <= len(scheduler.in_flight):
             raise InvariantError(f"{table.num_in_flight(row)} tokens in flight.")
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from jaxllm.config.scheduling import SchedulingConfig
 from jaxllm.core.block_pool import BlockPool
 from jaxllm.core.buckets import lowest_limit, pick_bucket, token_budget, tokens_to_feed
 from jaxllm.core.commit import commit_step
+from jaxllm.core.forced_tokens import KnownTokens, take_forced
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
 from jaxllm.core.making_way import victims_of_waiting
@@ -39,7 +39,7 @@ from jaxllm.core.policies import POLICIES
 from jaxllm.core.prefill_shares import PrefillShares, wanted_tokens
 from jaxllm.core.request import FINISHED, Request, RequestStatus
 from jaxllm.core.row_table import RowTable
-from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.core.scheduler_output import InFlightStep, NewRow, SchedulerOutput
 from jaxllm.core.spans import span_of
 from jaxllm.core.sparing import blocks_to_admit, is_spared, rank_in_row
 from jaxllm.errors import InvalidRequestError
@@ -49,14 +49,6 @@ if TYPE_CHECKING:
     from jaxllm.engine.executor import ModelRunnerOutput
 
 BlockTableEntry = tuple[int, int, int]  # row, index in its block table, block id
-
-
-@dataclass(frozen=True, slots=True)
-class InFlightStep:
-    """What must be remembered of a step until its results are here."""
-
-    step_id: int
-    tenancies: np.ndarray  # int64 [n], aligned with the rows of the step
 
 
 class Scheduler:
@@ -99,6 +91,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_steps = 0
         self.num_corrupted = 0  # requests ended since no token could be drawn for them
+        self.forced: list[Request] = []  # with tokens that their rows do not know yet
         self._arrivals = count()
         self._left_rows: list[int] = []  # since the last step
         self._only: str | None = None  # see isolate()
@@ -209,7 +202,8 @@ class Scheduler:
             for request in victims_of_waiting(self, self.token_budget):
                 self._preempt(request)
         preemptions = self.num_preemptions
-        new_blocks = self._grow_decoding_rows()
+        known_tokens = take_forced(self)
+        new_blocks = self._grow_rows()
         decoding = self.rows.decoding_rows()
         shares = self._prefill_shares(decoding.size, token_limit)
         chunks = self._continue_prefills(shares)
@@ -227,7 +221,8 @@ class Scheduler:
         self.waiting.decoded(self.rows.request[decoding])
         if not decoding.size and not chunks:
             return None
-        return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks)
+        known_tokens = [known for known in known_tokens if self.rows.request[known[0]] is not None]
+        return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks, known_tokens)
 
     def _prefill_shares(self, num_decode: int, token_limit: int | None) -> PrefillShares:
         """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
@@ -244,8 +239,8 @@ class Scheduler:
         fed = max(tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode), least)
         return PrefillShares.of(fed - num_decode, threshold, short)
 
-    def _grow_decoding_rows(self) -> list[BlockTableEntry]:
-        """Give a block to each row that begins one; preempt the last in order where none is left.
+    def _grow_rows(self) -> list[BlockTableEntry]:
+        """Give blocks to each row that begins one; preempt the last in order where none is left.
 
         Victims never come before the row they are preempted for, and blocks are given in order,
         so no block just given is taken away again in the same step.
@@ -253,11 +248,12 @@ class Scheduler:
         new_blocks: list[BlockTableEntry] = []
         for row in self.rows.crossing_rows().tolist():
             request: Request | None = self.rows.request[row]
+            num_computed = int(self.rows.num_computed[row])
+            num_tokens = max(num_computed + 1, int(self.rows.prefill_len[row]))
             if request is not None:
-                num_computed = int(self.rows.num_computed[row])
                 self.kv_cache.note_computed(request, num_computed, pauses=False)
             while request is not None and request.row == row:
-                entries = self._allocate(request, int(self.rows.num_computed[row]) + 1)
+                entries = self._allocate(request, num_tokens)
                 if entries is not None:
                     new_blocks += entries
                     break
@@ -335,6 +331,7 @@ class Scheduler:
         chunks: list[tuple[int, int]],
         new_rows: list[NewRow],
         new_blocks: list[BlockTableEntry],
+        known_tokens: list[KnownTokens],
     ) -> SchedulerOutput:
         table = self.rows
         rows = decoding.astype(np.int32)
@@ -360,6 +357,7 @@ class Scheduler:
             num_decode_rows=decoding.size,
             new_rows=tuple(new_rows),
             new_blocks=tuple(new_blocks),
+            known_tokens=tuple(known_tokens),
             block_saves=tuple(moves.saves),
             block_copies=tuple(moves.copies),
             block_loads=tuple(moves.loads),

@@ -33,6 +33,9 @@ class ModelRunnerOutput:
     # *after* the t-th fed one, so the last entry of a chunk scores the first token of the next.
     num_token_slots: int = 0  # of the program that ran, padding included
     embeddings: np.ndarray | None = None  # float32 [n, E]; None unless a row's prompt ends here
+    # (entry, token ids): the only ones that can follow what the entry's row has sampled. What the
+    # row samples in a step dispatched before this is known is void: theirs is its place.
+    forced: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 class Executor(Protocol):

@@ -48,12 +48,23 @@ def validate_request(
     num_tokens = len(request.prompt_token_ids)
     check_attention_params(params.attention_params or {}, attention_params, num_tokens)
     _check_length(request, max_model_len)
+    thoughts = request.thoughts
+    if thoughts is not None and not (
+        all(thoughts.closings)
+        and thoughts.closings
+        and thoughts.opening_ids
+        and thoughts.closing_ids
+        and (thoughts.budget is None or thoughts.budget >= 0)
+    ):
+        raise InvalidRequestError("Thoughts have no end.", param="thinking_token_budget")
     for param, ids in (
         ("prompt", request.prompt_token_ids),
         ("eos_token_ids", request.eos_token_ids),
         ("stop_token_ids", params.stop_token_ids or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
         ("logit_bias", tuple(params.logit_bias or ())),
+        ("thoughts", () if thoughts is None else thoughts.opening_ids + thoughts.closing_ids),
+        ("thoughts", () if thoughts is None else thoughts.after_ids),
         *(("bad_words", word) for word in request.bad_words_token_ids),
     ):
         _check_token_ids(param, ids, vocab_size)

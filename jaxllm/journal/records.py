@@ -52,6 +52,8 @@ class Decided(msgspec.Struct, frozen=True, tag="decide"):
     samples: bytes  # bool [n]
     new_rows: tuple[tuple[int, str, int], ...] = ()  # row, request id, tokens known
     new_blocks: bytes = b""  # int32 [k, 3]: row, index in its block table, block id
+    # row, position of the first, token ids
+    known_tokens: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     block_saves: tuple[tuple[int, int], ...] = ()  # block, slot of the host's memory
     block_copies: tuple[tuple[int, int], ...] = ()  # from, to
     block_loads: tuple[tuple[int, int], ...] = ()  # slot, block
@@ -73,6 +75,7 @@ class Fetched(msgspec.Struct, frozen=True, tag="fetch"):
     step_id: int
     token_ids: bytes  # int32 [n], aligned with the step's rows
     finite: bytes = b""  # bool [n]; empty: all are
+    forced: tuple[tuple[int, tuple[int, ...]], ...] = ()  # entry, token ids
 
 
 class Failed(msgspec.Struct, frozen=True, tag="fail"):
@@ -106,6 +109,7 @@ def decided(
         samples=step.samples.tobytes(),
         new_rows=tuple((n.row, n.request.request_id, len(n.token_ids)) for n in step.new_rows),
         new_blocks=int32_bytes(np.array(step.new_blocks)) if step.new_blocks else b"",
+        known_tokens=step.known_tokens,
         block_saves=step.block_saves,
         block_copies=step.block_copies,
         block_loads=step.block_loads,
@@ -115,9 +119,9 @@ def decided(
 
 
 def fetched(output: ModelRunnerOutput, time: float) -> Fetched:
-    """Tokens and which rows were finite: all that decisions depend on."""
+    """Tokens, forced ones, and which rows were finite: all that decisions depend on."""
     finite = b"" if output.finite.all() else output.finite.tobytes()
-    return Fetched(time, output.step_id, int32_bytes(output.token_ids), finite)
+    return Fetched(time, output.step_id, int32_bytes(output.token_ids), finite, output.forced)
 
 
 def int32_bytes(array: np.ndarray) -> bytes:

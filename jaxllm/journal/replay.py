@@ -185,6 +185,7 @@ def recorded_output(record: Fetched, step: SchedulerOutput, plan: EnginePlan) ->
         _zero_logprobs(step.num_tokens),
         step.bucket.num_tokens,
         np.zeros((n, 1), np.float32),
+        record.forced,
     )
 
 

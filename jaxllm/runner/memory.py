@@ -121,7 +121,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """``num_blocks`` of ``plan`` does not matter; its max_model_len must be the one that programs
     are compiled for."""
-    block = bytes_per_block(plan.model, plan.block_size, plan.dtype)
+    block = bytes_per_block(plan.model, plan.block_size, plan.dtype, plan.cache_head_dims)
     return MemoryPlan(device, _bytes(model.specs), row_bytes(plan), working, block)
 
 
@@ -141,10 +141,12 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     model = plan.model
     itemsize = jnp.dtype(plan.dtype).itemsize
     widths = 4 * model.hidden_size + 3 * model.intermediate_size
-    specs = AttentionSpec.all_of(model)
-    widths += 4 * max((s.num_heads + 2 * s.num_kv_heads) * s.head_dim for s in specs)
+    specs = [AttentionSpec.of(model, layer) for layer in range(model.num_layers)]
+    dims = plan.cache_head_dims or [spec.head_dim for spec in specs]
+    sized = list(zip(specs, dims, strict=True))
+    widths += 4 * max((s.num_heads + 2 * s.num_kv_heads) * dim for s, dim in sized)
     splits = -(-plan.max_model_len // SPLIT_TOKENS)
-    row = splits * max(s.num_heads * (s.head_dim + 1) for s in specs) * 4
+    row = splits * max(s.num_heads * (dim + 1) for s, dim in sized) * 4
     row += 8 * plan.max_blocks_per_row
     logits, scores = model.vocab_size * 4, MAX_LOGPROBS * 8 + 16
     programs: list[ProgramMemory] = []
@@ -160,7 +162,8 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     rows = max(bucket.num_rows for bucket in plan.buckets)
     inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
-    moved = (BLOCKS_PER_MOVE + 1) * bytes_per_block(model, plan.block_size, plan.dtype)
+    block = bytes_per_block(model, plan.block_size, plan.dtype, plan.cache_head_dims)
+    moved = (BLOCKS_PER_MOVE + 1) * block
     programs.append(ProgramMemory("copy", "", moved + WORKSPACE_BYTES, 0))
     if plan.host_blocks:
         programs.append(ProgramMemory("save", "", moved + WORKSPACE_BYTES, moved))

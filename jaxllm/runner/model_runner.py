@@ -28,6 +28,11 @@ from jaxllm.runner.step_layout import StepLayout
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
 from jaxllm.sampling.token_mask import RowMask, mask_words, row_masks
 
+# A run of forced tokens makes a mixed step of a decode step, for all rows, and saves its own row as
+# many steps as it is long, but for the one under way. How much more a small mixed step costs:
+LEAST_FORCED = 3
+MIXED_COST = {"cpu": 1.5}
+
 
 @dataclass
 class StepHandle:
@@ -78,9 +83,15 @@ class ModelRunner:
         self._waiting = None
         self._host = HostPool()
         self._rows = RowState(
-            self._programs.rows, plan.max_num_seqs, plan.model.vocab_size, self._grammars
+            self._programs.rows,
+            plan.max_num_seqs,
+            plan.model.vocab_size,
+            self._grammars,
+            jumps=plan.jump_forward,
         )
-        specs = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
+        specs = kv_cache_spec(
+            plan.model, plan.num_blocks, plan.block_size, plan.dtype, plan.cache_head_dims
+        )
         self._kv = tuple(_zeros(spec) for spec in specs)
         buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
         self._buffers = jax.tree.map(_zeros, buffers)
@@ -165,8 +176,7 @@ class ModelRunner:
         if out is None:
             raise InvariantError(f"Step {handle.plan.step_id} was fetched before it was sampled.")
         token_ids = np.asarray(out.token_ids)[:count]
-        for slot, mask in handle.masks:
-            mask.extend((int(token_ids[slot]),))
+        forced = self._follow(handle, token_ids)
         self._finish_waiting()
         self._host.settle()
         num_tokens = handle.plan.num_tokens
@@ -179,7 +189,25 @@ class ModelRunner:
             None if scored is None else _on_host(scored, num_tokens),
             handle.bucket.num_tokens,
             None if handle.embeddings is None else np.asarray(handle.embeddings)[:count],
+            forced,
         )
+
+    def _follow(
+        self, handle: StepHandle, token_ids: np.ndarray
+    ) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """Let masks know what was drawn. What they leave no choice about then, by entry."""
+        plan = handle.plan
+        dearer = MIXED_COST.get(jax.default_backend(), 0.1)
+        least = LEAST_FORCED + int(dearer * plan.rows.size)
+        found: list[tuple[int, tuple[int, ...]]] = []
+        for slot, mask in handle.masks:
+            if not _is_next(mask, plan, slot):
+                continue
+            mask.extend((int(token_ids[slot]),))
+            scored = self._rows.logprobs[plan.rows[slot]]
+            if not scored and (forced := mask.take_forced(least)):
+                found.append((slot, forced))
+        return tuple(found)
 
     def _forward(self, bucket: BatchBucket, packed: jax.Array) -> tuple[Any, StepSlots, jax.Array]:
         program = self._programs.forward(bucket)
@@ -234,8 +262,14 @@ class ModelRunner:
         handle, self._waiting = self._waiting, None
         if handle is None:
             return
-        mask = row_masks(handle.masks, handle.logits.shape[0], self._plan.model.vocab_size)
+        due = [(slot, mask) for slot, mask in handle.masks if _is_next(mask, handle.plan, slot)]
+        mask = row_masks(due, handle.logits.shape[0], self._plan.model.vocab_size)
         self._sample(handle, jax.device_put(mask))
+
+
+def _is_next(mask: RowMask, plan: SchedulerOutput, slot: int) -> bool:
+    """Whether the token drawn there is the one that the mask is for, not one known by now."""
+    return mask.position == plan.starts[slot] + plan.num_new_tokens[slot]
 
 
 def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:

@@ -40,12 +40,17 @@ _FLOPS = 300e12
 
 
 def draft_plan(
-    config: EngineConfig, model: ModelDef, dtype: str, platform: str, attention: tuple[str, str]
+    config: EngineConfig,
+    model: ModelDef,
+    dtype: str,
+    platform: str,
+    attention: tuple[str, str],
+    cache_head_dims: tuple[int, ...] = (),
 ) -> EnginePlan:
     """All but what depends on memory: its number of blocks is only a likely one.
 
-    ``attention``: the backend's name, and the reason for it. Raises ConfigError for what cannot
-    work.
+    ``attention``: the backend's name, and the reason for it. ``cache_head_dims``: as in the plan.
+    Raises ConfigError for what cannot work.
     """
     max_num_seqs = config.max_num_seqs or _DEFAULTS[platform][0]
     max_tokens = config.max_num_batched_tokens or max(_DEFAULTS[platform][1], max_num_seqs)
@@ -71,11 +76,13 @@ def draft_plan(
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
         prefix_caching=config.enable_prefix_caching,
+        jump_forward=config.jump_forward,
         prefix_cache_scope=config.prefix_cache_scope,
-        host_blocks=_host_blocks(config, model, platform, dtype),
+        host_blocks=_host_blocks(config, model, platform, dtype, cache_head_dims),
         offloading=config.kv_offloading_size > 0,
         # All other rows may decode in the step that feeds a span whole.
         attention_params=request_params(model.config, max_tokens - max_num_seqs + 1),
+        cache_head_dims=cache_head_dims,
     )
 
 
@@ -145,7 +152,9 @@ def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...
     return (*below, max(max_tokens, num_rows))
 
 
-def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: str) -> int:
+def _host_blocks(
+    config: EngineConfig, model: ModelDef, platform: str, dtype: str, head_dims: tuple[int, ...]
+) -> int:
     """Slots for KV blocks in the host's memory. Left to itself, an engine on an accelerator has
     some where loading a block takes less time than computing it.
 
@@ -154,7 +163,7 @@ def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: st
     """
     if not config.enable_prefix_caching:
         return 0
-    block = bytes_per_block(model.config, config.block_size, dtype)
+    block = bytes_per_block(model.config, config.block_size, dtype, head_dims)
     swap_space = config.swap_space
     if swap_space is None:
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)

@@ -3,6 +3,7 @@ to date.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
+from jaxllm.grammar.thoughts import ThoughtGate
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
 from jaxllm.sampling.metadata import SamplerMode
@@ -52,9 +54,11 @@ class RowState:
         max_num_seqs: int,
         vocab_size: int,
         grammars: GrammarCompiler | None = None,
+        *,
+        jumps: bool = True,
     ):
         self.layout = layout
-        self._grammars = grammars
+        self._grammars, self._jumps = grammars, jumps
         self.vocab_size = vocab_size
         self.scratch_row = max_num_seqs
         rows = max_num_seqs + 1
@@ -63,6 +67,7 @@ class RowState:
         self.logprobs = np.zeros(rows, np.bool_)
         self._modes = np.zeros(rows, np.int8)  # places in _MODES
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
+        self.first_known = [0] * rows  # position of the first of token_ids
         self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
         self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
@@ -75,6 +80,8 @@ class RowState:
         for new in plan.new_rows:
             self._enter(new)
         width, table = self.layout.width, self.layout.block_table
+        for row, start, token_ids in plan.known_tokens:
+            self.token_ids[row], self.first_known[row] = np.asarray(token_ids, np.int32), start
         for row, index, block in plan.new_blocks:
             self.patches.write(row * width + table + index, (block,))
 
@@ -105,7 +112,7 @@ class RowState:
 
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row
-        self.token_ids[row] = np.asarray(new.token_ids, np.int32)
+        self.token_ids[row], self.first_known[row] = np.asarray(new.token_ids, np.int32), 0
         self.masked[row] = _masked(request)
         self.logprobs[row] = params.logprobs is not None
         self._modes[row] = _MODES.index(_mode(params, self.masked[row]))
@@ -114,8 +121,11 @@ class RowState:
         self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
         self.masks.pop(row, None)
         if self.masked[row]:
-            words, grammar = request.bad_words_token_ids, self._matcher(request)
-            mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar)
+            words, thoughts = request.bad_words_token_ids, self._gate(request)
+            grammar = self._matcher(request) if thoughts is None else None
+            allowed, jumps = params.allowed_token_ids, self._jumps
+            mask = RowMask(self.vocab_size, allowed, words, grammar, thoughts, jumps=jumps)
+            mask.position = len(request.prompt_token_ids)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask
         if _penalised(params):
@@ -128,9 +138,21 @@ class RowState:
     def _matcher(self, request: EngineCoreRequest) -> GrammarMatcher | None:
         if not request.grammar:
             return None
+        return GrammarMatcher(self._compiler, request.grammar)
+
+    def _gate(self, request: EngineCoreRequest) -> ThoughtGate | None:
+        if request.thoughts is None:
+            return None
+        grammar = partial(GrammarMatcher, self._compiler, request.grammar)
+        ends = request.eos_token_ids
+        bytes_of = self._compiler.bytes_of
+        return ThoughtGate(request.thoughts, bytes_of, grammar if request.grammar else None, ends)
+
+    @property
+    def _compiler(self) -> GrammarCompiler:
         if self._grammars is None:
             raise InvariantError("A request has a grammar, but the engine has no compiler.")
-        return GrammarMatcher(self._grammars, request.grammar)
+        return self._grammars
 
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
@@ -171,7 +193,8 @@ class RowState:
 
 def _masked(request: EngineCoreRequest) -> bool:
     allowed = request.sampling_params.allowed_token_ids
-    return allowed is not None or bool(request.bad_words_token_ids or request.grammar)
+    by_tokens = request.bad_words_token_ids or request.grammar or request.thoughts
+    return allowed is not None or bool(by_tokens)
 
 
 def _mode(params: SamplingParams, masked: bool) -> SamplerMode:

@@ -118,8 +118,8 @@ BUGS_OF_STEPS = (
     Bug(
         "a block is asked for one token late",
         ROWS,
-        ">= self.capacity[rows]",
-        "> self.capacity[rows]",
+        ">= self.capacity[decoding]",
+        "> self.capacity[decoding]",
     ),
     Bug(
         "a row runs past its end",
@@ -235,7 +235,7 @@ BUGS_OF_STEPS = (
     Bug(
         "tokens are taken from chunks that do not sample",
         COMMIT,
-        "plain = good & step.samples & ~eventful",
+        "plain = good & drawn & ~eventful",
         "plain = good & ~eventful",
     ),
     Bug(

@@ -50,6 +50,7 @@ class Scenario:
     host: tuple[float, ...] = (0.0, 0.3, 2.0)  # blocks on the host, as a share of those beside it
     spans: float = 0.0  # share of requests whose first tokens see ahead
     scored: float = 0.1  # share of requests that ask for log-probabilities
+    forced: float = 0.1  # share of requests with a grammar that forces tokens
     max_model_len: tuple[int, ...] = (12, 24, 40)
     max_num_seqs: tuple[int, ...] = (1, 3, 5, 8)
     max_num_batched_tokens: tuple[int, ...] = (8, 9, 16, 64)
@@ -170,6 +171,15 @@ SCENARIOS = {
         priorities=(0, 0, 1),
         tenants=("a", "b"),
         limits=1.0,
+    ),
+    "forced-tokens": Scenario(
+        about="grammars that leave no choice, under pressure",
+        forced=0.8,
+        journals=0.3,
+        pool=(0.15, 0.3, 1.0),
+        policies=("fcfs", "priority", "fair"),
+        priorities=(0, 0, 1),
+        tenants=("a", "b"),
     ),
     "deaths": Scenario(about="the engine process dies; clients ask again", deaths=0.01),
 }

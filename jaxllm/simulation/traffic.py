@@ -125,6 +125,7 @@ class Traffic:
             sampling_params=params,
             max_tokens=max_tokens,
             eos_token_ids=(EOS, EOS + 1),
+            grammar="forces" if random.random() < self.scenario.forced else "",
             priority=random.choice(self.scenario.priorities),
             tenant=random.choice(self.scenario.tenants),
             cache_salt=random.choice(self.scenario.salts),

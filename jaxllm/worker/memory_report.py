@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from jaxllm.attention.kv_cache import most_padded
+from jaxllm.attention.select import cache_head_dims
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan
 from jaxllm.runner.memory import (
@@ -48,7 +50,14 @@ def memory_report(config: EngineConfig, gpu_memory: int | None = None) -> dict[s
     if gpu_memory is not None and not _is_here(device, gpu_memory, config):
         device = Device("gpu", int(gpu_memory * config.gpu_memory_utilization))
         attention = ("unknown", "chosen on the card")
-        draft = draft_plan(config, opened.model, opened.dtype, device.platform, attention)
+        draft = draft_plan(
+            config,
+            opened.model,
+            opened.dtype,
+            device.platform,
+            attention,
+            cache_head_dims=cache_head_dims(opened.model.config),
+        )
         memory = memory_plan(draft, opened.model, device, estimated_memory(draft))
         return _report(
             opened, f"a GPU of {gpu_memory / 1e9:.1f} GB", fit_plan(config, draft, memory), memory
@@ -75,6 +84,7 @@ def _report(opened: OpenedModel, kind: str, plan: EnginePlan, memory: MemoryPlan
     working, free = memory.working, memory.free
     cache = plan.num_blocks * memory.block
     lengths = sorted({plan.max_model_len, *(n for n in LENGTHS if n < plan.max_model_len)})
+    head_dim, stored = most_padded(plan.model, plan.cache_head_dims)
     source = f"{MEASURED} on {kind}" if working.source == MEASURED else working.source
     return {
         "model": opened.files.name,
@@ -94,6 +104,8 @@ def _report(opened: OpenedModel, kind: str, plan: EnginePlan, memory: MemoryPlan
         "reserve_bytes": memory.device.reserve,
         "kv_cache_bytes": cache,
         "unused_bytes": None if free is None else free - cache,
+        "head_dim": head_dim,
+        "cache_head_dim": stored,
         "block_size": plan.block_size,
         "kv_block_bytes": memory.block,
         "kv_blocks": plan.num_blocks,

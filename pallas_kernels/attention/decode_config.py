@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-HEAD_DIMS = (64, 128)
+from pallas_kernels.head_dims import HEAD_DIMS
+
 PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
 MAX_GROUP = 64
@@ -21,9 +22,10 @@ class DecodeConfig:
 
     split_tokens: int = 256  # the least of a row that a CTA takes, counted from position 0
     chunk_tokens: int = 2048  # splits are joined to chunks, chunks to the row
-    block: int = 64  # tokens per pipeline stage; a page larger than it is one stage
+    block: int = 64  # tokens per pipeline stage; a page larger than it is one, see block_tokens
     stages: int = 3  # K and V blocks in flight per CTA
     num_ctas: int = 264  # persistent CTAs: SMs of the card times CTAs that fit on one
+    issuers: int = 1  # 1: all warps of the producer meet for every copy; 2, 4: warps deal them out
 
     def __post_init__(self) -> None:
         if self.block not in (64, 128):
@@ -38,17 +40,21 @@ class DecodeConfig:
             raise ValueError(f"stages must be at least 2, not {self.stages}")
         if self.num_ctas < 1:
             raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+        if self.issuers not in (1, 2, 4):
+            raise ValueError(f"issuers must be 1, 2 or 4, not {self.issuers}")
 
     @property
     def splits_per_chunk(self) -> int:
         return self.chunk_tokens // self.split_tokens
 
-    def block_tokens(self, page_size: int) -> int:
-        return max(self.block, page_size)
+    def block_tokens(self, page_size: int, head_dim: int) -> int:
+        """Tokens of a stage. Wide heads leave no room for two stages of 128: a page of that size
+        is two stages there."""
+        return self.block if head_dim > 128 else max(self.block, page_size)
 
     def smem_bytes(self, page_size: int, head_dim: int, group: int) -> int:
         """Shared memory of one CTA with 16-bit pages, an upper bound."""
-        block, heads = self.block_tokens(page_size), padded_group(group)
+        block, heads = self.block_tokens(page_size, head_dim), padded_group(group)
         ring = self.stages * 2 * block * head_dim * 2
         queries = 2 * heads * head_dim * 2
         outputs = heads * head_dim * 2
@@ -101,8 +107,9 @@ def refuses_decode_sm90(
     if num_heads % num_kv_heads:
         return f"{num_heads} query heads do not divide among {num_kv_heads} KV heads"
     group = num_heads // num_kv_heads
-    if group > MAX_GROUP:
-        return f"the decode kernel takes up to {MAX_GROUP} query heads per KV head, not {group}"
+    most = MAX_GROUP if head_dim <= 128 else MAX_GROUP // 2  # sums are kept in registers
+    if group > most:
+        return f"the decode kernel takes up to {most} query heads per KV head, not {group}"
     needed = config.smem_bytes(page_size, head_dim, group)
     if needed > _SMEM_BYTES:
         return f"{config} needs {needed} bytes of shared memory, a CTA has {_SMEM_BYTES}"

@@ -22,10 +22,12 @@ from pallas_kernels.attention.prefill_tiles import (
     ROWS,
     PrefillConfig,
     PrefillTiles,
+    columns_at_once,
     padded_tokens,
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.head_dims import HEAD_DIMS, cut_heads, pad_heads
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
@@ -39,8 +41,8 @@ def refuses_prefill_sm90(
         return f"the prefill kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
-    if head_dim not in (64, 128):
-        return f"the prefill kernel takes head dims 64 and 128, not {head_dim}"
+    if head_dim not in HEAD_DIMS:
+        return f"the prefill kernel takes head dims {HEAD_DIMS}, not {head_dim}"
     if page_size not in (8, 16, 32, 64, 128):
         return f"the prefill kernel takes pages of 8 to 128 tokens, a power of two, not {page_size}"
     if num_heads % num_kv_heads:
@@ -48,16 +50,19 @@ def refuses_prefill_sm90(
     return None
 
 
-def default_prefill_config(num_heads: int, num_kv_heads: int) -> PrefillConfig:
-    """Two heads per tile need an even number of query heads per KV head."""
-    return PrefillConfig(heads_per_tile=1 if (num_heads // num_kv_heads) % 2 else 2)
+def default_prefill_config(num_heads: int, num_kv_heads: int, head_dim: int = 128) -> PrefillConfig:
+    """Two heads per tile need an even number of query heads per KV head. 64 queries of 256 channels
+    take 128 of a consumer's 232 registers, scores of 64 keys 32: those of 128 would not fit."""
+    heads_per_tile = 1 if (num_heads // num_kv_heads) % 2 else 2
+    return PrefillConfig(heads_per_tile, block_kv=128 if head_dim <= 128 else 64)
 
 
 def paged_prefill_sm90(
     q: Float[Array, "T H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     block_tables: Int[Array, "R M"],
     tiles: PrefillTiles,
+    out: Float[Array, "T H D"],
     *,
     scale: float,
     window: int | None = None,
@@ -66,35 +71,39 @@ def paged_prefill_sm90(
     config: PrefillConfig | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H D"]:
-    """Causal attention of all tokens that ``tiles`` covers; the other tokens' output is zero.
+    """``out`` with causal attention in the rows of all tokens that ``tiles`` covers, and zeros in
+    those of padding.
 
-    ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
-    a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
-    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
+    It is written in place where the caller has no other use for ``out``, so the answers of decode
+    rows may be in it already, at no cost. ``tiles`` must come from ``make_prefill_tiles`` with the
+    same ``config`` and T. With ``window`` a query sees itself and the ``window - 1`` tokens before
+    it. ``row_params`` is what rows bring of the variant's params, see ``param_arrays``. ``scale``
+    must be positive. Pages may hold wider heads than the queries, with zeros behind. Raises
     ValueError for tile sizes that do not fit the shape.
     """
-    config = config or default_prefill_config(q.shape[1], kv.shape[2])
+    own_dim = q.shape[2]
+    q, out = pad_heads(q, kv.shape[4]), pad_heads(out, kv.shape[4])
+    config = config or default_prefill_config(q.shape[1], kv.shape[2], q.shape[2])
     _check(q, kv, config, scale)
     tokens = q.shape[0]
     missing = padded_tokens(tokens, config) - tokens
     if missing:
-        q = jnp.pad(q, ((0, missing), (0, 0), (0, 0)))
+        q, out = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (q, out))
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
     op = PrefillOp(float(scale), window, variant, config)
-    out = _launch(q, kv, block_tables, *tiles, params, op=op, interpret=interpret)
-    return out[:tokens] if missing else out
+    out = _launch(q, kv, block_tables, *tiles, params, out, op=op, interpret=interpret)
+    return cut_heads(out[:tokens] if missing else out, own_dim)
 
 
 def _check(q: Array, kv: Array, config: PrefillConfig, scale: float) -> None:
     (_, heads, dim), (_, _, kv_heads, page, _) = q.shape, kv.shape
-    if config.block_kv % page:
-        raise ValueError(f"block_kv {config.block_kv} is not a multiple of the page size {page}")
+    if config.block_kv % page and page % config.block_kv:
+        raise ValueError(f"block_kv {config.block_kv} and page size {page}: neither divides")
     if (heads // kv_heads) % config.heads_per_tile:
         raise ValueError(f"{heads // kv_heads} heads per KV head are odd: use heads_per_tile=1")
     if scale <= 0:
         raise ValueError(f"scale must be positive, not {scale}")
-    rows = 6 * ROWS + 2 * config.stages * config.block_kv
-    if rows * dim * q.dtype.itemsize > _SHARED_BYTES:
+    if config.smem_bytes(dim) > _SHARED_BYTES:
         raise ValueError(f"{config} needs more shared memory than a thread block has")
 
 
@@ -106,6 +115,7 @@ def _launch(
     table: Int[Array, "N F"],
     count: Int[Array, " 1"],
     params: Params,
+    out: Float[Array, "T H D"],
     *,
     op: PrefillOp,
     interpret: Any,
@@ -113,7 +123,7 @@ def _launch(
     """One jitted function for all layers, so that the kernel is lowered and compiled once."""
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
-        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        out_type=(),
         scratch_types=_scratch(q.shape[2], q.dtype, kv.shape[3], op.config, bool(interpret)),
         grid=(op.config.num_ctas,),
         grid_names=("cta",),
@@ -123,14 +133,17 @@ def _launch(
         interpret=interpret,
     )
     operands = prefill_operands(op.variant, params, table, op)
-    return kernel(q, kv, block_tables, table, count, *operands)
+    written = jax.new_ref(out)
+    kernel(q, kv, block_tables, table, count, *operands, written)
+    return jax.freeze(written)
 
 
 def _scratch(
     dim: int, dtype: Any, page_size: int, config: PrefillConfig, interpret: bool
 ) -> dict[str, Any]:
     """Shared memory and barriers of one thread block; the names are those of ``Shared``."""
-    stages, pages = config.stages, config.block_kv // page_size
+    stages, pages = config.stages, max(config.block_kv // page_size, 1)
+    columns = columns_at_once(dim)
     tiling: Any = plgpu.TilingTransform  # its base class is abstract to a type checker only
     swizzle: Any = plgpu.SwizzleTransform
     swizzled = (tiling((8, 64)), swizzle(128))
@@ -142,8 +155,8 @@ def _scratch(
         "q": tile(2, ROWS, dim),
         "k": tile(stages, config.block_kv, dim),
         "v": tile(stages, config.block_kv, dim),
-        "o": tile(2, ROWS, dim),
-        "o_rows": plgpu.SMEM((2, ROWS, dim), dtype),
+        "o": tile(2, ROWS, columns),
+        "o_rows": plgpu.SMEM((2, ROWS, columns), dtype),
         "q_full": plgpu.Barrier(num_arrivals=2),
         "q_free": plgpu.Barrier(num_arrivals=2),
         "k_full": plgpu.Barrier(num_arrivals=pages, num_barriers=stages),

@@ -38,13 +38,13 @@ class PrefillOp:
 
 
 class Shared(NamedTuple):
-    """Shared memory of a thread block, then its barriers."""
+    """Shared memory of a thread block, then its barriers. C, ``columns_at_once``, is D or less."""
 
     q: Any  # [2, ROWS, D]
     k: Any  # [stages, block_kv, D]
     v: Any
-    o: Any  # [2, ROWS, D], laid out for whole tiles
-    o_rows: Any  # [2, ROWS, D], row after row, for tiles whose rows are not all their own
+    o: Any  # [2, ROWS, C], laid out for whole tiles
+    o_rows: Any  # [2, ROWS, C], row after row, for tiles whose rows are not all their own
     q_full: Any
     q_free: Any
     k_full: Any  # [stages]

@@ -8,6 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.attention.decode_sm90_producer import issue
 from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
@@ -50,20 +51,29 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
 def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array) -> None:
     """One block of keys and values, and before the first of an item its queries."""
     config, page_size = op.config, gmem.kv.shape[3]
-    count = config.block_kv // page_size
+    count = max(config.block_kv // page_size, 1)
+    blocks_per_page = max(page_size // config.block_kv, 1)
     kv_heads_of = gmem.q.shape[1] // gmem.kv.shape[2] // config.heads_per_tile
     kv_head = lax.div(item.unit, jnp.int32(kv_heads_of))
     stage = lax.rem(step, jnp.int32(config.stages))
     last_page = lax.div(item.seq_len - 1, jnp.int32(page_size))
     # Past the last page it is fetched again: masked, and no table entry past the end is used.
-    pages = [
-        gmem.block_tables[item.slot, lax.min(block * count + i, last_page)] for i in range(count)
-    ]
+    first = block * count if blocks_per_page == 1 else lax.div(block, jnp.int32(blocks_per_page))
+    pages = [gmem.block_tables[item.slot, lax.min(first + i, last_page)] for i in range(count)]
+    size = config.block_kv // count
+
+    def tokens_of(page: Array, which: int) -> Any:
+        if blocks_per_page == 1:
+            return gmem.kv.at[page, which, kv_head]
+        part = lax.rem(block, jnp.int32(blocks_per_page))
+        return gmem.kv.at[page, which, kv_head, pl.ds(part * size, size)]
 
     def copy(which: int, target: Any, barrier: Any) -> None:
-        for i, page in enumerate(pages):
-            rows = target.at[stage, pl.ds(i * page_size, page_size)]
-            plgpu.copy_gmem_to_smem(gmem.kv.at[page, which, kv_head], rows, barrier)
+        def copy_page(i: int) -> None:
+            rows = target.at[stage, pl.ds(i * size, size)]
+            plgpu.copy_gmem_to_smem(tokens_of(pages[i], which), rows, barrier)
+
+        issue(copy_page, count, config.issuers)
 
     @pl.when(step >= config.stages)
     def _() -> None:

@@ -33,7 +33,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return spec.kv_bytes
 
     def default(self, spec: DecodeSpec) -> DecodeConfig:
-        return default_decode_config(spec.dim, spec.page, spec.heads // spec.kv_heads)
+        return default_decode_config(spec.stored, spec.page, spec.heads // spec.kv_heads)
 
     def grid(self, default: DecodeConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         tried = [(default.stages, default.num_ctas), (3, 2 * num_sms), (2, 2 * num_sms)]
@@ -41,7 +41,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return [{"stages": stages, "num_ctas": ctas} for stages, ctas in dict.fromkeys(tried)]
 
     def refuses(self, spec: DecodeSpec, config: DecodeConfig, platform: str) -> str | None:
-        facts = (spec.heads, spec.kv_heads, spec.dim, spec.page, "bfloat16")
+        facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
         return refuses_decode_sm90(*facts, platform, config)
 
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
@@ -93,7 +93,7 @@ def decode_inputs(
         tables[row, :count] = pages[end - count : end]
     sets = min(calls, max(2, CACHE_BYTES // spec.kv_bytes))
     keys = jax.random.split(jax.random.key(0), sets + 1)
-    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.dim)
+    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.stored)
     make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
     q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
     caches = tuple(make(key) for key in keys[:sets])

@@ -31,6 +31,7 @@ _NEUTRAL: dict[str, tuple[float | bool, ...]] = {
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "thinking_token_budget": (),
 }
 
 

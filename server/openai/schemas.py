@@ -264,6 +264,7 @@ class ChatCompletionRequest(GenerationRequest, TemplateOptions):
     add_special_tokens: bool | None = None
     modalities: list[Literal["text"]] | None = None
     include_reasoning: bool | None = None
+    thinking_token_budget: Count | None = None
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
@@ -276,5 +277,6 @@ class ChatCompletionRequest(GenerationRequest, TemplateOptions):
         limit = self.max_completion_tokens
         return self._choice_params(
             max_tokens=self.max_tokens if limit is None else limit,
+            thinking_token_budget=self.thinking_token_budget,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )

@@ -9,6 +9,7 @@ import pytest
 
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.backends.pallas import BACKEND, _say_once
+from jaxllm.attention.select import cache_head_dims
 from jaxllm.config.model import ModelConfig, RopeConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.models.params import model_def
@@ -45,7 +46,7 @@ GLM = replace(
     [
         (SPEC, replace(H200, platform="cpu", compute_capability=""), "Hopper"),
         (SPEC, replace(H200, compute_capability="8.0"), "Hopper"),
-        (replace(SPEC, head_dim=80), H200, "head dims"),
+        (replace(SPEC, head_dim=100), H200, "head dims"),
         (AttentionSpec(32, 1, 576, 0.1, value_dim=512), H200, "latent"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
         (SPEC, replace(H200, dtype="float32"), "float32"),
@@ -55,8 +56,15 @@ def test_refuses_with_a_reason(spec: AttentionSpec, target: AttentionTarget, rea
     assert reason in str(BACKEND.refuses(spec, target))
 
 
+PLAIN = replace(MODEL, sliding_windows=())
+DANUBE = replace(PLAIN, head_dim=80, rope=RopeConfig(theta=10000.0, dim=80))
+WIDE = replace(PLAIN, head_dim=256, rope=RopeConfig(theta=10000.0, dim=256))
+
+
 @pytest.mark.parametrize(
-    ("model", "writes"), [(MODEL, 1), (QWEN3, 1), (GLM, 0)], ids=["llama", "qwen3", "glm"]
+    ("model", "writes"),
+    [(MODEL, 1), (QWEN3, 1), (GLM, 0), (DANUBE, 1), (WIDE, 1)],
+    ids=["llama", "qwen3", "glm", "heads of 80", "heads of 256"],
 )
 def test_whole_steps_lower_for_hopper_with_each_kernel_once(
     model: ModelConfig, writes: int, caplog: pytest.LogCaptureFixture
@@ -66,7 +74,9 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
     """
     _say_once.cache_clear()
     buckets = make_buckets((8,), (64,), 8)
-    plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
+    stored = BACKEND.cache_head_dim(model.head_dim)
+    facts = ("bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
+    plan = EnginePlan(model, *facts, cache_head_dims=(stored,) * model.num_layers)
     programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     for bucket, per_kind in zip(buckets, (2, 3), strict=True):  # decode, combine; prefill
         function = partial(forward, program=programs.step_program(bucket))
@@ -79,22 +89,29 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
         if not writes:
             takers += r"|stablehlo.scatter|\}\)"  # the scatter's types stand at its end
         for line in text.splitlines():
-            if "tensor<300x2x2x64x64xbf16>" in line:
+            if f"tensor<300x2x2x64x{stored}xbf16>" in line:
                 assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]
     said = [record.message for record in caplog.records if "Plain XLA writes" in record.message]
     assert len(said) == 1 - writes
 
 
-def test_layers_of_other_shapes_lower_beside_each_other() -> None:
+@pytest.mark.parametrize(
+    ("model", "own", "wide"), [(MODEL, 64, 128), (DANUBE, 128, 256)], ids=["heads of 64", "of 80"]
+)
+def test_layers_of_other_shapes_lower_beside_each_other(
+    model: ModelConfig, own: int, wide: int
+) -> None:
     """Differential layers have half the KV heads, twice as wide; unrotated ones are no other kind
-    for the kernel that writes."""
+    for the kernel that writes. Each is padded by itself: heads of 80 to 128, of 160 to 256."""
     layers = ("rotary", "nope", "differential")
-    model = replace(MODEL, attention_layers=layers, sliding_windows=())
+    model = replace(model, attention_layers=layers, sliding_windows=())
     bucket = make_buckets((8,), (64,), 8)[1]
-    plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
+    facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
+    plan = EnginePlan(model, *facts, cache_head_dims=cache_head_dims(model, BACKEND))
     programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     function = partial(forward, program=programs.step_program(bucket))
     traced = jax.jit(function, donate_argnums=(1, 2)).trace(*programs._forward_args(bucket))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("func.func private @rope_and_write_sm90") == 1
-    assert "tensor<300x2x2x64x64xbf16>" in text and "tensor<300x2x1x64x128xbf16>" in text
+    for heads, dim in ((2, own), (1, wide)):
+        assert f"tensor<300x2x{heads}x64x{dim}xbf16>" in text

@@ -1,13 +1,18 @@
 """The choice of a backend: the first that does not refuse, and the log says why."""
 
+from dataclasses import replace
+
 import pytest
 
 from jaxllm.attention import select
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.backends import xla
-from jaxllm.attention.select import BACKENDS, select_backend
+from jaxllm.attention.kv_cache import most_padded
+from jaxllm.attention.select import BACKENDS, cache_head_dims, select_backend
+from jaxllm.config.model import LatentConfig
 from jaxllm.errors import ConfigError
 from jaxllm.registry import Registry
+from tests.fakes.tiny_engine import TINY
 
 WIDE, WINDOWED = AttentionSpec(8, 2, 128, 0.1), AttentionSpec(8, 2, 128, 0.1, window=16)
 GPU, CPU = (AttentionTarget(platform, "", 64, "bfloat16") for platform in ("gpu", "cpu"))
@@ -73,3 +78,15 @@ def test_a_listed_backend_that_does_not_import_is_an_error(
     monkeypatch.setattr(select, "BACKENDS", registry)
     with pytest.raises(ModuleNotFoundError, match="gone"):
         select_backend([WIDE], CPU)
+
+
+def test_heads_are_padded_layer_by_layer_and_pages_of_keys_alone_never() -> None:
+    layers = ("rotary", "differential", "latent")
+    latent = LatentConfig(q_rank=None, kv_rank=64, nope_dim=16, rope_dim=16, value_dim=16)
+    facts = {"num_layers": 3, "attention_layers": layers, "latent": latent, "sliding_windows": ()}
+    model = replace(TINY, head_dim=80, **facts)
+    pallas, plain = BACKENDS.load("pallas"), BACKENDS.load("xla")
+    assert cache_head_dims(model, pallas) == cache_head_dims(model) == (128, 256, 80)
+    assert cache_head_dims(model, plain) == ()
+    assert most_padded(model, (128, 256, 80)) in {(80, 128), (160, 256)}
+    assert most_padded(replace(TINY, **facts), ())[1] == TINY.head_dim

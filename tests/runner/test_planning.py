@@ -12,6 +12,7 @@ from jaxllm.core.buckets import pick_bucket, token_budget
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef, model_def
 from jaxllm.runner import planning
+from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 from jaxllm.runner.memory import (
     GIB,
     MEASURED,
@@ -99,6 +100,23 @@ def test_swapping_and_offloading_share_the_hosts_memory() -> None:
     assert abs(both.host_blocks - 3 * one.host_blocks) <= 2
     assert (one.offloading, both.offloading) == (False, True)
     assert make_plan().host_blocks == make_plan(swap_space=0.0).host_blocks == 0
+
+
+def test_padded_heads_are_counted() -> None:
+    """In the cache, what moves of it, and what the host's memory holds."""
+    config = make_config(swap_space=0.25)
+    own, padded = (
+        planning.draft_plan(config, MODEL, "float32", "cpu", ("xla", "test"), head_dims)
+        for head_dims in ((), (4 * TINY.head_dim,) * TINY.num_layers)
+    )
+    one, four = (memory_plan(plan, MODEL, Device("cpu", None), NO_WORK) for plan in (own, padded))
+    assert four.block == 4 * one.block
+    assert padded.host_blocks == GIB // 4 // four.block
+    moved, more = (
+        next(p.temporary_bytes for p in estimated_memory(plan).programs if p.kind == "copy")
+        for plan in (own, padded)
+    )
+    assert more - moved == (BLOCKS_PER_MOVE + 1) * (four.block - one.block)
 
 
 @pytest.mark.parametrize("eos", [(96,), tuple(range(MAX_EOS_IDS + 1))], ids=["beyond", "many"])
