@@ -15,7 +15,8 @@ from jaxllm.core.logprobs import prompt_logprobs, token_logprobs
 from jaxllm.core.request import Request
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.core.stop import check_stop
-from jaxllm.messages import EngineCoreOutput, StepOutputs, TokenLogprobs
+from jaxllm.core.taps import due_taps
+from jaxllm.messages import EngineCoreOutput, StepOutputs, TapValue, TokenLogprobs
 
 if TYPE_CHECKING:
     from jaxllm.core.scheduler import Scheduler
@@ -70,6 +71,7 @@ def _end(
     new_token_ids: tuple[int, ...],
     logprobs: tuple[TokenLogprobs, ...] = (),
     prompt: tuple[TokenLogprobs, ...] = (),
+    taps: tuple[TapValue, ...] = (),
 ) -> EngineCoreOutput | None:
     """Finish the request if its newest token says so, and give its last output."""
     end = check_stop(request)
@@ -84,13 +86,14 @@ def _end(
         stop_reason,
         logprobs,
         prompt,
+        taps=taps,
     )
 
 
 def _eventful_row(
     scheduler: Scheduler, step: SchedulerOutput, output: ModelRunnerOutput, entry: int, offset: int
 ) -> EngineCoreOutput | None:
-    """A row that wants log-probabilities or ends without a token; ``offset`` of its first token."""
+    """A row that wants more told, or ends without a token; ``offset`` of its first token."""
     row, start, num_tokens = (int(a[entry]) for a in (step.rows, step.starts, step.num_new_tokens))
     request: Request = scheduler.rows.request[row]
     params = request.core_request.sampling_params
@@ -102,6 +105,7 @@ def _eventful_row(
         prompt = prompt_logprobs(request, arrays, offset, start, num_tokens)
         request.num_prompt_logprobs += len(prompt)
         scheduler.rows.needs_events[row] = request.needs_events
+    taps = due_taps(request, output.taps.get(entry, ()), start + num_tokens)
     if step.samples[entry]:
         tokens = (int(output.token_ids[entry]),)
         request.append(tokens[0])
@@ -109,13 +113,15 @@ def _eventful_row(
             arrays = _computed(output.logprobs, "logprobs")
             logprobs = (token_logprobs(arrays, entry, tokens[0], params.logprobs),)
     elif start + num_tokens < request.num_tokens:  # not the last chunk
-        return EngineCoreOutput(request.request_id, prompt_logprobs=prompt) if prompt else None
-    end = _end(scheduler, request, tokens, logprobs, prompt)
+        if not prompt and not taps:
+            return None
+        return EngineCoreOutput(request.request_id, prompt_logprobs=prompt, taps=taps)
+    end = _end(scheduler, request, tokens, logprobs, prompt, taps)
     if end is not None and params.embed:
         embedding = _computed(output.embeddings, "embeddings")[entry]
         return msgspec.structs.replace(end, embedding=embedding.astype("<f4").tobytes())
     return end or EngineCoreOutput(
-        request.request_id, tokens, logprobs=logprobs, prompt_logprobs=prompt
+        request.request_id, tokens, logprobs=logprobs, prompt_logprobs=prompt, taps=taps
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from jaxllm.config.model import RowParam
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
+from jaxllm.taps.check import check_taps
+from jaxllm.taps.sites import TapShapes
 
 
 def validate_request(
@@ -20,9 +22,11 @@ def validate_request(
     *,
     embeddings: bool = False,
     attention_params: Sequence[RowParam] = (),
+    taps: TapShapes | None = None,
 ) -> None:
     """Check what the engine relies on. ``vocab_size`` is the width of the logits; ``embeddings``:
-    are there programs for them? ``attention_params``: what a request may bring.
+    are there programs for them? ``attention_params``: what a request may bring. ``taps``: what
+    the model has to read and change, None where there are no programs for it.
 
     Raises:
         InvalidRequestError: a field is out of range; ``param`` names it.
@@ -47,6 +51,7 @@ def validate_request(
         )
     check_attention_params(params.attention_params or {}, attention_params)
     _check_length(request, max_model_len)
+    check_taps(params, len(request.prompt_token_ids), request.max_tokens, taps)
     for param, ids in (
         ("prompt", request.prompt_token_ids),
         ("eos_token_ids", request.eos_token_ids),

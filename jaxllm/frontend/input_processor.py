@@ -11,6 +11,7 @@ from jaxllm.frontend.client import Prompt
 from jaxllm.grammar.checker import GrammarChecker
 from jaxllm.messages import EngineCoreRequest, ModelInfo
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.taps.check import check_taps
 from jaxllm.tokenizer.tokenizer import Tokenizer
 
 
@@ -140,6 +141,7 @@ class InputProcessor:
                 raise ValueError("structured_outputs have not been checked.")
             params = replace(params, structured_outputs=None)
         check_attention_params(params.attention_params or {}, self._info.attention_params)
+        check_taps(params, len(prompt_token_ids), max_tokens, self._info.taps)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         return EngineCoreRequest(

@@ -12,6 +12,7 @@ from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
+from jaxllm.runner.tapping import TapRows
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.rng import seed_words
 from jaxllm.sampling.token_mask import RowMask
@@ -52,8 +53,10 @@ class RowState:
         max_num_seqs: int,
         vocab_size: int,
         grammars: GrammarCompiler | None = None,
+        taps: TapRows | None = None,
     ):
         self.layout = layout
+        self.taps = taps
         self._grammars = grammars
         self.vocab_size = vocab_size
         self.scratch_row = max_num_seqs
@@ -94,6 +97,12 @@ class RowState:
         """Whether the step feeds the last token of a prompt whose embedding is wanted."""
         return bool((plan.starts + plan.num_new_tokens == self.embed_end[plan.rows]).any())
 
+    def taps_of(self, plan: SchedulerOutput) -> TapRows | None:
+        """Where a row of the step reads or changes activations."""
+        if self.taps is None or not self.taps.used[plan.rows].any():
+            return None
+        return self.taps
+
     def mode_of(self, plan: SchedulerOutput) -> SamplerMode:
         """The least that serves every row."""
         return _MODES[int(self._modes[plan.rows].max())]
@@ -112,6 +121,8 @@ class RowState:
         scored = params.prompt_logprobs is not None
         self.scored_end[row] = len(request.prompt_token_ids) - 1 if scored else 0
         self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
+        if self.taps is not None:
+            self.taps.enter(row, request)
         self.masks.pop(row, None)
         if self.masked[row]:
             words, grammar = request.bad_words_token_ids, self._matcher(request)

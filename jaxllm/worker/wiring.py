@@ -296,6 +296,7 @@ def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> Mo
         bos_token_id=plan.model.bos_token_id,
         attention_params=plan.attention_params,
         embedding_size=plan.model.hidden_size if plan.embeddings else 0,
+        taps=plan.tap_shapes,
     )
 
 
