@@ -74,10 +74,18 @@ def attention_probs(
     scores, visible = modified_scores(
         scores, token_rows, positions, variant, arrays, window=window, seq_lens=seq_lens
     )
+    sink = None if variant.sinks is None else arrays[variant.sinks]
+    return masked_softmax(scores, visible, sink)
+
+
+def masked_softmax(
+    scores: Float[Array, "T H N"], visible: Bool[Array, "T H N"], sink: Float[Array, " H"] | None
+) -> Float[Array, "T H N"]:
+    """Zero where nothing is visible. ``sink`` is the logit of one more key."""
     logits = jnp.where(visible, scores, -jnp.inf)
-    if variant.sinks is not None:  # one more key, whose value is zero
-        sink = arrays[variant.sinks][None, :, None]
-        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (*logits.shape[:2], 1))], axis=2)
+    if sink is not None:
+        more = jnp.broadcast_to(sink[None, :, None], (*logits.shape[:2], 1))
+        logits = jnp.concatenate([logits, more], axis=2)
     weights = jax.nn.softmax(logits, axis=-1)[:, :, : scores.shape[2]]
     return jnp.where(visible, weights, 0.0)  # also turns the NaN of an all-masked row to zero
 
