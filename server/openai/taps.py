@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from jaxllm.outputs import Tap
 from jaxllm.taps.interventions import AblateHead, Intervention, Patch, Steer
 from jaxllm.taps.positions import MAX_POSITIONS
-from jaxllm.taps.sites import MAX_SITES
+from jaxllm.taps.sites import KINDS, MAX_SITES
 from server.openai.fields import INT32, MANY, ONE, TAG, RequestObject, conflict, text_or_list
 
 _MAX_NUMBERS = 2**16  # of a vector
@@ -91,9 +91,14 @@ InterventionField = Annotated[
     ),
 ]
 Interventions = Annotated[list[InterventionField], Field(fail_fast=True, max_length=MAX_SITES)]
-TapNames = Annotated[
-    list[Annotated[str, Field(max_length=32)]], Field(fail_fast=True, max_length=MAX_SITES)
+TapName = Annotated[
+    str,
+    Field(
+        max_length=32,
+        json_schema_extra={"pattern": rf"^({'|'.join(KINDS)})\.[0-9]{{1,5}}$"},
+    ),
 ]
+TapNames = Annotated[list[TapName], Field(fail_fast=True, max_length=MAX_SITES)]
 TapPositionsField = Annotated[
     Annotated[Literal["last", "all"], ONE]
     | Annotated[

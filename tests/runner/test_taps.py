@@ -1,6 +1,6 @@
 """Taps and interventions of a real engine on a tiny model, held against a forward pass by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import jax
@@ -14,6 +14,7 @@ from jaxllm.engine.engine_core import EngineCore
 from jaxllm.frontend.taps import taps_by_name
 from jaxllm.messages import EngineCoreRequest, TapValue
 from jaxllm.outputs import Tap
+from jaxllm.runner import tapped_step
 from jaxllm.runner.programs import Programs
 from jaxllm.taps.interventions import AblateHead, Intervention, Patch, Steer
 from tests.fakes.plain_forward import plain_forward
@@ -27,9 +28,13 @@ CLOSE = 2e-4
 
 
 @pytest.fixture(scope="module")
-def tapped() -> TinyEngine:
+def tapped() -> Iterator[TinyEngine]:
+    """Of which a run reads so little that most steps run several times."""
     plan = tiny_plan(taps=True, max_num_batched_tokens=32)
-    return TinyEngine(replace(plan, buckets=make_buckets((8,), (32,), 8)))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, most in (("_MOST_VECTORS", 16), ("_MOST_LENS", 3), ("_MOST_PROBS", 8)):
+            patch.setattr(tapped_step, name, most)
+        yield TinyEngine(replace(plan, buckets=make_buckets((8,), (32,), 8)))
 
 
 def answers(
@@ -102,15 +107,20 @@ CHANGES: tuple[tuple[Intervention, ...], ...] = (
 
 
 def test_taps_are_the_activations_of_the_model(tapped: TinyEngine) -> None:
-    """A prompt of two chunks whose every position wants nine taps: each step runs twice and more,
-    and counts tokens for penalties once."""
+    """Each step runs several times, and counts tokens for penalties once."""
     asked = request("a", prompt_of(45), 6, taps=ALL, tap_positions="all")
     check(tapped, asked, answers(tapped.core(), asked)["a"])
-    penalty = {"presence_penalty": 1.5, "repetition_penalty": 1.3, "frequency_penalty": 1.0}
-    plain = request("a", prompt_of(45), 20, **penalty)
-    read = request("a", prompt_of(45), 20, **penalty, taps=ALL, tap_positions="all")
-    expected = answers(tapped.core(), plain)["a"][0]
-    assert answers(tapped.core(), read)["a"][0] == expected
+    penalty = {"frequency_penalty": 1.0, "allowed_token_ids": [5, 6, 7, 8]}  # often the same
+    read: dict[str, object] = {"taps": ALL, "tap_positions": "all"}
+    plain, tapping = (
+        [request(str(i), prompt_of(20 + i), 30, **penalty, **more) for i in range(3)]
+        for more in (dict[str, object](), read)
+    )
+    expected = answers(tapped.core(), *plain)
+    found = answers(tapped.core(), *tapping)
+    assert {name: tokens for name, (tokens, _) in found.items()} == {
+        name: tokens for name, (tokens, _) in expected.items()
+    }
 
 
 @pytest.mark.parametrize(
