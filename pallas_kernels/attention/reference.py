@@ -46,7 +46,7 @@ def paged_attention_reference(
         row_params=row_params,
         seq_lens=seq_lens,
     )
-    values = _gathered(kv[:, 1], block_tables, token_rows, q.shape[1])
+    values = _gathered(kv, 1, block_tables, token_rows, q.shape[1])
     values = jnp.where((weights != 0)[..., None], values, 0.0)
     return jnp.einsum("thn,thnd->thd", weights, values)
 
@@ -68,7 +68,7 @@ def attention_probs(
     ``N = M * B``. What is hidden has zero; with sinks they do not sum to one.
     """
     heads = q.shape[1]
-    keys = _gathered(kv[:, 0], block_tables, token_rows, heads)[..., : q.shape[2]]
+    keys = _gathered(kv, 0, block_tables, token_rows, heads)[..., : q.shape[2]]
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale
     arrays = param_arrays(variant, heads, block_tables.shape[0], row_params)
     scores, visible = modified_scores(
@@ -91,13 +91,14 @@ def masked_softmax(
 
 
 def _gathered(
-    pages: Float[Array, "P K B D"],
+    kv: Float[Array, "P 2 K B D"],
+    part: int,
     block_tables: Int[Array, "R M"],
     token_rows: Int[Array, " T"],
     heads: int,
 ) -> Float[Array, "T H N D"]:
-    """Keys, or values, of each token's row in order of positions, float32."""
-    found = pages[block_tables[token_rows]].astype(jnp.float32)  # [T, M, K, B, D]
+    """Keys (part 0), or values, of each token's row in order of positions, float32."""
+    found = kv[block_tables[token_rows], part].astype(jnp.float32)  # [T, M, K, B, D]
     tokens, _, kv_heads, _, dim = found.shape
     found = found.transpose(0, 2, 1, 3, 4).reshape(tokens, kv_heads, -1, dim)
     return jnp.repeat(found, heads // kv_heads, axis=1)
