@@ -174,7 +174,7 @@ def _tapped(plan: EnginePlan, bucket: BatchBucket, inside: int, outputs: int) ->
     """Beside what ``forward`` takes: float32 copies of the residual stream and of vectors to be
     added to it, what is read and how it was before, and one row's keys for probabilities.
     """
-    model, sizes = plan.model, TapSizes.of(plan)
+    model, sizes = plan.model, TapSizes.of(plan, plan.max_blocks_per_row)
     read = sizes.num_bytes(plan)
     keys = sizes.keys * (2 * model.num_heads * model.head_dim + 8 * model.num_heads) * 4
     states = 4 * bucket.num_tokens * model.hidden_size * 4

@@ -81,10 +81,11 @@ class ModelRunner:
         self._buffers: RowBuffers | None = None
         self._waiting = None
         self._host = HostPool()
-        taps = None if (shapes := plan.tap_shapes) is None else TapRows.of(plan, shapes)
+        layout, shapes = self._programs.rows, plan.tap_shapes
+        taps = None if shapes is None else TapRows.of(plan, shapes, layout.max_blocks)
         self._edits = jax.tree.map(_zeros, edits_spec(plan)) if taps is not None else None
         self._rows = RowState(
-            self._programs.rows, plan.max_num_seqs, plan.model.vocab_size, self._grammars, taps
+            layout, plan.max_num_seqs, plan.model.vocab_size, self._grammars, taps
         )
         specs = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
         self._kv = tuple(_zeros(spec) for spec in specs)

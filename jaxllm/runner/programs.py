@@ -256,9 +256,10 @@ class Programs:
         return _Job(("forward", bucket), function, self._forward_args(bucket), donated=(1, 2))
 
     def _tapped_job(self, bucket: BatchBucket) -> _Job:
-        sizes = TapSizes.of(self.plan)
+        sizes = TapSizes.of(self.plan, self.rows.max_blocks)
         function = partial(tapped_forward, program=self.step_program(bucket), sizes=sizes)
-        args = (*self._forward_args(bucket), edits_spec(self.plan), reads_spec(self.plan))
+        reads = reads_spec(self.plan.model.num_layers, sizes)
+        args = (*self._forward_args(bucket), edits_spec(self.plan), reads)
         return _Job(("tapped", bucket), function, args, donated=(1, 2))
 
     def _edit_job(self) -> _Job:

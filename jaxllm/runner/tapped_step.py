@@ -29,8 +29,9 @@ class TapSizes:
     keys: int  # of an entry of probs, for each head
 
     @classmethod
-    def of(cls, plan: EnginePlan) -> "TapSizes":
-        model, keys = plan.model, plan.max_blocks_per_row * plan.block_size
+    def of(cls, plan: EnginePlan, max_blocks: int) -> "TapSizes":
+        """``max_blocks``: entries of a block table, which a plan that was settled may not need."""
+        model, keys = plan.model, max_blocks * plan.block_size
 
         def count(most: int, num_bytes: int, each: int) -> int:
             return max(1, min(most, num_bytes // (4 * each)))
@@ -119,8 +120,7 @@ def edits_spec(plan: EnginePlan) -> Edits:
     )
 
 
-def reads_spec(plan: EnginePlan) -> Reads:
-    sizes = TapSizes.of(plan)
-    shapes = ((2, sizes.vectors), (2, sizes.lens), (2, sizes.probs), (plan.model.num_layers + 1,))
+def reads_spec(num_layers: int, sizes: TapSizes) -> Reads:
+    shapes = ((2, sizes.vectors), (2, sizes.lens), (2, sizes.probs), (num_layers + 1,))
     specs = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in (*shapes, ()))
     return Reads(*specs)  # pyright: ignore[reportArgumentType]

@@ -55,8 +55,8 @@ class TapRows:
     _changes: dict[int, Edits] = field(default_factory=dict[int, Edits])
 
     @classmethod
-    def of(cls, plan: EnginePlan, shapes: TapShapes) -> "TapRows":
-        return cls(shapes, TapSizes.of(plan), np.zeros(plan.max_num_seqs + 1, np.bool_))
+    def of(cls, plan: EnginePlan, shapes: TapShapes, max_blocks: int) -> "TapRows":
+        return cls(shapes, TapSizes.of(plan, max_blocks), np.zeros(plan.max_num_seqs + 1, np.bool_))
 
     def enter(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
