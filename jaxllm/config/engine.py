@@ -56,6 +56,9 @@ class EngineConfig:
     enable_embeddings: bool = flag(
         False, "serve /v1/embeddings too: the last token's final hidden state, normalised"
     )
+    taps: bool = flag(
+        False, "let requests read and change activations: taps and interventions (jaxllm/taps)"
+    )
     enable_prefix_caching: bool = flag(
         True, "keep computed blocks while there is room, and share them among requests"
     )

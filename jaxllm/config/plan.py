@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jaxllm.config.model import ModelConfig, RowParam
+from jaxllm.taps.sites import TapShapes
 
 
 class BatchKind(StrEnum):
@@ -43,6 +44,14 @@ class EnginePlan:
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
     cache_head_dim: int | None = None  # of KV pages, where the backend pads the model's heads
+    taps: bool = False  # whether requests may read and change activations
+
+    @property
+    def tap_shapes(self) -> TapShapes | None:
+        """None: there are no taps."""
+        m = self.model
+        shapes = TapShapes(m.num_layers, m.num_heads, m.hidden_size, m.vocab_size)
+        return shapes if self.taps else None
 
     @property
     def max_blocks_per_row(self) -> int:

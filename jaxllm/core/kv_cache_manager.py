@@ -24,6 +24,7 @@ from jaxllm.core.host_tier import HostTier
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.prefix_cache import BlockHasher, PrefixCache
 from jaxllm.core.request import Request
+from jaxllm.taps.interventions import interventions_key
 
 
 class Start(NamedTuple):
@@ -248,12 +249,12 @@ class KVCacheManager:
         return self.caching and not request.owes_prompt_logprobs  # these take computing it all
 
     def _find(self, request: Request) -> list[int | None]:
-        """Blocks of the request's first tokens, its newest one left out; None for a block that the
-        host's memory has.
+        """Blocks of the request's first tokens, as far as they are skippable; None for a block that
+        the host's memory has.
         """
         if not self._may_share(request):
             return []
-        most = (request.num_tokens - 1) // self.block_size
+        most = request.num_skippable // self.block_size
         found: list[int | None] = []
         for block_hash in islice(self._chain(request, most * self.block_size), 1, most + 1):
             block_id = self.prefix.find(block_hash)
@@ -266,7 +267,7 @@ class KVCacheManager:
         """As PrefixCache.find_similar, for the block after the shared ones."""
         if not self._may_share(request):
             return 0, 0
-        end = min(num_shared + self.block_size, request.num_tokens - 1)
+        end = min(num_shared + self.block_size, request.num_skippable)
         wanted = request.tokens_between(num_shared, end)
         parent = request.chain[num_shared // self.block_size]
         source, num_common = self.prefix.find_similar(parent, wanted)
@@ -278,8 +279,10 @@ class KVCacheManager:
         if not chain:
             asked = request.core_request
             tenant = "" if self._for_all else asked.tenant
-            attention = json.dumps(asked.sampling_params.attention_params, sort_keys=True)
-            root = (self._identity, attention, tenant, asked.cache_salt)
+            params = asked.sampling_params
+            attention = json.dumps(params.attention_params, sort_keys=True)
+            changed = interventions_key(params.interventions)
+            root = (self._identity, attention, tenant, asked.cache_salt, changed)
             chain.append(self._hasher.root(*root))
         done = (len(chain) - 1) * self.block_size
         if num_tokens - done >= self.block_size:

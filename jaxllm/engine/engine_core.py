@@ -95,6 +95,7 @@ class EngineCore:
             plan.max_model_len,
             embeddings=plan.embeddings,
             attention_params=plan.attention_params,
+            taps=plan.tap_shapes,
         )
         self.scheduler.add_request(request)
         self._queue_times.add(request.request_id)

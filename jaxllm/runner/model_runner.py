@@ -17,6 +17,7 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.grammar.matcher import GrammarCompiler
+from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
 from jaxllm.runner.block_moves import HostPool, Moves, in_parts
 from jaxllm.runner.packing import pack, pack_idle
@@ -25,6 +26,8 @@ from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
 from jaxllm.runner.step import TOKENS_PER_RECOUNT, StepSlots
 from jaxllm.runner.step_layout import StepLayout
+from jaxllm.runner.tapped_step import edits_spec
+from jaxllm.runner.tapping import TapRows, TapRun, values_of
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
 from jaxllm.sampling.token_mask import RowMask, mask_words, row_masks
 
@@ -47,6 +50,7 @@ class StepHandle:
     embeddings: jax.Array | None
     wants_logprobs: bool
     masks: list[tuple[int, RowMask]]  # as dispatched: a row may change hands meanwhile
+    tapped: list[tuple[TapRun, TapArrays]]
     out: SamplerOutput | None = None
 
 
@@ -82,11 +86,15 @@ class ModelRunner:
         self._buffers: RowBuffers | None = None
         self._waiting = None
         self._host = HostPool()
+        layout, shapes = self._programs.rows, plan.tap_shapes
+        taps = None if shapes is None else TapRows.of(plan, shapes, layout.max_blocks)
+        self._edits = jax.tree.map(_zeros, edits_spec(plan)) if taps is not None else None
         self._rows = RowState(
-            self._programs.rows,
+            layout,
             plan.max_num_seqs,
             plan.model.vocab_size,
             self._grammars,
+            taps,
             jumps=plan.jump_forward,
         )
         specs = kv_cache_spec(
@@ -105,6 +113,8 @@ class ModelRunner:
             logits, slots, hidden = self._forward(bucket, packed)
             if bucket.kind is BatchKind.MIXED:
                 self._programs.score(bucket)(self._params, hidden, packed)
+                if self._rows.taps is not None:
+                    self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])
                 if self._plan.embeddings:
                     self._programs.embed(bucket)(hidden, packed)
             for mode in self._programs.modes(bucket.num_rows):
@@ -122,13 +132,18 @@ class ModelRunner:
         self._finish_waiting()
         self._rows.apply(plan)
         mode = self._rows.mode_of(plan)
+        taps = self._rows.taps_of(plan)
         bucket = self._bucket(plan, mode)
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
         self._move_blocks(plan.block_saves, plan.block_copies, plan.block_loads)
         packed = jax.device_put(pack(plan, self._rows, layout))
-        logits, slots, hidden = self._forward(bucket, packed)
+        tapped: list[tuple[TapRun, TapArrays]] = []
+        if taps is None:
+            logits, slots, hidden = self._forward(bucket, packed)
+        else:
+            logits, slots, hidden, tapped = self._run_tapped(bucket, packed, taps.runs(plan))
         for skipped in self._rows.take_skipped():
             self._count(*skipped)
         scored: Logprobs | None = None
@@ -147,6 +162,7 @@ class ModelRunner:
             embeddings,
             bool(self._rows.logprobs[plan.rows].any()),
             self._rows.masks_of(plan),
+            tapped,
         )
         if handle.masks:
             self._waiting = handle
@@ -156,12 +172,13 @@ class ModelRunner:
 
     def _bucket(self, plan: SchedulerOutput, mode: SamplerMode) -> BatchBucket:
         """The scheduler's choice; but only mixed programs clear token counts, score and embed
-        prompts, which a step that feeds one token per row wants now and then, and only some
-        numbers of rows have a FULL sampler."""
+        prompts and have taps, which a step that feeds one token per row wants now and then, and
+        only some numbers of rows have a FULL sampler."""
         if plan.bucket.kind is BatchKind.MIXED:
             return plan.bucket
         state = self._rows
-        if state.resets or state.scores_prompts(plan) or state.embeds(plan):
+        wants_more = state.scores_prompts(plan) or state.embeds(plan)
+        if state.resets or wants_more or state.taps_of(plan) is not None:
             return self._smallest_mixed
         if mode is SamplerMode.FULL:
             rows = next(n for n in self._programs.full_rows if n >= plan.bucket.num_rows)
@@ -190,6 +207,7 @@ class ModelRunner:
             handle.bucket.num_tokens,
             None if handle.embeddings is None else np.asarray(handle.embeddings)[:count],
             forced,
+            values_of(handle.tapped),
         )
 
     def _follow(
@@ -216,6 +234,26 @@ class ModelRunner:
         result = program(self._params, kv, buffers, packed)
         self._kv, self._buffers, logits, slots, hidden = result
         return logits, slots, hidden
+
+    def _run_tapped(
+        self, bucket: BatchBucket, packed: jax.Array, runs: list[TapRun]
+    ) -> tuple[Any, StepSlots, jax.Array, list[tuple[TapRun, TapArrays]]]:
+        """The step as often as it takes to read all: each run writes the same keys and values. What
+        all but the last have read waits on the host.
+        """
+        for row, values in self._rows.taps.take_changes().items() if self._rows.taps else ():
+            edits, self._edits = self._edits, None
+            self._edits = self._programs.edit(edits, np.int32(row), values)
+        program, tapped = self._programs.tapped(bucket), list[tuple[TapRun, TapArrays]]()
+        for run in runs:
+            if tapped:
+                tapped[-1] = (tapped[-1][0], jax.device_get(tapped[-1][1]))
+            kv, buffers = self._kv, self._buffers
+            self._kv = self._buffers = None
+            result = program(self._params, kv, buffers, packed, self._edits, run.reads)
+            self._kv, self._buffers, logits, slots, hidden, found = result
+            tapped.append((run, found))
+        return logits, slots, hidden, tapped
 
     def _move_blocks(self, saves: Moves, copies: Moves, loads: Moves) -> None:
         """Where one program does not take all copies, the order is right still: what is copied was

@@ -76,6 +76,7 @@ def draft_plan(
         attention_backend=attention[0],
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
+        taps=config.taps,
         prefix_caching=config.enable_prefix_caching,
         jump_forward=config.jump_forward,
         prefix_cache_scope=config.prefix_cache_scope,

@@ -182,8 +182,9 @@ class FakeExecutor:
 
     def _identity(self, request: EngineCoreRequest) -> int:
         tenant = "" if self.plan.prefix_cache_scope == "all" else request.tenant
-        params = request.sampling_params.attention_params
-        return crc32(repr((tenant, request.cache_salt, params)).encode()) & 0x7FFFFFFF
+        params = request.sampling_params
+        changed = (params.attention_params, params.interventions)
+        return crc32(repr((tenant, request.cache_salt, *changed)).encode()) & 0x7FFFFFFF
 
     def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:
         logprob, rank, top_ids, top_logprobs = score(context, token_id, self.plan.model.vocab_size)

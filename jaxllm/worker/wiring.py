@@ -99,7 +99,7 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     logger.info("Attention backend: %s", programs.plan.attention_reason)
     memory = size_programs(config, programs, device)
     loading = time.monotonic()
-    params = _load_params(config, opened)
+    params = load_weights(config, opened)
     load_seconds = time.monotonic() - loading
     compile_programs(programs, memory)
     plan = programs.plan
@@ -288,7 +288,8 @@ def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:
     return AttentionTarget(*where, device_kind=device.device_kind)
 
 
-def _load_params(config: EngineConfig, opened: OpenedModel) -> Params:
+def load_weights(config: EngineConfig, opened: OpenedModel) -> Params:
+    """The model's parameters, in its order. Raises ConfigError."""
     files, source, model = opened.files, opened.source, opened.model
     spec = dict(zip(model.names, model.specs, strict=True))
     if config.load_format == "dummy":
@@ -310,6 +311,7 @@ def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> Mo
         bos_token_id=plan.model.bos_token_id,
         attention_params=plan.attention_params,
         embedding_size=plan.model.hidden_size if plan.embeddings else 0,
+        taps=plan.tap_shapes,
     )
 
 
