@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxllm.core.block_pool import BlockPool
 from jaxllm.core.host_tier import HostTier
 from jaxllm.core.invariant import InvariantError
@@ -190,17 +192,15 @@ class KVCacheManager:
                 self._discard((block_id,))
                 continue
             tokens = request.tokens_between(index * size, (index + 1) * size)
-            self.prefix.add(block_id, chain[index], tokens, block_hash)
+            self._note(block_id, chain[index], tokens, block_hash)
             noted.append(block_id)
         table.num_noted = max(table.num_noted, num_known // size)
         begun = num_known - num_known % size
         if pauses and num_known - begun >= self._least_copied:
             block_id = table.blocks[begun // size]
             tokens = request.tokens_between(begun, num_known)
-            self.prefix.add(block_id, chain[begun // size], tokens, None)
+            self._note(block_id, chain[begun // size], tokens, None)
             noted.append(block_id)
-        for block_id in noted:
-            self.pool.keep(block_id)
         if in_this_step:
             self._fresh.update(noted)
 
@@ -310,9 +310,17 @@ class KVCacheManager:
         self.num_loaded_blocks += 1
         start = index * self.block_size
         tokens = request.tokens_between(start, start + self.block_size)
-        self.prefix.add(block_id, request.chain[index], tokens, request.chain[index + 1])
-        self.pool.keep(block_id)
+        self._note(block_id, request.chain[index], tokens, request.chain[index + 1])
         self._fresh.add(block_id)
+
+    def _note(
+        self, block_id: int, parent: bytes, token_ids: np.ndarray, block_hash: bytes | None
+    ) -> None:
+        """As PrefixCache.add, and keep what it knows, no more."""
+        forgotten = self.prefix.add(block_id, parent, token_ids, block_hash)
+        self.pool.keep(block_id)
+        if forgotten is not None:
+            self.pool.forget(forgotten)
 
     def _discard(self, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:

@@ -135,6 +135,13 @@ SCENARIOS = {
         pool=(0.2, 0.5),
         tenants=("", "", "t"),
     ),
+    "branches": Scenario(
+        about="many continuations of one beginning",
+        prompts="branches",
+        block_size=(2, 8),
+        pool=(0.3, 1.0),
+        salts=("",),
+    ),
     "siblings": Scenario(about="n completions of one prompt", prompts="siblings"),
     "priorities": Scenario(
         about="requests of unequal priority", priorities=(-1, 0, 0, 3), policies=("priority",)
