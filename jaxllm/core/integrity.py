@@ -107,9 +107,10 @@ def _check_rows(scheduler: Scheduler) -> None:
 
 
 def _check_requests(scheduler: Scheduler) -> None:
-    waiting = {r.request_id: r for r in scheduler.waiting}
+    queued = [*scheduler.waiting, *scheduler.aside]
+    waiting = {r.request_id: r for r in queued}
     running = {r.request_id for r in scheduler.requests.values() if r.row is not None}
-    disjoint = len(waiting) == len(scheduler.waiting) and not waiting.keys() & running
+    disjoint = len(waiting) == len(queued) and not waiting.keys() & running
     complete = waiting.keys() | running == scheduler.requests.keys()
     _require(disjoint and complete, "A request is lost, or in two places.")
     _require(

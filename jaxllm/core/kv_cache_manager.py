@@ -14,6 +14,7 @@ tokens come back. Within a step all saves go first, then copies, then loads.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -103,6 +104,18 @@ class KVCacheManager:
     def num_cached_tokens(self, request: Request) -> int:
         """Of the tokens that it would feed now, how many are in blocks that are there."""
         return len(self._find(request)) * self.block_size
+
+    def num_common_tokens(self, request: Request, other: Request) -> int:
+        """Of the tokens that ``request`` would feed now, how many are in full blocks that it would
+        share with ``other``.
+        """
+        if not self._may_share(request):
+            return 0
+        size = self.block_size
+        most = min((request.num_tokens - 1) // size, other.num_tokens // size)
+        mine, others = (self._chain(r, most * size) for r in (request, other))
+        differ = bisect_left(range(1, most + 1), True, key=lambda i: mine[i] != others[i])
+        return differ * size if mine[0] == others[0] else 0
 
     def begin(self, request: Request) -> Start | None:
         """Give a request blocks for all its known tokens, those in the cache first.

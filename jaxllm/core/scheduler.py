@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, islice
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,17 +30,18 @@ import numpy as np
 from jaxllm.config.plan import EnginePlan
 from jaxllm.config.scheduling import SchedulingConfig
 from jaxllm.core.block_pool import BlockPool
-from jaxllm.core.buckets import lowest_limit, pick_bucket, token_budget, tokens_to_feed
+from jaxllm.core.buckets import pick_bucket, token_budget
 from jaxllm.core.commit import commit_step
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
 from jaxllm.core.making_way import victims_of_waiting
 from jaxllm.core.policies import POLICIES
-from jaxllm.core.prefill_shares import PrefillShares
+from jaxllm.core.prefill_shares import PrefillShares, shares_of_step
 from jaxllm.core.request import FINISHED, Request, RequestStatus
 from jaxllm.core.row_table import RowTable
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.core.sparing import blocks_to_admit, is_spared, rank_in_row
+from jaxllm.core.standing_aside import StandingAside
 from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, EngineStats, StepOutputs
 
@@ -93,6 +94,8 @@ class Scheduler:
         )
         self.waiting = POLICIES[self.scheduling.policy](self.scheduling)
         self.rows = RowTable(plan.max_num_seqs, partial(rank_in_row, self.waiting))
+        long = self.scheduling.long_prefill_token_threshold or max(1, self.token_budget // 4)
+        self.aside = StandingAside(self.kv_cache, self.rows, long)
         self.requests: dict[str, Request] = {}  # every request that is not finished
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
@@ -143,7 +146,8 @@ class Scheduler:
     def finish(self, request: Request, reason: str) -> None:
         """Let a request leave for good. Telling its client is the caller's part."""
         if request.row is None:
-            self.waiting.remove(request.request_id)
+            if self.aside.remove(request.request_id) is None:
+                self.waiting.remove(request.request_id)
             self.kv_cache.give_up(request)
         else:
             self._leave_row(request, shared=reason != "error")
@@ -172,6 +176,16 @@ class Scheduler:
         self.num_preemptions += 1
         self.waiting.prepend(request)
 
+    def _queue_again(self, requests: Iterable[Request]) -> None:
+        """In front of those that came later."""
+        for request in requests:
+            self.waiting.prepend(request)
+
+    def _let_stand_aside(self) -> None:
+        """Of those that could begin, who would compute what is coming anyway."""
+        for request in [] if self.isolating else self.aside.pick(self.waiting):
+            self.waiting.remove(request.request_id)
+
     def preempt_all(self) -> None:
         """Send every running request back to the queue, in front of those that wait."""
         for row in self.rows.running_rows()[::-1]:
@@ -187,6 +201,7 @@ class Scheduler:
     def isolate(self, request_id: str | None) -> None:
         """Admit this request only, until called with None. Does not touch what runs already."""
         self._only = request_id
+        self._queue_again(self.aside.clear())
 
     @property
     def isolating(self) -> bool:
@@ -203,13 +218,15 @@ class Scheduler:
         Args:
             token_limit: of a step with decoding rows. It never keeps prefills from advancing.
         """
+        self._queue_again(self.aside.come_back())
+        self._let_stand_aside()
         if self.waiting.preempts and self._only is None:
             for request in victims_of_waiting(self, self.token_budget):
                 self._preempt(request)
         preemptions = self.num_preemptions
         new_blocks = self._grow_decoding_rows()
         decoding = self.rows.decoding_rows()
-        shares = self._prefill_shares(decoding.size, token_limit)
+        shares = shares_of_step(self, decoding.size, token_limit)
         chunks = self._continue_prefills(shares)
         new_rows: list[NewRow] = []
         # Admitting in a step that ran out of blocks would bring the victim straight back.
@@ -225,28 +242,6 @@ class Scheduler:
         if not decoding.size and not chunks:
             return None
         return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks)
-
-    def _prefill_shares(self, num_decode: int, token_limit: int | None) -> PrefillShares:
-        """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
-        Blocks may turn out to hold less.
-        """
-        most = self.token_budget
-        if num_decode and token_limit is not None:
-            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode)))
-        threshold = self.scheduling.long_prefill_token_threshold or max(1, most // 4)
-        wanted, short = num_decode, 0
-        under_way = map(self.rows.num_to_prefill, self.rows.prefilling_rows().tolist())
-        waiting = map(self._num_to_compute, islice(self.waiting, self.rows.num_free))
-        for num_tokens in chain(under_way, waiting):
-            wanted += num_tokens
-            short += num_tokens if num_tokens <= threshold else 1  # to begin with
-            if wanted >= most <= 2 * short:
-                break
-        fed = tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode)
-        return PrefillShares.of(fed - num_decode, threshold, short)
-
-    def _num_to_compute(self, request: Request) -> int:
-        return request.num_tokens - self.kv_cache.num_cached_tokens(request)
 
     def _grow_decoding_rows(self) -> list[BlockTableEntry]:
         """Give a block to each row that begins one; preempt the last in order where none is left.
@@ -307,8 +302,8 @@ class Scheduler:
 
     def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""
-        request = self._next_waiting()
-        if request is None or not self.rows.num_free:
+        request = self._next_waiting() if self.rows.num_free else None
+        if request is None:
             return None
         if is_spared(request) and self.pool.num_free < blocks_to_admit(self, request):
             return None
@@ -328,7 +323,12 @@ class Scheduler:
         if self._only is not None:
             request = self.requests.get(self._only)
             return request if request is not None and request.row is None else None
-        return self.waiting.peek() if len(self.waiting) else None
+        while len(self.waiting):
+            request = self.waiting.peek()
+            if not self.aside.takes(request):  # the leader may have begun in this step
+                return request
+            self.waiting.remove(request.request_id)
+        return None
 
     def _build_step(
         self,
@@ -388,7 +388,7 @@ class Scheduler:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self.rows.num_running,
-            num_waiting=len(self.waiting),
+            num_waiting=len(self.waiting) + len(self.aside),
             kv_cache_usage=self.pool.usage,
             num_preemptions=self.num_preemptions,
             num_steps=self.num_steps,

@@ -1,6 +1,6 @@
 """Who goes first, and who makes way."""
 
-from jaxllm.simulation.bug import FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER, SHARES, WAY, Bug
+from jaxllm.simulation.bug import ASIDE, FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER, SHARES, WAY, Bug
 
 BY_ARRIVAL = "merge(self._preempted, self._new.values(), key=_arrival)"
 
@@ -59,9 +59,46 @@ BUGS_OF_POLICIES = (
         'turn."""\n        chunk = min(num_tokens, self.left)\n        self.left -= chunk\n',
         'turn."""\n        chunk = min(num_tokens, self.left)\n',
     ),
+    # Standing aside
+    Bug(
+        "nobody stands aside",
+        ASIDE,
+        "if num_common > num_cached and",
+        "if num_common > request.num_tokens and",
+        answers=False,
+        scenario="aside",
+    ),
+    Bug(
+        "who stood aside is forgotten",
+        SCHEDULER,
+        "self._queue_again(self.aside.come_back())",
+        "self.aside.come_back()",
+        scenario="aside",
+    ),
+    Bug(
+        "who stands aside waits for one that has left",
+        ASIDE,
+        "if leader.row is None or not self._rows.num_to_prefill(leader.row) > 0:",
+        "if False:",
+        scenario="aside",
+    ),
+    Bug(
+        "who leaves while standing aside comes back",
+        SCHEDULER,
+        "if self.aside.remove(request.request_id) is None:",
+        "if True:",
+        scenario="aside",
+    ),
+    Bug(
+        "who stands aside is not there after a failure",
+        SCHEDULER,
+        "self._queue_again(self.aside.clear())",
+        "self.aside.clear()",
+        scenario="aside",
+    ),
     Bug(
         "limits are ignored",
-        SCHEDULER,
+        SHARES,
         "if num_decode and token_limit is not None:",
         "if not num_decode and token_limit is not None:",
         scenario="limits",

@@ -178,7 +178,12 @@ BUGS_OF_STEPS = (
         "        self.waiting.remove(request.request_id)\n        row =",
         "        row =",
     ),
-    Bug("a preempted request is lost", SCHEDULER, "        self.waiting.prepend(request)\n", ""),
+    Bug(
+        "a preempted request is lost",
+        SCHEDULER,
+        "        self.num_preemptions += 1\n        self.waiting.prepend(request)\n",
+        "        self.num_preemptions += 1\n",
+    ),
     Bug("a preempted request waits behind all others", QUEUE, TO_FRONT, "self.add(request)"),
     Bug(
         "the oldest is preempted",

@@ -143,6 +143,18 @@ SCENARIOS = {
         salts=("",),
     ),
     "siblings": Scenario(about="n completions of one prompt", prompts="siblings"),
+    "aside": Scenario(
+        about="siblings of prompts that take many steps, where leaders leave and steps fail",
+        prompts="siblings",
+        max_model_len=(40,),
+        max_num_batched_tokens=(8, 9),
+        aborts=0.05,
+        transient=0.01,
+        policies=("fcfs", "priority", "fair"),
+        priorities=(0, 0, 1),
+        tenants=("a", "b"),
+        journals=0.2,
+    ),
     "priorities": Scenario(
         about="requests of unequal priority", priorities=(-1, 0, 0, 3), policies=("priority",)
     ),
