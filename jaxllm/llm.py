@@ -164,6 +164,8 @@ class LLM:
 
     def shutdown(self) -> None:
         """Let go of the engine and the memory of its device. Nothing else works afterwards."""
+        if self._core is not None:
+            self._core.close()
         self._core = None
         self._inputs.close()
 

@@ -39,7 +39,13 @@ def run_latency(
             "--batch-size, --input-len and --num-iters must be at least 1, --output-len 2."
         )
     check_writable(json_path)
-    config = replace(config, enable_prefix_caching=False, swap_space=None, kv_offloading_size=0.0)
+    config = replace(
+        config,
+        enable_prefix_caching=False,
+        swap_space=None,
+        kv_offloading_size=0.0,
+        kv_offloading_dir=None,
+    )
     llm, start_seconds = start_engine(config, input_len + output_len)
     rows = [_measure(llm, size, input_len, output_len, num_iters) for size in batch_sizes]
     plan, weight_bytes = llm.plan, int(llm.summary["weight_bytes"])

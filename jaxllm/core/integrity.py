@@ -50,6 +50,8 @@ def _check_blocks(scheduler: Scheduler) -> None:
     _require(len(free) + num_owned == pool.num_usable, "A block is lost.")
     kept = set(pool.kept_blocks())
     _require(kept == kv_cache.prefix.block_ids(), "The pool keeps what the cache does not know.")
+    slots = [*kv_cache.host.slots(), *kv_cache.disk.reading().values()]
+    _require(sorted(slots) == list(range(kv_cache.host.num_slots)), "Slots do not add up.")
     if num_owned and max(owners) > 1:
         _check_sharing(scheduler, owners)
 

@@ -10,7 +10,8 @@ writes all keys and values of a layer before it attends over them. Copies are ma
 begins, so contents of the step being made cannot be copied yet.
 
 Blocks that have to leave the device may be saved to the host's memory, and loaded again when their
-tokens come back. Within a step all saves go first, then copies, then loads.
+tokens come back. Within a step all saves go first, then copies, then loads. What is saved may be
+written to a file, too; what is on file alone is first read into the host's memory.
 """
 
 import json
@@ -23,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxllm.core.block_pool import BlockPool
+from jaxllm.core.disk_tier import DiskTier
 from jaxllm.core.host_tier import HostTier
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.prefix_cache import BlockHasher, PrefixCache
@@ -43,6 +45,8 @@ class BlockMoves:
     saves: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (block, slot)
     copies: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (from, to)
     loads: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (slot, block)
+    # Of the saves, which get a file: (index, name)
+    writes: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
 
 
 @dataclass(slots=True)
@@ -68,10 +72,12 @@ class KVCacheManager:
         identity: str = "",
         host_slots: int = 0,
         save_all: bool = False,
+        on_disk: bool = False,
         for_all: bool = False,
     ):
         """``key`` is for the hashes, ``identity`` what all requests' keys and values depend on.
         ``save_all``: not only blocks of preempted requests are worth a slot on the host.
+        ``on_disk``: whatever is saved there is written to a file as well.
         ``for_all``: tenants share what they have in common.
         """
         self.pool = pool
@@ -80,6 +86,7 @@ class KVCacheManager:
         self.caching = caching
         self.prefix = PrefixCache()
         self.host = HostTier(host_slots)
+        self.disk = DiskTier(self.host, enabled=on_disk)
         self.num_saved_blocks = self.num_loaded_blocks = 0
         self.num_queried_tokens = self.num_hit_tokens = 0
         self._hasher = BlockHasher(key, block_size)
@@ -87,7 +94,7 @@ class KVCacheManager:
         self._tables: dict[str, _Table] = {}
         self._fresh: set[int] = set()  # noted since the last step was made
         self._moves = BlockMoves()
-        self._save_all = save_all
+        self._save_all = save_all or on_disk
         self._for_all = for_all
         self._awaited: dict[str, frozenset[bytes]] = {}  # hashes of preempted requests' blocks
         self._least_copied = max(1, block_size // 4)  # tokens; fewer are computed as quickly
@@ -150,6 +157,25 @@ class KVCacheManager:
         self._tables[request.request_id] = _Table(blocks, len(found))
         self._count(request, num_computed)
         return Start(tuple(enumerate(blocks)), num_computed)
+
+    def fetch(self, request: Request) -> bool:
+        """Ask for the blocks of the request's tokens that are on file, as far as they follow each
+        other and what is there. Whether any is coming.
+        """
+        if not self.disk.enabled or not self._may_share(request):
+            return False
+        found, size, coming = len(self._find(request)), self.block_size, False
+        for block_hash in request.chain[found + 1 : (request.num_tokens - 1) // size + 1]:
+            if self.prefix.find(block_hash) is not None or block_hash in self.host:
+                continue
+            if not self.disk.fetch(block_hash):
+                break
+            coming = True
+        return coming
+
+    def is_fetching(self, request: Request) -> bool:
+        """Whether any of the request's blocks is still being read from a file."""
+        return self.disk.is_reading and any(map(self.disk.is_coming, request.chain[1:]))
 
     def allocate_slots(
         self, request: Request, num_tokens: int
@@ -243,6 +269,7 @@ class KVCacheManager:
         """The contents of all blocks are lost."""
         self._discard(self.prefix.block_ids())
         self.host.clear()
+        self.disk.forget_reads()
         self._moves = BlockMoves()
 
     # For checks and inspection ---------------------------------------------------------------
@@ -307,6 +334,8 @@ class KVCacheManager:
             if block_hash is not None and self._is_worth_saving(block_hash):
                 slot = self.host.put(block_hash)
                 if slot is not None:
+                    if self.disk.wants(block_hash):
+                        self._moves.writes.append((len(self._moves.saves), block_hash))
                     self._moves.saves.append((block_id, slot))
                     self.num_saved_blocks += 1
         self._discard(ids or ())

@@ -90,12 +90,13 @@ class Scheduler:
             identity=f"{plan.model.architecture} {plan.dtype} {plan.attention_backend}",
             host_slots=plan.host_blocks,
             save_all=plan.offloading,
+            on_disk=plan.kv_files,
             for_all=plan.prefix_cache_scope == "all",
         )
         self.waiting = POLICIES[self.scheduling.policy](self.scheduling)
         self.rows = RowTable(plan.max_num_seqs, partial(rank_in_row, self.waiting))
         long = self.scheduling.long_prefill_token_threshold or max(1, self.token_budget // 4)
-        self.aside = StandingAside(self.kv_cache, self.rows, long)
+        self.aside = StandingAside(self.kv_cache, self.rows, self.waiting, long)
         self.requests: dict[str, Request] = {}  # every request that is not finished
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
@@ -173,18 +174,9 @@ class Scheduler:
         self.kv_cache.expect_again(request)
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
+        request.has_fetched = False
         self.num_preemptions += 1
         self.waiting.prepend(request)
-
-    def _queue_again(self, requests: Iterable[Request]) -> None:
-        """In front of those that came later."""
-        for request in requests:
-            self.waiting.prepend(request)
-
-    def _let_stand_aside(self) -> None:
-        """Of those that could begin, who would compute what is coming anyway."""
-        for request in [] if self.isolating else self.aside.pick(self.waiting):
-            self.waiting.remove(request.request_id)
 
     def preempt_all(self) -> None:
         """Send every running request back to the queue, in front of those that wait."""
@@ -201,7 +193,7 @@ class Scheduler:
     def isolate(self, request_id: str | None) -> None:
         """Admit this request only, until called with None. Does not touch what runs already."""
         self._only = request_id
-        self._queue_again(self.aside.clear())
+        self.aside.clear()
 
     @property
     def isolating(self) -> bool:
@@ -218,8 +210,9 @@ class Scheduler:
         Args:
             token_limit: of a step with decoding rows. It never keeps prefills from advancing.
         """
-        self._queue_again(self.aside.come_back())
-        self._let_stand_aside()
+        self.aside.come_back()
+        if not self.isolating:
+            self.aside.pick()
         if self.waiting.preempts and self._only is None:
             for request in victims_of_waiting(self, self.token_budget):
                 self._preempt(request)
@@ -364,6 +357,7 @@ class Scheduler:
             block_saves=tuple(moves.saves),
             block_copies=tuple(moves.copies),
             block_loads=tuple(moves.loads),
+            block_writes=tuple(moves.writes),
             finished_rows=tuple(self._left_rows),
             request_ids=tuple(table.request_id[rows].tolist()),
         )
@@ -397,4 +391,6 @@ class Scheduler:
             num_prefix_hits=self.kv_cache.num_hit_tokens,
             num_blocks_saved=self.kv_cache.num_saved_blocks,
             num_blocks_loaded=self.kv_cache.num_loaded_blocks,
+            num_blocks_on_file=self.kv_cache.disk.num_stored,
+            num_blocks_read=self.kv_cache.disk.num_read,
         )

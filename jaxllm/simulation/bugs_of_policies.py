@@ -4,6 +4,11 @@ from jaxllm.simulation.bug import ASIDE, FAIR, PRIORITY, QUEUE, ROWS, SCHEDULER,
 
 BY_ARRIVAL = "merge(self._preempted, self._new.values(), key=_arrival)"
 
+COME_BACK = """\
+            self.remove(request.request_id)
+            self._waiting.prepend(request)
+"""
+
 BUGS_OF_POLICIES = (
     Bug(
         "the worst priority goes first",
@@ -70,9 +75,9 @@ BUGS_OF_POLICIES = (
     ),
     Bug(
         "who stood aside is forgotten",
-        SCHEDULER,
-        "self._queue_again(self.aside.come_back())",
-        "self.aside.come_back()",
+        ASIDE,
+        f"self._waits(request)]:\n{COME_BACK}",
+        "self._waits(request)]:\n            self.remove(request.request_id)\n",
         scenario="aside",
     ),
     Bug(
@@ -91,9 +96,9 @@ BUGS_OF_POLICIES = (
     ),
     Bug(
         "who stands aside is not there after a failure",
-        SCHEDULER,
-        "self._queue_again(self.aside.clear())",
-        "self.aside.clear()",
+        ASIDE,
+        f"list(self):\n{COME_BACK}",
+        "list(self):\n            self.remove(request.request_id)\n",
         scenario="aside",
     ),
     Bug(

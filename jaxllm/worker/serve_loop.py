@@ -41,6 +41,7 @@ class Core(Protocol):
     def step(self) -> StepOutputs | None: ...
     def has_work(self) -> bool: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 class BuiltEngine(Protocol):
@@ -87,6 +88,7 @@ def run_worker(
         ServeLoop(engine.core, inbox, channel.send).run()
     except ChannelClosedError:
         return 0
+    engine.core.close()
     return 0
 
 
