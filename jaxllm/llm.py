@@ -159,6 +159,11 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
+    @property
+    def core(self) -> Any:
+        """The EngineCore, for benchmarks."""
+        return self._core
+
     def stats(self) -> EngineStats:
         return self._core.stats()
 
