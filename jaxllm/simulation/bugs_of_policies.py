@@ -99,6 +99,7 @@ BUGS_OF_POLICIES = (
         ASIDE,
         f"list(self):\n{COME_BACK}",
         "list(self):\n            self.remove(request.request_id)\n",
+        answers=False,
         scenario="aside",
     ),
     Bug(

@@ -284,6 +284,7 @@ BUGS_OF_STEPS = (
         LOOP,
         "        self._in_flight = None\n        self.executor",
         "        self.executor",
+        scenario="faults",
     ),
     Bug("the executor is not reset", LOOP, "        self.executor.reset()\n", ""),
     Bug("steps in flight outlive a reset", SCHEDULER, "        self.in_flight.clear()\n", ""),
@@ -292,6 +293,7 @@ BUGS_OF_STEPS = (
         RECOVERY,
         "MAX_FAILURES_ALONE = 2",
         "MAX_FAILURES_ALONE = 1",
+        scenario="faults",
     ),
     Bug(
         "isolation has no end",
