@@ -168,6 +168,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     num_prefix_hits: int = 0  # those of them that did not have to be computed
     num_blocks_saved: int = 0  # to the host's memory
     num_blocks_loaded: int = 0  # from there
+    num_blocks_on_file: int = 0  # now
+    num_blocks_read: int = 0  # from files
     num_tokens: int = 0  # fed to programs
     num_token_slots: int = 0  # that these programs computed; the difference was padding
     compilations: Compilations = Compilations()

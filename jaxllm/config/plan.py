@@ -42,6 +42,7 @@ class EnginePlan:
     prefix_cache_scope: str = "key"  # or "all": whether tenants share what they have in common
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
+    kv_files: bool = False  # what it takes is written to files, too
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
     cache_head_dim: int | None = None  # of KV pages, where the backend pads the model's heads
     taps: bool = False  # whether requests may read and change activations

@@ -37,6 +37,7 @@ class Request:
         "arrival_index",
         "chain",
         "core_request",
+        "has_fetched",
         "max_output_tokens",
         "num_cached_tokens",
         "num_preemptions",
@@ -61,6 +62,7 @@ class Request:
         self.num_prompt_logprobs = 0  # prompt positions 1..this have been sent
         self.num_tapped = 0  # positions whose taps have been sent, or were not wanted
         self.num_cached_tokens: int | None = None  # of the prompt, when it was first admitted
+        self.has_fetched = False  # since it waits: what was on file of it
         self.chain: list[bytes] = []  # of its full blocks so far; see KVCacheManager
         self.max_output_tokens = min(
             core_request.max_tokens, max_model_len - self.num_prompt_tokens

@@ -4,6 +4,7 @@ Arrays are replaced by every step (their predecessors are donated) and never sha
 from one thread, so steps reach the device in the order they are dispatched.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.grammar.matcher import GrammarCompiler
+from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
-from jaxllm.runner.block_moves import HostPool, Moves, in_parts
+from jaxllm.runner.block_moves import HostPool, Moves, abstract_blocks, in_parts
 from jaxllm.runner.packing import pack, pack_idle
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
@@ -63,8 +65,10 @@ class ModelRunner:
         params: Params,
         programs: Programs,
         grammars: GrammarCompiler | None = None,
+        files: BlockStore | None = None,
     ):
         self._plan = plan
+        self._files = files
         self._grammars = grammars
         self._params = params
         self._programs = programs
@@ -76,6 +80,9 @@ class ModelRunner:
             ones = np.full((bucket.num_rows, mask_words(plan.model.vocab_size)), -1, np.int32)
             self._no_mask.setdefault(bucket.num_rows, jax.device_put(ones))
         self.reset()
+        if files is not None and self._kv is not None:
+            block = abstract_blocks(self._kv)[0]
+            files.start(block.shape, np.dtype(block.dtype))
 
     def reset(self) -> None:
         """Forget all rows and start from an empty KV cache (a failed step has consumed the donated
@@ -85,7 +92,9 @@ class ModelRunner:
         self._kv: KVCache | None = None  # freed before the new one is allocated
         self._buffers: RowBuffers | None = None
         self._waiting = None
-        self._host = HostPool()
+        if self._files is not None:
+            self._files.forget()
+        self._host = HostPool(self._keep)
         layout, shapes = self._programs.rows, plan.tap_shapes
         taps = None if shapes is None else TapRows.of(plan, shapes, layout.max_blocks)
         self._edits = jax.tree.map(_zeros, edits_spec(plan)) if taps is not None else None
@@ -121,8 +130,8 @@ class ModelRunner:
                 self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
         nowhere = self._plan.num_blocks
         on_host = ((nowhere, 0),) if self._plan.host_blocks else ()
-        self._move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host])
-        self._host = HostPool()
+        self._move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host], {})
+        self._host = HostPool(self._keep)
         self._count(self._rows.scratch_row, False, np.zeros(1, np.int32))
         jax.block_until_ready((self._kv, self._buffers))
 
@@ -137,7 +146,11 @@ class ModelRunner:
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
-        self._move_blocks(plan.block_saves, plan.block_copies, plan.block_loads)
+        for slot, content in () if self._files is None else self._files.contents():
+            self._host.fill(slot, content)
+        self._move_blocks(
+            plan.block_saves, plan.block_copies, plan.block_loads, dict(plan.block_writes)
+        )
         packed = jax.device_put(pack(plan, self._rows, layout))
         tapped: list[tuple[TapRun, TapArrays]] = []
         if taps is None:
@@ -255,12 +268,25 @@ class ModelRunner:
             tapped.append((run, found))
         return logits, slots, hidden, tapped
 
-    def _move_blocks(self, saves: Moves, copies: Moves, loads: Moves) -> None:
-        """Where one program does not take all copies, the order is right still: what is copied was
-        computed by earlier steps, so no later source is an earlier target."""
+    def _keep(self, name: bytes, content: np.ndarray) -> None:
+        if self._files is not None:
+            self._files.write(name, content)
+
+    def _move_blocks(
+        self, saves: Moves, copies: Moves, loads: Moves, names: Mapping[int, bytes]
+    ) -> None:
+        """``names``: of the saves that get a file, by index.
+
+        Where one program does not take all copies, the order is right still: what is copied was
+        computed by earlier steps, so no later source is an earlier target.
+        """
         nowhere = self._plan.num_blocks
+        index = 0
         for slots, ids in in_parts([(slot, block) for block, slot in saves], nowhere):
-            self._host.put(slots, self._programs.move("save")(self._kv, jax.device_put(ids)))
+            blocks = self._programs.move("save")(self._kv, jax.device_put(ids))
+            for slot, block in zip(slots, blocks, strict=False):
+                self._host.put(slot, block, names.get(index))
+                index += 1
         for sources, targets in in_parts(copies, nowhere):
             ids = np.zeros((2, targets.size), np.int32)
             ids[0, : len(sources)], ids[1] = sources, targets

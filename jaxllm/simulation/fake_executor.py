@@ -13,6 +13,7 @@ from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import MAX_LOGPROBS
+from jaxllm.simulation.fake_files import FakeFiles
 from jaxllm.simulation.hash_model import forced_tokens, is_forced, next_token, score
 from jaxllm.simulation.violation import Violation
 
@@ -47,9 +48,11 @@ class FakeExecutor:
         plan: EnginePlan,
         fault: Fault = lambda number, step: None,
         not_finite: dict[str, int] | None = None,
+        files: FakeFiles | None = None,
     ):
         self.plan = plan
         self.fault = fault
+        self.files = files
         # The caller's own, who may add to it.
         self.not_finite = {} if not_finite is None else not_finite
         self.num_dispatched = 0
@@ -63,6 +66,8 @@ class FakeExecutor:
         shape = (self.plan.num_blocks, self.plan.block_size, 3)  # token, position, whose
         self.kv = np.full(shape, -1, np.int32)
         self.host: dict[int, np.ndarray] = {}
+        if self.files is not None:
+            self.files.forget()
         self.pending: deque[int] = deque()
         self.broken = False
         self.num_resets += 1
@@ -96,6 +101,12 @@ class FakeExecutor:
             if index != len(self.rows[row].table):
                 raise Violation("executor", "A block table has a gap.")
             self.rows[row].table.append(block_id)
+        for slot, content in () if self.files is None else self.files.contents():
+            self.host[slot] = content
+        for index, name in step.block_writes:
+            if self.files is None:
+                raise Violation("executor", "There are no files to write to.")
+            self.files.write(name, self.kv[step.block_saves[index][0]].copy())
         for block_id, slot in step.block_saves:
             self.host[slot] = self.kv[block_id].copy()
         if step.block_copies:

@@ -44,6 +44,7 @@ class Core(Protocol):
     def step(self) -> StepOutputs | None: ...
     def has_work(self) -> bool: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 class BuiltEngine(Protocol):
@@ -90,6 +91,7 @@ def run_worker(
         ServeLoop(engine.core, inbox, channel.send).run()
     except ChannelClosedError:
         return 0
+    engine.core.close()
     return 0
 
 
