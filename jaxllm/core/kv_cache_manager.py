@@ -120,7 +120,7 @@ class KVCacheManager:
         if not self._may_share(request):
             return 0
         size = self.block_size
-        most = min((request.num_tokens - 1) // size, other.num_tokens // size)
+        most = min(request.num_skippable // size, other.num_tokens // size)
         mine, others = (self._chain(r, most * size) for r in (request, other))
         differ = bisect_left(range(1, most + 1), True, key=lambda i: mine[i] != others[i])
         return differ * size if mine[0] == others[0] else 0
@@ -166,7 +166,7 @@ class KVCacheManager:
         if not self.disk.enabled or not self._may_share(request):
             return False
         found, size, coming = len(self._find(request)), self.block_size, False
-        for block_hash in request.chain[found + 1 : (request.num_tokens - 1) // size + 1]:
+        for block_hash in request.chain[found + 1 : request.num_skippable // size + 1]:
             if self.prefix.find(block_hash) is not None or block_hash in self.host:
                 continue
             if not self.disk.fetch(block_hash):

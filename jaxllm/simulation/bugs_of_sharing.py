@@ -8,8 +8,8 @@ BUGS_OF_SHARING = (
     Bug(
         "salts are no part of a hash",
         TABLES,
-        "attention, tenant, asked.cache_salt)",
-        "attention, tenant)",
+        "attention, tenant, asked.cache_salt, changed)",
+        "attention, tenant, changed)",
     ),
     Bug(
         "tenants share",
@@ -32,13 +32,13 @@ BUGS_OF_SHARING = (
     Bug(
         "the newest token is shared",
         TABLES,
-        "most = (request.num_tokens - 1) // self.block_size",
+        "most = request.num_skippable // self.block_size",
         "most = request.num_tokens // self.block_size",
     ),
     Bug(
         "a copy takes in the newest token",
         TABLES,
-        "end = min(num_shared + self.block_size, request.num_tokens - 1)",
+        "end = min(num_shared + self.block_size, request.num_skippable)",
         "end = min(num_shared + self.block_size, request.num_tokens)",
     ),
     Bug(
