@@ -10,6 +10,7 @@ import msgspec
 
 from jaxllm.config.model import RowParam
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.taps.sites import TapShapes
 
 
 class Thoughts(msgspec.Struct, frozen=True):
@@ -71,6 +72,14 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top_logprobs: Sequence[float] = ()
 
 
+class TapValue(msgspec.Struct, frozen=True):
+    """What one tap read at one position."""
+
+    name: str
+    position: int
+    data: bytes  # float32, little-endian; of attn_probs [heads, position + 1]
+
+
 class EngineCoreOutput(msgspec.Struct, frozen=True):
     """All that happened to one request in one step, where it is more than a plain token."""
 
@@ -82,6 +91,7 @@ class EngineCoreOutput(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # positions of this chunk, without position 0
     error: str | None = None
     embedding: bytes | None = None  # float32, little-endian
+    taps: tuple[TapValue, ...] = ()  # in order of positions
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -122,6 +132,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     bos_token_id: int | None = None
     attention_params: tuple[RowParam, ...] = ()
     embedding_size: int = 0  # numbers in an embedding; 0: the engine was not started for them
+    taps: TapShapes | None = None  # None: nor for these
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
@@ -157,6 +168,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     num_prefix_hits: int = 0  # those of them that did not have to be computed
     num_blocks_saved: int = 0  # to the host's memory
     num_blocks_loaded: int = 0  # from there
+    num_blocks_on_file: int = 0  # now
+    num_blocks_read: int = 0  # from files
     num_tokens: int = 0  # fed to programs
     num_token_slots: int = 0  # that these programs computed; the difference was padding
     compilations: Compilations = Compilations()

@@ -4,6 +4,7 @@ becomes of the answers. Which of the ATTENTION_LAYERS a model's layer has.
 
 import inspect
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from jaxtyping import Array, Float
@@ -91,6 +92,12 @@ def layer_class(config: ModelConfig, layer: int) -> type[AttentionLayer]:
 def layer_classes(config: ModelConfig) -> tuple[type[AttentionLayer], ...]:
     """Each class once."""
     return tuple(dict.fromkeys(layer_class(config, layer) for layer in range(config.num_layers)))
+
+
+def layer_files(config: ModelConfig) -> list[Path]:
+    """Of the layers that come from files of the operator's."""
+    names = {config.attention_layer(layer) for layer in range(config.num_layers)}
+    return sorted(file[0] for name in names if (file := split_name(name)) is not None)
 
 
 def _is_layer(value: Any) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jaxllm.config.model import ModelConfig, RowParam
+from jaxllm.taps.sites import TapShapes
 
 
 class BatchKind(StrEnum):
@@ -41,9 +42,18 @@ class EnginePlan:
     prefix_cache_scope: str = "key"  # or "all": whether tenants share what they have in common
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
+    kv_files: bool = False  # what it takes is written to files, too
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
     # Channels of a head in each layer's KV pages; () where the backend pads none.
     cache_head_dims: tuple[int, ...] = ()
+    taps: bool = False  # whether requests may read and change activations
+
+    @property
+    def tap_shapes(self) -> TapShapes | None:
+        """None: there are no taps."""
+        m = self.model
+        shapes = TapShapes(m.num_layers, m.num_heads, m.hidden_size, m.vocab_size)
+        return shapes if self.taps else None
 
     @property
     def max_blocks_per_row(self) -> int:

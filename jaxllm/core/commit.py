@@ -16,7 +16,8 @@ from jaxllm.core.logprobs import prompt_logprobs, token_logprobs
 from jaxllm.core.request import Request
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.core.stop import check_stop
-from jaxllm.messages import EngineCoreOutput, StepOutputs, TokenLogprobs
+from jaxllm.core.taps import due_taps
+from jaxllm.messages import EngineCoreOutput, StepOutputs, TapValue, TokenLogprobs
 
 if TYPE_CHECKING:
     from jaxllm.core.scheduler import Scheduler
@@ -78,6 +79,7 @@ def _end(
     new_token_ids: tuple[int, ...],
     logprobs: tuple[TokenLogprobs, ...] = (),
     prompt: tuple[TokenLogprobs, ...] = (),
+    taps: tuple[TapValue, ...] = (),
 ) -> EngineCoreOutput | None:
     """Finish the request if its newest token says so, and give its last output."""
     end = check_stop(request)
@@ -92,6 +94,7 @@ def _end(
         stop_reason,
         logprobs,
         prompt,
+        taps=taps,
     )
 
 
@@ -104,8 +107,8 @@ def _eventful_row(
     drawn: bool,
     forced: tuple[int, ...],
 ) -> EngineCoreOutput | None:
-    """A row that wants log-probabilities, ends without a token or gets several; ``offset`` of its
-    first token.
+    """A row that wants more told, ends without a token or gets several; ``offset`` of its first
+    token.
     """
     row, start, num_tokens = (int(a[entry]) for a in (step.rows, step.starts, step.num_new_tokens))
     request: Request = scheduler.rows.request[row]
@@ -118,6 +121,7 @@ def _eventful_row(
         prompt = prompt_logprobs(request, arrays, offset, start, num_tokens)
         request.num_prompt_logprobs += len(prompt)
         scheduler.rows.needs_events[row] = request.needs_events
+    taps = due_taps(request, output.taps.get(entry, ()), start + num_tokens)
     if drawn:
         tokens = (int(output.token_ids[entry]),)
         request.append(tokens[0])
@@ -128,13 +132,15 @@ def _eventful_row(
             arrays = _computed(output.logprobs, "logprobs")
             logprobs = (token_logprobs(arrays, entry, tokens[0], params.logprobs),)
     elif start + num_tokens < request.num_tokens:  # not the last chunk
-        return EngineCoreOutput(request.request_id, prompt_logprobs=prompt) if prompt else None
-    end = _end(scheduler, request, tokens, logprobs, prompt)
+        if not prompt and not taps:
+            return None
+        return EngineCoreOutput(request.request_id, prompt_logprobs=prompt, taps=taps)
+    end = _end(scheduler, request, tokens, logprobs, prompt, taps)
     if end is not None and params.embed:
         embedding = _computed(output.embeddings, "embeddings")[entry]
         return msgspec.structs.replace(end, embedding=embedding.astype("<f4").tobytes())
     return end or EngineCoreOutput(
-        request.request_id, tokens, logprobs=logprobs, prompt_logprobs=prompt
+        request.request_id, tokens, logprobs=logprobs, prompt_logprobs=prompt, taps=taps
     )
 
 

@@ -28,7 +28,7 @@ class RowTable:
 
     def __init__(self, num_rows: int, rank_of: Callable[[Request], int] = lambda request: 0):
         self.num_rows = num_rows
-        self._rank_of = rank_of
+        self.rank_of = rank_of
         self.request: Any = np.full(num_rows, None, dtype=object)  # Request | None
         self.request_id: Any = np.full(num_rows, None, dtype=object)  # str | None
         self.tenancy = np.full(num_rows, FREE, dtype=np.int64)
@@ -66,7 +66,7 @@ class RowTable:
         self.tenancy[row] = self._num_tenancies
         self.arrival[row] = request.arrival_index
         self.num_computed[row] = num_computed
-        self.rank[row] = self._rank_of(request)
+        self.rank[row] = self.rank_of(request)
         self.prefill_len[row] = request.num_tokens
         self.final_len[row] = request.final_len
         self.needs_events[row] = request.needs_events

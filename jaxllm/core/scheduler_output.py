@@ -58,6 +58,7 @@ class SchedulerOutput:
     block_saves: tuple[tuple[int, int], ...] = ()  # (block, slot of the host's memory)
     block_copies: tuple[tuple[int, int], ...] = ()  # (from, to)
     block_loads: tuple[tuple[int, int], ...] = ()  # (slot, block)
+    block_writes: tuple[tuple[int, bytes], ...] = ()  # (index in block_saves, name): to a file, too
     # rows left since the last step; their state may be forgotten
     finished_rows: tuple[int, ...] = ()
     request_ids: tuple[str, ...] = field(default=())  # for logs and errors, aligned with rows

@@ -12,6 +12,7 @@ from jaxllm.grammar.checker import GrammarChecker
 from jaxllm.messages import EngineCoreRequest, ModelInfo, Thoughts
 from jaxllm.parsers.choice import AUTO, NONE, choose
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.taps.check import check_taps
 from jaxllm.tokenizer.tokenizer import Tokenizer
 
 PROMPT_END = 64  # tokens that tell whether a prompt has begun the thoughts, or ended them
@@ -144,6 +145,7 @@ class InputProcessor:
             params = replace(params, structured_outputs=None)
         known, count = self._info.attention_params, len(prompt_token_ids)
         check_attention_params(params.attention_params or {}, known, count)
+        check_taps(params, len(prompt_token_ids), max_tokens, self._info.taps)
         thoughts = self._thoughts(params, prompt_token_ids, grammar)
         params = replace(params, thoughts=None)
         if params.seed is None:

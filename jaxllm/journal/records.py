@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxllm.config.plan import EnginePlan
 from jaxllm.config.scheduling import SchedulingConfig
+from jaxllm.core.disk_tier import DiskNews
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
@@ -27,6 +28,7 @@ class Header(msgspec.Struct, frozen=True, tag="header"):
     model: str = ""  # as the user named it
     wall_time: float = 0.0  # seconds since 1970 at ``clock``
     clock: float = 0.0  # the engine's; all other times are on it
+    cache_key: bytes = b""  # for the hashes of blocks, where files are named by them
 
 
 class Added(msgspec.Struct, frozen=True, tag="add"):
@@ -57,6 +59,7 @@ class Decided(msgspec.Struct, frozen=True, tag="decide"):
     block_saves: tuple[tuple[int, int], ...] = ()  # block, slot of the host's memory
     block_copies: tuple[tuple[int, int], ...] = ()  # from, to
     block_loads: tuple[tuple[int, int], ...] = ()  # slot, block
+    block_writes: tuple[tuple[int, bytes], ...] = ()  # index in block_saves, name
     finished_rows: tuple[int, ...] = ()
     token_limit: int | None = None  # given to the scheduler
 
@@ -78,6 +81,13 @@ class Fetched(msgspec.Struct, frozen=True, tag="fetch"):
     forced: tuple[tuple[int, tuple[int, ...]], ...] = ()  # entry, token ids
 
 
+class Heard(msgspec.Struct, frozen=True, tag="hear"):
+    """What had become of files, before the next turn."""
+
+    time: float
+    news: DiskNews
+
+
 class Failed(msgspec.Struct, frozen=True, tag="fail"):
     """The dispatch of the step just decided, or the fetch of the oldest in flight, raised."""
 
@@ -92,7 +102,7 @@ class Full(msgspec.Struct, frozen=True, tag="full"):
     time: float
 
 
-Record = Header | Added | Aborted | Decided | Waited | Fetched | Failed | Full
+Record = Header | Added | Aborted | Heard | Decided | Waited | Fetched | Failed | Full
 
 
 def decided(
@@ -113,6 +123,7 @@ def decided(
         block_saves=step.block_saves,
         block_copies=step.block_copies,
         block_loads=step.block_loads,
+        block_writes=step.block_writes,
         finished_rows=step.finished_rows,
         token_limit=token_limit,
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import psutil
 
+from jaxllm.attention.backend import AttentionSpec
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
@@ -35,6 +36,7 @@ _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 _LIKELY_BLOCKS = 4096
 # Whether loading a block is faster than computing it, and what is then set aside.
 _SWAP_GIB = 4.0
+_STAGING_GIB = 1.0  # through which blocks go to files and back, where nothing else was asked for
 _LINK_BYTES_PER_S = 20e9  # PCIe 4 or 5 with 16 lanes, from memory that is not pinned
 _FLOPS = 300e12
 
@@ -60,6 +62,8 @@ def draft_plan(
             f"({max_num_seqs}): every running request needs one token per step."
         )
     _check_eos_ids(model)
+    if config.taps:
+        _check_tapped_heads(model)
     max_model_len = _asked_length(config, model)
     _check_row_width(max_num_seqs, -(-max_model_len // config.block_size))
     rows = row_sizes(platform, max_num_seqs)
@@ -75,11 +79,13 @@ def draft_plan(
         attention_backend=attention[0],
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
+        taps=config.taps,
         prefix_caching=config.enable_prefix_caching,
         jump_forward=config.jump_forward,
         prefix_cache_scope=config.prefix_cache_scope,
         host_blocks=_host_blocks(config, model, platform, dtype, cache_head_dims),
         offloading=config.kv_offloading_size > 0,
+        kv_files=config.kv_offloading_dir is not None,
         # All other rows may decode in the step that feeds a span whole.
         attention_params=request_params(model.config, max_tokens - max_num_seqs + 1),
         cache_head_dims=cache_head_dims,
@@ -169,6 +175,8 @@ def _host_blocks(
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)
         pays = platform != "cpu" and block / _LINK_BYTES_PER_S < flops / _FLOPS
         swap_space = _SWAP_GIB if pays else 0.0
+    if config.kv_offloading_dir is not None and not swap_space + config.kv_offloading_size:
+        swap_space = _STAGING_GIB
     wanted, there_is = swap_space + config.kv_offloading_size, psutil.virtual_memory().total / GIB
     if wanted > there_is:
         raise OutOfMemoryError(
@@ -184,6 +192,15 @@ def _check_eos_ids(model: ModelDef) -> None:
         raise ConfigError(
             f"eos_token_id of config.json and generation_config.json must name at most "
             f"{MAX_EOS_IDS} ids below vocab_size ({vocab_size}), got {list(ids)}."
+        )
+
+
+def _check_tapped_heads(model: ModelDef) -> None:
+    heads = {spec.num_heads for spec in AttentionSpec.all_of(model.config)}
+    if heads != {model.config.num_heads}:
+        raise ConfigError(
+            f"--taps needs attention layers of {model.config.num_heads} query heads each, as "
+            f"config.json says; this model's have {sorted(heads)}."
         )
 
 

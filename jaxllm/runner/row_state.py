@@ -14,6 +14,7 @@ from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
 from jaxllm.grammar.thoughts import ThoughtGate
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
+from jaxllm.runner.tapping import TapRows
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.rng import seed_words
 from jaxllm.sampling.token_mask import RowMask
@@ -54,10 +55,12 @@ class RowState:
         max_num_seqs: int,
         vocab_size: int,
         grammars: GrammarCompiler | None = None,
+        taps: TapRows | None = None,
         *,
         jumps: bool = True,
     ):
         self.layout = layout
+        self.taps = taps
         self._grammars, self._jumps = grammars, jumps
         self.vocab_size = vocab_size
         self.scratch_row = max_num_seqs
@@ -101,6 +104,12 @@ class RowState:
         """Whether the step feeds the last token of a prompt whose embedding is wanted."""
         return bool((plan.starts + plan.num_new_tokens == self.embed_end[plan.rows]).any())
 
+    def taps_of(self, plan: SchedulerOutput) -> TapRows | None:
+        """Where a row of the step reads or changes activations."""
+        if self.taps is None or not self.taps.used[plan.rows].any():
+            return None
+        return self.taps
+
     def mode_of(self, plan: SchedulerOutput) -> SamplerMode:
         """The least that serves every row."""
         return _MODES[int(self._modes[plan.rows].max())]
@@ -119,11 +128,14 @@ class RowState:
         scored = params.prompt_logprobs is not None
         self.scored_end[row] = len(request.prompt_token_ids) - 1 if scored else 0
         self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
+        if self.taps is not None:
+            self.taps.enter(row, request)
         self.masks.pop(row, None)
         if self.masked[row]:
             words, thoughts = request.bad_words_token_ids, self._gate(request)
             grammar = self._matcher(request) if thoughts is None else None
-            allowed, jumps = params.allowed_token_ids, self._jumps
+            allowed = params.allowed_token_ids
+            jumps = self._jumps and not (params.taps or params.interventions)
             mask = RowMask(self.vocab_size, allowed, words, grammar, thoughts, jumps=jumps)
             mask.position = len(request.prompt_token_ids)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])

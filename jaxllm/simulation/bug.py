@@ -9,6 +9,7 @@ REQUEST, QUEUE, STOP = f"{CORE}.request", f"{CORE}.policies.fcfs", f"{CORE}.stop
 SHARES, FORCED = f"{CORE}.prefill_shares", f"{CORE}.forced_tokens"
 HASHES, HOST, SPARING = f"{CORE}.prefix_cache", f"{CORE}.host_tier", f"{CORE}.sparing"
 PRIORITY, FAIR, WAY = f"{CORE}.policies.priority", f"{CORE}.policies.fair", f"{CORE}.making_way"
+ASIDE = f"{CORE}.standing_aside"
 BUCKETS, LOGPROBS = f"{CORE}.buckets", f"{CORE}.logprobs"
 LOOP, RECOVERY = f"{ENGINE}.engine_core", f"{ENGINE}.recovery"
 

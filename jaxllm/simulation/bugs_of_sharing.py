@@ -8,8 +8,8 @@ BUGS_OF_SHARING = (
     Bug(
         "salts are no part of a hash",
         TABLES,
-        "attention, tenant, asked.cache_salt)",
-        "attention, tenant)",
+        "attention, tenant, asked.cache_salt, changed)",
+        "attention, tenant, changed)",
     ),
     Bug(
         "blocks of one span are found by another",
@@ -53,13 +53,13 @@ BUGS_OF_SHARING = (
     Bug(
         "the newest token is shared",
         TABLES,
-        "most = (request.num_tokens - 1) // self.block_size",
+        "most = request.num_skippable // self.block_size",
         "most = request.num_tokens // self.block_size",
     ),
     Bug(
         "a copy takes in the newest token",
         TABLES,
-        "end = min(num_shared + self.block_size, request.num_tokens - 1)",
+        "end = min(num_shared + self.block_size, request.num_skippable)",
         "end = min(num_shared + self.block_size, request.num_tokens)",
     ),
     Bug(
@@ -83,8 +83,23 @@ BUGS_OF_SHARING = (
     Bug(
         "nothing is kept",
         TABLES,
-        "            self.pool.keep(block_id)\n        if in",
-        "            pass\n        if in",
+        "        self.pool.keep(block_id)\n",
+        "",
+    ),
+    Bug(
+        "what nobody finds any more is kept",
+        TABLES,
+        "            self.pool.forget(forgotten)\n",
+        "            pass\n",
+        answers=False,
+        scenario="branches",
+    ),
+    Bug(
+        "a full block is forgotten with its continuations",
+        HASHES,
+        "        if self._blocks[oldest].hash is not None:\n            return None\n",
+        "",
+        scenario="branches",
     ),
     Bug(
         "what a failed request computed is shared",

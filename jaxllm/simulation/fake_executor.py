@@ -14,6 +14,7 @@ from jaxllm.core.spans import span_of
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import MAX_LOGPROBS
+from jaxllm.simulation.fake_files import FakeFiles
 from jaxllm.simulation.hash_model import forced_tokens, is_forced, next_token, score
 from jaxllm.simulation.violation import Violation
 
@@ -48,9 +49,11 @@ class FakeExecutor:
         plan: EnginePlan,
         fault: Fault = lambda number, step: None,
         not_finite: dict[str, int] | None = None,
+        files: FakeFiles | None = None,
     ):
         self.plan = plan
         self.fault = fault
+        self.files = files
         # The caller's own, who may add to it.
         self.not_finite = {} if not_finite is None else not_finite
         self.num_dispatched = 0
@@ -64,6 +67,8 @@ class FakeExecutor:
         shape = (self.plan.num_blocks, self.plan.block_size, 3)  # token, position, whose
         self.kv = np.full(shape, -1, np.int32)
         self.host: dict[int, np.ndarray] = {}
+        if self.files is not None:
+            self.files.forget()
         self.pending: deque[int] = deque()
         self.broken = False
         self.num_resets += 1
@@ -97,6 +102,12 @@ class FakeExecutor:
             if index != len(self.rows[row].table):
                 raise Violation("executor", "A block table has a gap.")
             self.rows[row].table.append(block_id)
+        for slot, content in () if self.files is None else self.files.contents():
+            self.host[slot] = content
+        for index, name in step.block_writes:
+            if self.files is None:
+                raise Violation("executor", "There are no files to write to.")
+            self.files.write(name, self.kv[step.block_saves[index][0]].copy())
         for block_id, slot in step.block_saves:
             self.host[slot] = self.kv[block_id].copy()
         if step.block_copies:
@@ -185,9 +196,10 @@ class FakeExecutor:
 
     def _identity(self, request: EngineCoreRequest) -> int:
         tenant = "" if self.plan.prefix_cache_scope == "all" else request.tenant
-        params = request.sampling_params.attention_params
+        params = request.sampling_params
         ahead = request.prompt_token_ids[: span_of(request, self.plan.attention_params)]
-        return crc32(repr((tenant, request.cache_salt, params, ahead)).encode()) & 0x7FFFFFFF
+        changed = (params.attention_params, params.interventions, ahead)
+        return crc32(repr((tenant, request.cache_salt, *changed)).encode()) & 0x7FFFFFFF
 
     def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:
         logprob, rank, top_ids, top_logprobs = score(context, token_id, self.plan.model.vocab_size)

@@ -55,12 +55,19 @@ def _shared(traffic: "Traffic") -> Prompt:
     return (*text, *_tokens(random, random.randint(0, min(6, longest - len(text)))))
 
 
+def _branches(traffic: "Traffic") -> Prompt:
+    """One beginning, and then of many kinds."""
+    own = _tokens(traffic.random, traffic.random.randint(1, 7))
+    return (*traffic.texts[0][:4], *own)
+
+
 PROMPTS: dict[str, Callable[["Traffic"], Prompt]] = {
     "mixed": _mixed,
     "short": _short,
     "long-beside-short": _long_beside_short,
     "conversation": _conversation,
     "shared": _shared,
+    "branches": _branches,
     "siblings": _mixed,
 }
 

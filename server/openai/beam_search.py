@@ -26,6 +26,7 @@ _NEUTRAL: dict[str, tuple[float | bool, ...]] = {
     "stop_token_ids": (),
     "prompt_logprobs": (),
     "response_format": (),
+    "taps": (),
     "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),

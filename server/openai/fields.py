@@ -58,6 +58,12 @@ def _prompt_form(value: Any) -> str | None:
     return f"{TAG}lists" if isinstance(value[0], list) else f"{TAG}many"
 
 
+def _number_or_numbers(value: Any) -> str | None:
+    if isinstance(value, list):
+        return f"{TAG}many"
+    return f"{TAG}one" if type(value) in (int, float) else None
+
+
 _CHOICES = ("none", "auto", "required")
 
 
@@ -65,6 +71,11 @@ def _union(discriminator: Any, expected: str) -> Discriminator:
     return Discriminator(
         discriminator, custom_error_type="invalid_type", custom_error_message=expected
     )
+
+
+def number_or_list() -> Discriminator:
+    """Of a union of a number, tagged ``ONE``, and a list of them, tagged ``MANY``."""
+    return _union(_number_or_numbers, "a number or an array of numbers")
 
 
 def text_or_list(expected: str) -> Discriminator:
