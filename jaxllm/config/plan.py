@@ -6,6 +6,16 @@ from enum import StrEnum
 from jaxllm.config.model import ModelConfig, RowParam
 
 
+# What --kv-cache-dtype takes, and the dtype that it stands for; auto is that of activations.
+_PAGE_DTYPES = {"auto": "", "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn"}
+KV_CACHE_DTYPES = tuple(_PAGE_DTYPES)
+
+
+def page_dtype(kv_cache_dtype: str, dtype: str) -> str:
+    """The dtype of cached keys and values, with activations in ``dtype``."""
+    return _PAGE_DTYPES[kv_cache_dtype] or dtype
+
+
 class BatchKind(StrEnum):
     DECODE = "decode"  # one token per row: num_tokens == num_rows
     MIXED = "mixed"  # decode rows first, then prefill chunks
@@ -41,10 +51,16 @@ class EnginePlan:
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
+    kv_cache_dtype: str = "auto"
 
     @property
     def max_blocks_per_row(self) -> int:
         return -(-self.max_model_len // self.block_size)
+
+    @property
+    def page_dtype(self) -> str:
+        """The dtype of cached keys and values."""
+        return page_dtype(self.kv_cache_dtype, self.dtype)
 
     @property
     def kv_tokens(self) -> int:

@@ -86,7 +86,9 @@ class Scheduler:
             plan.max_model_len,
             caching=plan.prefix_caching,
             key=cache_key,
-            identity=f"{plan.model.architecture} {plan.dtype} {plan.attention_backend}",
+            identity=" ".join(
+                (plan.model.architecture, plan.dtype, plan.page_dtype, plan.attention_backend)
+            ),
             host_slots=plan.host_blocks,
             save_all=plan.offloading,
             for_all=plan.prefix_cache_scope == "all",

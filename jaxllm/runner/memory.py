@@ -120,7 +120,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """``num_blocks`` of ``plan`` does not matter; its max_model_len must be the one that programs
     are compiled for."""
-    block = bytes_per_block(plan.model, plan.block_size, plan.dtype)
+    block = bytes_per_block(plan.model, plan.block_size, plan.page_dtype)
     return MemoryPlan(device, _bytes(model.specs), row_bytes(plan), working, block)
 
 
@@ -157,7 +157,7 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     rows = max(bucket.num_rows for bucket in plan.buckets)
     inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
-    moved = (BLOCKS_PER_MOVE + 1) * bytes_per_block(model, plan.block_size, plan.dtype)
+    moved = (BLOCKS_PER_MOVE + 1) * bytes_per_block(model, plan.block_size, plan.page_dtype)
     programs.append(ProgramMemory("copy", "", moved + WORKSPACE_BYTES, 0))
     if plan.host_blocks:
         programs.append(ProgramMemory("save", "", moved + WORKSPACE_BYTES, moved))

@@ -222,7 +222,7 @@ class Programs:
 
     def _kv(self) -> Any:
         plan = self.plan
-        return kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.dtype)
+        return kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.page_dtype)
 
     def _row_buffers(self) -> Any:
         return row_buffers_spec(self.rows, self.plan.max_num_seqs, self.plan.model.vocab_size)

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.kv_write.narrow import narrow
+
 
 def kv_write(
     kv: Float[Array, "P 2 K B D"],
@@ -13,7 +15,7 @@ def kv_write(
     offsets: Int[Array, " T"],
 ) -> Float[Array, "P 2 K B D"]:
     """Puts token t at ``kv[pages[t], :, :, offsets[t]]``; a page of P or more drops the token."""
-    update = jnp.stack([k, v], axis=1).astype(kv.dtype)  # [T, 2, K, D]
+    update = narrow(jnp.stack([k, v], axis=1), kv.dtype)  # [T, 2, K, D]
     return kv.at[pages, :, :, offsets].set(update, mode="drop")
 
 

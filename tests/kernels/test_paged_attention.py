@@ -20,13 +20,13 @@ SHAPES = [  # heads, kv heads, head dim, page size
 class Batch:
     """Slot 0 decodes, slot 1 continues a prompt, slot 2 starts one, slot 3 is padding."""
 
-    def __init__(self, heads: int, kv_heads: int, dim: int, page: int):
+    def __init__(self, heads: int, kv_heads: int, dim: int, page: int, pages: str = "float32"):
         rng = np.random.default_rng(heads * dim)
         pages_per_row, rows = -(-160 // page), 4
         num_pages = rows * pages_per_row + 1
         kv = rng.normal(size=(num_pages, 2, kv_heads, page, dim)).astype(np.float32)
         kv[0] = np.nan  # the null page: reading it must never matter
-        self.kv = jnp.asarray(kv)
+        self.kv = jnp.asarray(kv, pages)
         order = rng.permutation(num_pages - 1) + 1
         tables = order[: 3 * pages_per_row].reshape(3, pages_per_row)
         self.block_tables = jnp.asarray(
@@ -48,14 +48,18 @@ class Batch:
 
 
 @pytest.mark.parametrize(
-    ("shape", "window"),
-    [*((shape, None) for shape in SHAPES), *((SHAPES[2], window) for window in (1, 20, 100))],
+    ("shape", "window", "pages"),
+    [
+        *((shape, None, "float32") for shape in SHAPES),
+        *((SHAPES[2], window, "float32") for window in (1, 20, 100)),
+        (SHAPES[2], 20, "float8_e4m3fn"),
+    ],
     ids=str,
 )
 def test_prefill_and_decode_equal_the_reference(
-    shape: tuple[int, int, int, int], window: int | None
+    shape: tuple[int, int, int, int], window: int | None, pages: str
 ) -> None:
-    batch = Batch(*shape)
+    batch = Batch(*shape, pages)
     scale = shape[2] ** -0.5
     want = paged_attention_reference(
         batch.q,
@@ -110,6 +114,16 @@ def test_stale_nan_past_the_end_of_a_row_is_not_read() -> None:
     lens = jnp.asarray([131, 0, 0, 0], jnp.int32)
     got = paged_decode(batch.q[:4], poisoned, batch.block_tables, lens, scale=0.25)
     assert np.isfinite(np.asarray(got)).all()
+
+
+def test_what_eight_bits_do_not_hold_becomes_the_nearest_that_they_do() -> None:
+    kv = jnp.zeros((2, 2, 1, 4, 8), jnp.float8_e4m3fn)
+    k = jnp.asarray([[[0.1, 447.0, 449.0, -1e9, jnp.inf, -jnp.inf, 1e-9, 20.0]]], jnp.bfloat16)
+    page = jnp.ones(1, jnp.int32)
+    got = np.asarray(kv_write(kv, k, -k, page, page), np.float32)
+    want = np.array([0.1015625, 448, 448, -448, 448, -448, 0, 20], np.float32)
+    np.testing.assert_array_equal(got[1, 0, 0, 1], want)
+    np.testing.assert_array_equal(got[1, 1, 0, 1], -want)
 
 
 def test_write_puts_tokens_into_their_pages_and_drops_padding() -> None:

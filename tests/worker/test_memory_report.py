@@ -40,6 +40,13 @@ def test_a_card_that_is_not_here() -> None:
     assert found["programs"][0]["program"] == "forward mixed[8192 tokens, 256 rows]"
 
 
+def test_a_cache_of_eight_bits() -> None:
+    found, whole = plan(141 * 10**9, kv_cache_dtype="fp8"), plan(141 * 10**9)
+    assert (found["dtype"], found["kv_cache_dtype"]) == ("bfloat16", "float8_e4m3fn")
+    assert found["kv_block_bytes"] * 2 == whole["kv_block_bytes"]
+    assert found["kv_tokens"] > 2 * whole["kv_tokens"] * 0.99
+
+
 def test_a_card_too_small_and_one_with_room_for_a_short_length() -> None:
     with pytest.raises(OutOfMemoryError, match="GiB"):
         plan(16 * 10**9)
