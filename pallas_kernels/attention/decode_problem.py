@@ -22,7 +22,7 @@ class DecodeProblem(NamedTuple):
 
 
 def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
-    """Queries and pages in bfloat16."""
+    """Queries in bfloat16, pages as the spec has them."""
     rng = np.random.default_rng(seed)
     lens = np.array(spec.lens, np.int32)
     used = -(-lens // spec.page)
@@ -37,7 +37,7 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     q = rng.standard_normal((len(lens), spec.heads, spec.dim), np.float32)
     return DecodeProblem(
         jnp.asarray(q, jnp.bfloat16),
-        jnp.asarray(kv, jnp.bfloat16),
+        jnp.asarray(kv, spec.pages),
         jnp.asarray(tables),
         jnp.asarray(lens),
     )

@@ -43,7 +43,7 @@ def make_prefill_problem(
     q = rng.standard_normal((spec.tokens, spec.heads, spec.dim), np.float32)
     return PrefillProblem(
         jnp.asarray(q, dtype),
-        jnp.asarray(kv, dtype),
+        jnp.asarray(kv, spec.pages or dtype),
         jnp.asarray(tables),
         jnp.asarray(starts),
         jnp.asarray(lens),

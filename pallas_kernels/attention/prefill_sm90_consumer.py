@@ -218,20 +218,18 @@ def _store(
     high = lax.clamp(jnp.int32(0), item.high - row, jnp.int32(ROWS))
     whole = high - low == ROWS
     token = item.token + row
-    narrow = result.astype(smem.o.dtype)
+    narrow = result.astype(smem.o_rows.dtype)
     plgpu.wait_smem_to_gmem(0)  # of the item before
 
-    @pl.when(whole)
-    def _() -> None:
+    def store_whole() -> None:
         smem.o.at[consumer][...] = narrow
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(smem.o.at[consumer], gmem.out.at[pl.ds(token, ROWS), head])
 
-    @pl.when(jnp.logical_not(whole))
-    def _() -> None:
+    def store_rows(size: int) -> None:
         smem.o_rows.at[consumer][...] = narrow
         plgpu.commit_smem()
-        start, size = low, ROWS // 2
+        start = low
         while size:  # a transfer's size is static: one per binary digit of the number of rows
             digit = (high - low) & size
 
@@ -242,3 +240,9 @@ def _store(
                 plgpu.copy_smem_to_gmem(source, target)
 
             start, size = start + digit, size // 2
+
+    if smem.o is None:
+        store_rows(ROWS)
+    else:
+        pl.when(whole)(store_whole)
+        pl.when(jnp.logical_not(whole))(lambda: store_rows(ROWS // 2))

@@ -18,18 +18,21 @@ from pallas_kernels.attention.prefill_sm90_items import (
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
+from pallas_kernels.attention.widen_sm90 import widen
 
+_WIDENED = 4096  # numbers at a time: a thread has 40 registers
 
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
     mine, read = my_items(gmem, op)
     stages = op.config.stages
+    fetch = _fetch if smem.narrow is None else _fetch_narrow
 
     def one_item(turn: Array, done: Array) -> Array:
         item = read(turn)
 
         def one_block(block: Array, _: None) -> None:
             step = done + block - item.begin
-            _fetch(gmem, smem, op, item, block, step)
+            fetch(gmem, smem, op, item, block, step)
 
         lax.fori_loop(item.begin, item.end, one_block, None)
         return done + item.end - item.begin
@@ -51,14 +54,9 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
     """One block of keys and values, and before the first of an item its queries."""
     config, page_size = op.config, gmem.kv.shape[3]
     count = config.block_kv // page_size
-    kv_heads_of = gmem.q.shape[1] // gmem.kv.shape[2] // config.heads_per_tile
-    kv_head = lax.div(item.unit, jnp.int32(kv_heads_of))
+    kv_head = _kv_head(gmem, op, item)
     stage = lax.rem(step, jnp.int32(config.stages))
-    last_page = lax.div(item.seq_len - 1, jnp.int32(page_size))
-    # Past the last page it is fetched again: masked, and no table entry past the end is used.
-    pages = [
-        gmem.block_tables[item.slot, lax.min(block * count + i, last_page)] for i in range(count)
-    ]
+    pages = _pages(gmem, op, item, block)
 
     def copy(which: int, target: Any, barrier: Any) -> None:
         for i, page in enumerate(pages):
@@ -92,6 +90,69 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
         _zero_past(smem.v.at[stage], written)
         for _ in range(count):
             plgpu.barrier_arrive(smem.v_full.at[stage])
+
+
+def _kv_head(gmem: Gmem, op: PrefillOp, item: Item) -> Array:
+    kv_heads_of = gmem.q.shape[1] // gmem.kv.shape[2] // op.config.heads_per_tile
+    return lax.div(item.unit, jnp.int32(kv_heads_of))
+
+
+def _pages(gmem: Gmem, op: PrefillOp, item: Item, block: Array) -> list[Array]:
+    page_size = gmem.kv.shape[3]
+    count = op.config.block_kv // page_size
+    last_page = lax.div(item.seq_len - 1, jnp.int32(page_size))
+    # Past the last page it is fetched again: masked, and no table entry past the end is used.
+    return [
+        gmem.block_tables[item.slot, lax.min(block * count + i, last_page)] for i in range(count)
+    ]
+
+
+def _fetch_narrow(
+    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array
+) -> None:
+    """The same for pages of eight bits: they are widened here, while the next are on their way."""
+    config, page_size, head = op.config, gmem.kv.shape[3], _kv_head(gmem, op, item)
+    size, rows = config.block_kv, _WIDENED // gmem.kv.shape[4]
+    stage = lax.rem(step, jnp.int32(config.stages))
+
+    def copy(which: int, block: Array) -> None:
+        for i, page in enumerate(_pages(gmem, op, item, block)):
+            target = smem.narrow.at[which, pl.ds(i * page_size, page_size)]
+            barrier = smem.narrow_full.at[which]
+            plgpu.copy_gmem_to_smem(gmem.kv.at[page, which, head], target, barrier)
+
+    @pl.when(block == item.begin)
+    def _() -> None:
+        copy(0, block)
+
+    copy(1, block)
+
+    def take(which: int, target: Any, free: Any, full: Any, written: Array | None) -> None:
+        @pl.when(step >= config.stages)
+        def _() -> None:
+            plgpu.barrier_wait(free.at[stage])
+
+        plgpu.barrier_wait(smem.narrow_full.at[which])
+        narrow, wide = smem.narrow.at[which], target.at[stage]
+        if written is None:
+            widen(narrow, wide, rows=rows)
+        else:
+            pl.when(written >= size)(lambda: widen(narrow, wide, rows=rows))
+            pl.when(written < size)(lambda: widen(narrow, wide, rows=rows, written=written))
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(full.at[stage])
+
+    take(0, smem.k, smem.k_free, smem.k_full, None)
+
+    @pl.when(block == item.begin)
+    def _() -> None:
+        _fetch_queries(gmem, smem, op, item, step)
+
+    @pl.when(block + 1 < item.end)
+    def _() -> None:
+        copy(0, block + 1)
+
+    take(1, smem.v, smem.v_free, smem.v_full, item.seq_len - block * size)
 
 
 def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, step: Array) -> None:

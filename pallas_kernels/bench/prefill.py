@@ -50,7 +50,7 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
 
     def refuses(self, spec: PrefillSpec, config: PrefillConfig, platform: str) -> str | None:
         facts = (spec.heads, spec.kv_heads, spec.dim, spec.page, "bfloat16")
-        return refuses_prefill_sm90(*facts, platform)
+        return refuses_prefill_sm90(*facts, platform, spec.pages)
 
     def xla_refuses(self, spec: PrefillSpec) -> str | None:
         return None if self.amount(spec) else "there is nothing to attend"
@@ -94,7 +94,7 @@ def prefill_inputs(spec: PrefillSpec, calls: int) -> tuple[tuple[jax.Array, ...]
     cache = (1 + int(used.sum()), 2, spec.kv_heads, spec.page, spec.dim)
     problem = PrefillProblem(
         queries[0],
-        jax.random.normal(keys[0], cache, jnp.bfloat16),
+        jax.random.normal(keys[0], cache, jnp.bfloat16).astype(spec.pages or jnp.bfloat16),
         jnp.asarray(tables),
         jnp.asarray(starts),
         jnp.asarray(lens),

@@ -16,6 +16,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.kv_write.narrow import narrow
+
 _WARPS, _LANES = 4, 32
 
 
@@ -47,15 +49,20 @@ def refuses_kv_write_sm90(
     dtype: Any,
     platform: str,
     *,
+    pages: Any = None,
     rotated: int | None = None,
     interleaved: bool = False,
 ) -> str | None:
-    """None if the kernel takes the shape, else the reason. ``rotated``: channels of each head that
-    turn; None means all."""
+    """None if the kernel takes the shape, else the reason. ``dtype`` is that of the projection,
+    ``pages`` that of the cache; None: the same. ``rotated``: channels of each head that turn; None
+    means all."""
     if platform != "sm_90":
         return f"the KV write kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the KV write kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    pages = jnp.dtype(dtype if pages is None else pages)
+    if pages not in (jnp.dtype(dtype), jnp.dtype(jnp.float8_e4m3fn)):
+        return f"the KV write kernel takes pages of its input's dtype or float8_e4m3fn, not {pages}"
     if head_dim not in (64, 128, 256):
         return f"the KV write kernel takes head dims 64, 128 and 256, not {head_dim}"
     if (num_heads + 2 * num_kv_heads) * head_dim > 24_576:
@@ -139,8 +146,8 @@ def _body(shape: _Shape, qkv_ref: Any, *refs: Any) -> None:
     @pl.when((page >= 0) & (page < shape.pages))
     def _() -> None:
         for half, key, value in zip(halves, rotated_k, v, strict=True):
-            _store(kv_ref.at[page, 0, :, offset, half], key.astype(kv_ref.dtype))
-            _store(kv_ref.at[page, 1, :, offset, half], value.astype(kv_ref.dtype))
+            _store(kv_ref.at[page, 0, :, offset, half], narrow(key, kv_ref.dtype))
+            _store(kv_ref.at[page, 1, :, offset, half], narrow(value, kv_ref.dtype))
 
 
 def _load(ref: Any, layout: Any) -> jax.Array:

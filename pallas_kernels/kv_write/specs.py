@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+FP8 = "float8_e4m3fn"
+
 
 class KVWriteSpec(NamedTuple):
     heads: int
@@ -9,6 +11,7 @@ class KVWriteSpec(NamedTuple):
     dim: int
     page: int
     qk_norm: bool
+    pages: str | None = None  # dtype of the cache; None: that of the projection
 
 
 SPECS = (
@@ -20,6 +23,8 @@ SPECS = (
     KVWriteSpec(14, 2, 64, 32, False),  # Qwen2.5 0.5B
     KVWriteSpec(9, 3, 64, 16, False),  # SmolLM2 135M
     KVWriteSpec(8, 4, 256, 64, True),  # Gemma-like
+    KVWriteSpec(32, 8, 128, 64, False, FP8),  # Llama 3.1 8B
+    KVWriteSpec(9, 3, 64, 16, True, FP8),
 )
 
 
@@ -30,6 +35,7 @@ class KVWriteBatch(NamedTuple):
 
 # Speed: Llama 3.1 8B, from a decode step to a prefill step.
 SPEED = tuple(KVWriteBatch(SPECS[0], tokens) for tokens in (1, 8, 64, 256, 2048, 8192))
+SPEED += tuple(KVWriteBatch(SPECS[8], tokens) for tokens in (64, 8192))
 
 # Few enough tokens for a CPU.
 SMALL = tuple(KVWriteBatch(spec, 4) for spec in SPECS)

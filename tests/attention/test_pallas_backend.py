@@ -45,6 +45,7 @@ GLM = replace(
     [
         (SPEC, replace(H200, platform="cpu", compute_capability=""), "Hopper"),
         (SPEC, replace(H200, compute_capability="8.0"), "Hopper"),
+        (SPEC, replace(H200, page_dtype="int8"), "int8"),
         (replace(SPEC, head_dim=80), H200, "head dims"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
         (SPEC, replace(H200, dtype="float32"), "float32"),
@@ -55,10 +56,12 @@ def test_refuses_with_a_reason(spec: AttentionSpec, target: AttentionTarget, rea
 
 
 @pytest.mark.parametrize(
-    ("model", "writes"), [(MODEL, 1), (QWEN3, 1), (GLM, 0)], ids=["llama", "qwen3", "glm"]
+    ("model", "writes", "pages"),
+    [(MODEL, 1, "auto"), (QWEN3, 1, "auto"), (GLM, 0, "auto"), (MODEL, 1, "fp8")],
+    ids=["llama", "qwen3", "glm", "llama-fp8"],
 )
 def test_whole_steps_lower_for_hopper_with_each_kernel_once(
-    model: ModelConfig, writes: int, caplog: pytest.LogCaptureFixture
+    model: ModelConfig, writes: int, pages: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Three layers of two kinds: a kernel appears once per kind of layer, not once per layer, and
     nothing but the kernels and the layers around them ever takes a cache.
@@ -66,6 +69,8 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
     _say_once.cache_clear()
     buckets = make_buckets((8,), (64,), 8)
     plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
+    plan = replace(plan, kv_cache_dtype=pages)
+    taken = {"auto": "bf16", "fp8": "f8E4M3FN"}[pages]
     programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     for bucket, per_kind in zip(buckets, (2, 3), strict=True):  # decode, combine; prefill
         function = partial(forward, program=programs.step_program(bucket))
@@ -77,8 +82,9 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
         takers = "func.func|return|call|stablehlo.custom_call @mosaic_gpu_v2"
         if not writes:
             takers += r"|stablehlo.scatter|\}\)"  # the scatter's types stand at its end
+        assert f"tensor<300x2x2x64x64x{taken}>" in text
         for line in text.splitlines():
-            if "tensor<300x2x2x64x64xbf16>" in line:
+            if f"tensor<300x2x2x64x64x{taken}>" in line:
                 assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]
     said = [record.message for record in caplog.records if "Plain XLA writes" in record.message]
     assert len(said) == 1 - writes

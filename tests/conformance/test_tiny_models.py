@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 
 TOLERANCE = 1e-4  # float32; these models agree to about 5e-6
 
-FP8_TOLERANCE = 1.0
+FP8_TOLERANCE = 0.5  # of logits up to 4
 
 
 def paged_forward(checkpoint: Path, pages: str = "float32") -> PagedForward:
@@ -41,7 +41,6 @@ def test_an_fp8_cache_stays_near_transformers(tiny_checkpoints: Path, name: str)
     forward = paged_forward(tiny_checkpoints / name, "float8_e4m3fn")
     for reference in recording.load(tiny_checkpoints / name / "reference.npz"):
         chunked = forward.logits(reference.token_ids, chunk=16)
-        print("ERR", name, reference.logits_error(chunked), np.abs(chunked).max())
         assert TOLERANCE < reference.logits_error(chunked) < FP8_TOLERANCE
         np.testing.assert_allclose(forward.logits(reference.token_ids), chunked, atol=TOLERANCE)
 

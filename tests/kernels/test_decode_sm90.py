@@ -67,9 +67,10 @@ def test_other_tile_sizes_equal_the_oracle() -> None:
     check(SMALL[4], DecodeConfig(256, 512, block=128, stages=3, num_ctas=2))
 
 
-def test_no_race(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("spec", [SMALL[1], SMALL[9]], ids=lambda spec: spec.name)
+def test_no_race(spec: DecodeSpec, capfd: pytest.CaptureFixture[str]) -> None:
     """One CTA, so that a stage whose tail was cleared is filled again."""
-    check(SMALL[1], dataclasses.replace(TINY, num_ctas=1), races=True)
+    check(spec, dataclasses.replace(TINY, num_ctas=1), races=True)
     captured = capfd.readouterr()
     assert "RACE" not in captured.out + captured.err
 
@@ -128,7 +129,11 @@ def test_joining_nothing_changes_nothing() -> None:
     np.testing.assert_array_equal(join(some, masked).values, some.values)
 
 
-LOWERED = [(spec, "bfloat16") for spec in (*SMALL, *MIXED, *SPEED)]
+LOWERED = [
+    (spec, "bfloat16")
+    for spec in (*SMALL, *MIXED, *SPEED)
+    if spec not in SPEED or spec.pages == "bfloat16"  # eight bits have these shapes in MIXED
+]
 
 
 @pytest.mark.parametrize(
@@ -140,7 +145,10 @@ def test_lowers_for_cuda_without_a_gpu(spec: DecodeSpec, dtype: str) -> None:
     config = DecodeConfig()
     shapes = (
         jax.ShapeDtypeStruct((len(spec.lens), spec.heads, spec.dim), dtype),
-        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.dim), dtype),
+        jax.ShapeDtypeStruct(
+            (99, 2, spec.kv_heads, spec.page, spec.dim),
+            dtype if spec.pages == "bfloat16" else spec.pages,
+        ),
         jax.ShapeDtypeStruct((len(spec.lens), spec.width), jnp.int32),
     )
     plan = jax.eval_shape(lambda: plan_of(spec, config))

@@ -73,9 +73,10 @@ class PallasBackend:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
         facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
-        reason = refuses_decode_sm90(*facts, "sm_90", self.decode_config) or refuses_prefill_sm90(
-            *facts, "sm_90"
-        )
+        pages = target.page_dtype or target.dtype
+        reason = refuses_decode_sm90(
+            *facts, "sm_90", self.decode_config, pages
+        ) or refuses_prefill_sm90(*facts, "sm_90", pages)
         return reason or refuses_variant(spec.variant)
 
     def prepare(
@@ -127,8 +128,9 @@ class PallasBackend:
             spec.num_heads,
             spec.num_kv_heads,
             spec.head_dim,
-            kv.dtype,
+            qkv.dtype,
             "sm_90",
+            pages=kv.dtype,
             rotated=2 * heads.cos.shape[1],
             interleaved=heads.interleaved,
         )
