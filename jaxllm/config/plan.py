@@ -5,7 +5,6 @@ from enum import StrEnum
 
 from jaxllm.config.model import ModelConfig, RowParam
 
-
 # What --kv-cache-dtype takes, and the dtype that it stands for; auto is that of activations.
 _PAGE_DTYPES = {"auto": "", "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn"}
 KV_CACHE_DTYPES = tuple(_PAGE_DTYPES)

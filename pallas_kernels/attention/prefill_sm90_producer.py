@@ -22,6 +22,7 @@ from pallas_kernels.attention.widen_sm90 import widen
 
 _WIDENED = 4096  # numbers at a time: a thread has 40 registers
 
+
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
     mine, read = my_items(gmem, op)
     stages = op.config.stages

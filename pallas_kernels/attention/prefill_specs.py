@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels.attention.decode_specs import FP8
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
-
-FP8 = "float8_e4m3fn"
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,12 @@ MIXED = (
         107,
         pages=FP8,
     ),
-    PrefillSpec("llama window, fp8", 32, 8, 128, 64, ((2000, 700), (0, 324)), window=500, pages=FP8),
-    PrefillSpec("gemma, fp8", 16, 8, 128, 16, ((700, 257), (5, 250)), 0, 5, softcap=30.0, pages=FP8),
+    PrefillSpec(
+        "llama window, fp8", 32, 8, 128, 64, ((2000, 700), (0, 324)), window=500, pages=FP8
+    ),
+    PrefillSpec(
+        "gemma, fp8", 16, 8, 128, 16, ((700, 257), (5, 250)), 0, 5, softcap=30.0, pages=FP8
+    ),
     PrefillSpec("smol, fp8", 9, 3, 64, 64, ((10, 1), (100, 500), (0, 391)), 1, 132, pages=FP8),
 )
 

@@ -151,7 +151,11 @@ def _walk(
     def body(index: Int[Array, ""], state: _Softmax) -> _Softmax:
         wanted = jnp.minimum(index * pages + jnp.arange(pages), block_tables.shape[1] - 1)
         block = kv[block_tables[:, wanted]]  # [N, pages, 2, K, B, D]
-        block = block.astype(packed.dtype).transpose(2, 0, 3, 1, 4, 5).reshape(2, n, kv_heads, span, dim)
+        block = (
+            block.astype(packed.dtype)
+            .transpose(2, 0, 3, 1, 4, 5)
+            .reshape(2, n, kv_heads, span, dim)
+        )
         kv_pos = index * span + jnp.arange(span)
         # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is
         # NaN.

@@ -7,9 +7,9 @@ from jaxtyping import Array, Float
 
 
 def narrow(x: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
-    """``x`` in the dtype of the pages, not scaled. Into 8 bits it is rounded to the nearest number
-    there is, however far: float8_e4m3fn knows no infinity, and what XLA finds beyond its 448 becomes
-    NaN. Of use in a kernel too.
+    """``x`` in the dtype of the pages, not scaled. In eight bits it is the nearest number there is,
+    however far: float8_e4m3fn knows no infinity, and XLA makes NaN of what is beyond its 448. Of
+    use in a kernel too.
     """
     if jnp.dtype(dtype).itemsize == 1:
         largest = float(jnp.finfo(dtype).max)

@@ -71,7 +71,8 @@ def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:
-    return default_decode_config(spec.dim, spec.page, spec.heads // spec.kv_heads)
+    facts = (spec.dim, spec.page, spec.heads // spec.kv_heads)
+    return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -197,7 +198,7 @@ def random_batch(spec: DecodeSpec, rows: int) -> tuple[DecodeProblem, np.ndarray
             strict=True,
         )
     )
-    q = q.at[places].set(queries)
+    q, kv = q.at[places].set(queries), kv.astype(spec.pages)
     return DecodeProblem(q, kv, jnp.asarray(tables), jnp.asarray(lens)), places
 
 
