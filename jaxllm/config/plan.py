@@ -62,6 +62,12 @@ class EnginePlan:
         return page_dtype(self.kv_cache_dtype, self.dtype)
 
     @property
+    def kv_identity(self) -> str:
+        """What keys and values depend on beside weights and tokens."""
+        how = (self.model.architecture, self.dtype, self.page_dtype, self.attention_backend)
+        return " ".join(how)
+
+    @property
     def kv_tokens(self) -> int:
         """Tokens that the KV cache holds, of all requests together."""
         return (self.num_blocks - 1) * self.block_size

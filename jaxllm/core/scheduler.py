@@ -86,9 +86,7 @@ class Scheduler:
             plan.max_model_len,
             caching=plan.prefix_caching,
             key=cache_key,
-            identity=" ".join(
-                (plan.model.architecture, plan.dtype, plan.page_dtype, plan.attention_backend)
-            ),
+            identity=plan.kv_identity,
             host_slots=plan.host_blocks,
             save_all=plan.offloading,
             for_all=plan.prefix_cache_scope == "all",
