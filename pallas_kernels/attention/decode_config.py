@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels.kv_write.narrow import FP8
+
 HEAD_DIMS = (64, 128)
 PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
 MAX_GROUP = 64
-NARROW = ("float8_e4m3fn",)  # dtypes of pages that are widened
 _SMEM_BYTES = 227 * 1024  # of one CTA on sm_90
 _SM_BYTES = 228 * 1024  # of all CTAs of an SM, each with _CTA_BYTES of its own for the system
 _CTA_BYTES = 1024
@@ -100,8 +101,8 @@ def refuses_decode_sm90(
         return f"the decode kernel is built for sm_90, not {platform}"
     if dtype not in ("bfloat16", "float16"):
         return f"the decode kernel takes bfloat16 and float16, not {dtype}"
-    if pages != dtype and pages not in NARROW:
-        return f"the decode kernel takes pages of the queries' dtype or {NARROW}, not {pages}"
+    if pages not in (dtype, FP8):
+        return f"the decode kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if head_dim not in HEAD_DIMS:
         return f"the decode kernel takes head dims {HEAD_DIMS}, not {head_dim}"
     if page_size not in PAGE_SIZES:

@@ -12,6 +12,7 @@ from jax import nn
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.decode_specs import DecodeSpec
+from pallas_kernels.kv_write.narrow import narrow, widened
 
 
 class DecodeProblem(NamedTuple):
@@ -37,7 +38,7 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     q = rng.standard_normal((len(lens), spec.heads, spec.dim), np.float32)
     return DecodeProblem(
         jnp.asarray(q, jnp.bfloat16),
-        jnp.asarray(kv, spec.pages),
+        narrow(jnp.asarray(kv), spec.pages),
         jnp.asarray(tables),
         jnp.asarray(lens),
     )
@@ -50,7 +51,7 @@ def right_answer(spec: DecodeSpec, problem: DecodeProblem, scale: float) -> Floa
         if length == 0:
             continue
         table = problem.block_tables[row, : -(-length // spec.page)]
-        pages = jnp.moveaxis(problem.kv[table], 0, 2).astype(jnp.float32)  # [2, K, pages, B, D]
+        pages = jnp.moveaxis(widened(problem.kv[table], jnp.float32), 0, 2)  # [2, K, pages, B, D]
         begin = 0 if spec.window is None else max(length - spec.window, 0)
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, begin:length]
         queries = problem.q[row].astype(jnp.float32).reshape(spec.kv_heads, -1, spec.dim)

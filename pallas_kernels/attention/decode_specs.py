@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
-
-FP8 = "float8_e4m3fn"
+from pallas_kernels.kv_write.narrow import FP8
 
 
 @dataclass(frozen=True)

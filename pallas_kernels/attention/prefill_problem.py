@@ -12,6 +12,7 @@ from jax import nn
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.prefill_specs import PrefillSpec
+from pallas_kernels.kv_write.narrow import narrow, widened
 
 
 class PrefillProblem(NamedTuple):
@@ -43,7 +44,7 @@ def make_prefill_problem(
     q = rng.standard_normal((spec.tokens, spec.heads, spec.dim), np.float32)
     return PrefillProblem(
         jnp.asarray(q, dtype),
-        jnp.asarray(kv, spec.pages or dtype),
+        narrow(jnp.asarray(kv), spec.pages or dtype),
         jnp.asarray(tables),
         jnp.asarray(starts),
         jnp.asarray(lens),
@@ -59,7 +60,7 @@ def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Fl
             continue
         start, length = int(problem.query_start_loc[row]), cached + new
         table = problem.block_tables[row, : -(-length // spec.page)]
-        pages = jnp.moveaxis(problem.kv[table], 0, 2).astype(jnp.float32)  # [2, K, pages, B, D]
+        pages = jnp.moveaxis(widened(problem.kv[table], jnp.float32), 0, 2)  # [2, K, pages, B, D]
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, :length]
         keys, values = jnp.repeat(dense, spec.heads // spec.kv_heads, axis=1)
         queries = problem.q[start : start + new].astype(jnp.float32)

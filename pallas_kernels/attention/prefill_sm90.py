@@ -26,7 +26,8 @@ from pallas_kernels.attention.prefill_tiles import (
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
-from pallas_kernels.attention.widen_sm90 import NARROW, is_narrow, multiplied
+from pallas_kernels.attention.widen_sm90 import multiplied
+from pallas_kernels.kv_write.narrow import is_narrow
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
@@ -48,7 +49,7 @@ def refuses_prefill_sm90(
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
     if pages is not None and jnp.dtype(pages) != jnp.dtype(dtype) and not is_narrow(pages):
-        return f"the prefill kernel takes pages of the queries' dtype or {NARROW}, not {pages}"
+        return f"the prefill kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if head_dim not in (64, 128):
         return f"the prefill kernel takes head dims 64 and 128, not {head_dim}"
     if page_size not in (8, 16, 32, 64, 128):

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.attention.decode_specs import FP8
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
+from pallas_kernels.kv_write.narrow import FP8
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.kv_write.narrow import widened
 
 
 def paged_attention_reference(
@@ -36,7 +37,7 @@ def paged_attention_reference(
     """
     tokens, heads, dim = q.shape
     groups = heads // kv.shape[2]
-    gathered = kv[block_tables[token_rows]].astype(jnp.float32)  # [T, M, 2, K, B, D]
+    gathered = widened(kv[block_tables[token_rows]], jnp.float32)  # [T, M, 2, K, B, D]
     gathered = gathered.transpose(2, 0, 3, 1, 4, 5).reshape(2, tokens, kv.shape[2], -1, dim)
     keys, values = jnp.repeat(gathered, groups, axis=2)  # [T, H, M * B, D] each
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale

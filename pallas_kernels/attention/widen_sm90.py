@@ -7,18 +7,15 @@ take three more. It has no wgmma with keys in eight bits beside queries in sixte
 from typing import Any
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.attention.decode_config import NARROW
 from pallas_kernels.attention.decode_sm90_sums import Ref
+from pallas_kernels.kv_write.narrow import is_narrow, widened
 
 _WIDE = jnp.float16
 _WARPS, _LANES, _VECTOR = 4, 32, 8  # a lane reads eight bytes and writes sixteen
-
-
-def is_narrow(pages: Any) -> bool:
-    return str(jnp.dtype(pages)) in NARROW
 
 
 def multiplied(q: Float[Array, "*N D"], pages: Any) -> Float[Array, "*N D"]:
@@ -37,12 +34,20 @@ def widen(narrow: Ref, wide: Ref, *, rows: int = 64, written: Any = None) -> Non
     """
     tokens, dim = wide.shape
     layout = _layout(dim)
-    for row in range(0, tokens, rows):
-        loaded = plgpu.load(narrow.at[row : row + rows], layout=layout).astype(wide.dtype)
+
+    def one_part(index: Array | int) -> None:
+        row = index * rows
+        part = pl.ds(row, rows)
+        loaded = widened(plgpu.load(narrow.at[part], layout=layout), wide.dtype)
         if written is not None:
-            index = plgpu.broadcasted_iota(jnp.int32, loaded.shape, 0, layout=layout)
-            loaded = jnp.where(index < written - row, loaded, jnp.zeros_like(loaded))
-        wide.at[row : row + rows][...] = loaded
+            token = plgpu.broadcasted_iota(jnp.int32, loaded.shape, 0, layout=layout)
+            loaded = jnp.where(token < written - row, loaded, jnp.zeros_like(loaded))
+        wide.at[part][...] = loaded
+
+    if tokens == rows:
+        one_part(0)
+    else:  # unrolled, it could take more registers than there are
+        pl.loop(0, tokens // rows)(one_part)
 
 
 def _layout(dim: int) -> Any:

@@ -18,6 +18,7 @@ from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import make_decode_problem, right_answer
 from pallas_kernels.attention.decode_specs import MIXED, SMALL, SPEED, DecodeSpec
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
+from pallas_kernels.kv_write.narrow import narrow
 
 CALLS = 32  # per dispatch, as the layers of a model
 CACHE_BYTES = 1 << 29  # of the different caches of one chain: far more than L2
@@ -95,7 +96,7 @@ def decode_inputs(
     sets = min(calls, max(2, CACHE_BYTES // spec.kv_bytes))
     keys = jax.random.split(jax.random.key(0), sets + 1)
     shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.dim)
-    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16).astype(spec.pages))
+    make = jax.jit(lambda key: narrow(jax.random.normal(key, shape, jnp.bfloat16), spec.pages))
     q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
     caches = tuple(make(key) for key in keys[:sets])
     return q, caches, jnp.asarray(tables), jnp.asarray(spec.lens, jnp.int32)

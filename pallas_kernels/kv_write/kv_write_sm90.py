@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.kv_write.narrow import narrow
+from pallas_kernels.kv_write.narrow import is_narrow, narrow
 
 _WARPS, _LANES = 4, 32
 
@@ -61,8 +61,8 @@ def refuses_kv_write_sm90(
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the KV write kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
     pages = jnp.dtype(dtype if pages is None else pages)
-    if pages not in (jnp.dtype(dtype), jnp.dtype(jnp.float8_e4m3fn)):
-        return f"the KV write kernel takes pages of its input's dtype or float8_e4m3fn, not {pages}"
+    if pages != jnp.dtype(dtype) and not is_narrow(pages):
+        return f"the KV write kernel takes pages of its input's dtype or of bytes, not {pages}"
     if head_dim not in (64, 128, 256):
         return f"the KV write kernel takes head dims 64, 128 and 256, not {head_dim}"
     if (num_heads + 2 * num_kv_heads) * head_dim > 24_576:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-FP8 = "float8_e4m3fn"
+from pallas_kernels.kv_write.narrow import FP8
 
 
 class KVWriteSpec(NamedTuple):

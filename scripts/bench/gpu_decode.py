@@ -31,6 +31,7 @@ from pallas_kernels.attention.decode_specs import MIXED, SPEED, DecodeSpec
 from pallas_kernels.bench.ceilings import read_bytes_per_second
 from pallas_kernels.bench.decode import CALLS, decode_inputs
 from pallas_kernels.bench.timing import median_seconds
+from pallas_kernels.kv_write.narrow import narrow
 
 SWEPT = 4  # specs that see every config
 CONFIGS = {
@@ -198,7 +199,7 @@ def random_batch(spec: DecodeSpec, rows: int) -> tuple[DecodeProblem, np.ndarray
             strict=True,
         )
     )
-    q, kv = q.at[places].set(queries), kv.astype(spec.pages)
+    q, kv = q.at[places].set(queries), narrow(kv, spec.pages)
     return DecodeProblem(q, kv, jnp.asarray(tables), jnp.asarray(lens)), places
 
 

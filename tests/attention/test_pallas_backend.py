@@ -45,7 +45,7 @@ GLM = replace(
     [
         (SPEC, replace(H200, platform="cpu", compute_capability=""), "Hopper"),
         (SPEC, replace(H200, compute_capability="8.0"), "Hopper"),
-        (SPEC, replace(H200, page_dtype="int8"), "int8"),
+        (SPEC, replace(H200, page_dtype="int4"), "int4"),
         (replace(SPEC, head_dim=80), H200, "head dims"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
         (SPEC, replace(H200, dtype="float32"), "float32"),
@@ -70,7 +70,7 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
     buckets = make_buckets((8,), (64,), 8)
     plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
     plan = replace(plan, kv_cache_dtype=pages)
-    taken = {"auto": "bf16", "fp8": "f8E4M3FN"}[pages]
+    taken = {"auto": "bf16", "fp8": "ui8"}[pages]
     programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     for bucket, per_kind in zip(buckets, (2, 3), strict=True):  # decode, combine; prefill
         function = partial(forward, program=programs.step_program(bucket))

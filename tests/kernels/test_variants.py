@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention.decode_specs import FP8
 from pallas_kernels.attention.prefill_problem import PrefillProblem
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant, Param, VariantError
 from pallas_kernels.attention.variant_check import (
@@ -25,6 +24,7 @@ from pallas_kernels.attention.variant_check import (
 )
 from pallas_kernels.attention.variants import VARIANTS
 from pallas_kernels.attention.variants.t5_bias import by_distance
+from pallas_kernels.kv_write.narrow import FP8
 
 # Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")

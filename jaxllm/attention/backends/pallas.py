@@ -14,6 +14,7 @@ from jaxllm.attention.backend import (
     HeadTransform,
     SlotMapping,
 )
+from jaxllm.attention.kv_cache import stored_dtype
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from jaxllm.errors import ConfigError
@@ -73,7 +74,7 @@ class PallasBackend:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
         facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
-        pages = target.page_dtype or target.dtype
+        pages = stored_dtype(target.page_dtype or target.dtype)
         reason = refuses_decode_sm90(
             *facts, "sm_90", self.decode_config, pages
         ) or refuses_prefill_sm90(*facts, "sm_90", pages)
