@@ -188,7 +188,7 @@ def _add_startup(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
-    names = ("decode", "prefill", "kv_write", "sampling", "norm")
+    names = ("decode", "prefill", "kv_write", "sampling", "norm", "gated_matmul")
     parser.add_argument("--op", nargs="+", default=names, choices=names, help="default: all")
     _add_json(parser)
     parser.set_defaults(run=_kernels)

@@ -60,7 +60,7 @@ def _table(report: dict[str, Any]) -> list[str]:
         "temporaries": report["temporaries"],
         "KV cache": f"{report['kv_blocks']} blocks of {report['block_size']} tokens, "
         f"{report['kv_block_bytes'] / 2**20:.2f} MiB each: {report['kv_tokens']:,} tokens "
-        f"in {report['kv_cache_dtype']}",
+        f"in {report['kv_cache_dtype']}{_padding(report)}",
     }
     for name, key in _PARTS:
         if report[key] is not None:
@@ -74,6 +74,12 @@ def _table(report: dict[str, Any]) -> list[str]:
         sizes = (row["temporary_bytes"], row["output_bytes"])
         lines.append(f"{row['program']:<44}" + "".join(f"{n / 2**20:>12.1f}" for n in sizes))
     return lines
+
+
+def _padding(report: dict[str, Any]) -> str:
+    own, stored = report["head_dim"], report["cache_head_dim"]
+    more = 100 * (stored - own) // own
+    return f"; heads of {own} stored as {stored}, {more}% more" if stored > own else ""
 
 
 def _gib(size: int) -> str:

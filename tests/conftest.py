@@ -1,13 +1,19 @@
-"""Shared by all rooms: strict JAX, no compilation cache, a tiny tokenizer, tiny model configs."""
+"""Shared by all rooms: strict JAX, one compilation cache per run, a tiny tokenizer, tiny model
+configs.
+"""
 
+import atexit
 import json
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jaxllm.config.env import CACHE_DIR, cache_dir
 
 # Set before anything imports JAX, and inherited by the engine processes that tests start.
 HAS_GPU = shutil.which("nvidia-smi") is not None
@@ -15,7 +21,23 @@ if not HAS_GPU:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+def keep_programs_for_this_run() -> None:
+    """Engines find what others of the run have compiled; nothing is left for the next run."""
+    own, models = Path(tempfile.mkdtemp(prefix="jaxllm-tests-")), cache_dir() / "models"
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    models.mkdir(parents=True, exist_ok=True)
+    (own / "models").symlink_to(models.absolute())
+    os.environ[CACHE_DIR] = str(own)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(own / "programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # with a bound JAX locks it
+
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
+    keep_programs_for_this_run()
 
 # A shell has what it runs in the background ignore Ctrl-C, and what tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

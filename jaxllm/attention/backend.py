@@ -83,6 +83,11 @@ class AttentionBackend(Protocol):
         """None if this backend can serve the layer there, else the reason."""
         ...
 
+    def cache_head_dim(self, head_dim: int) -> int:
+        """Channels that a head has in this backend's KV pages: its own, or more with zeros behind.
+        The only owner of that choice."""
+        ...
+
     def prepare(
         self,
         metadata: "AttentionMetadata",
@@ -99,25 +104,26 @@ class AttentionBackend(Protocol):
     def write(
         self,
         qkv: Float[Array, "T C"],
-        kv: Float[Array, "P 2 K B D"],
+        kv: Float[Array, "P 2 K B W"],
         slots: SlotMapping,
         heads: HeadTransform,
         spec: AttentionSpec,
-    ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+    ) -> tuple[Float[Array, "T H W"], Float[Array, "P 2 K B W"]]:
         """Normed and rotated queries, and the cache with the step's keys and values in it. ``qkv``
         holds the heads of q, then k, then v: ``C = (H + 2 K) D``. Padding tokens are not written.
+        W is ``cache_head_dim(D)``; channels from D on are zero.
         """
         ...
 
     def attend(
         self,
-        q: Float[Array, "T H D"],
-        kv: Float[Array, "P 2 K B D"],
+        q: Float[Array, "T H W"] | Float[Array, "T H D"],
+        kv: Float[Array, "P 2 K B W"],
         metadata: "AttentionMetadata",
         shared: Any,
         spec: AttentionSpec,
     ) -> Float[Array, "T H D"]:
-        """Causal attention of every token over its own row's pages. Padding tokens give finite
-        values.
+        """Causal attention of every token over its own row's pages, of queries as ``write`` gives
+        them or without padding. Padding tokens give finite values.
         """
         ...

@@ -74,17 +74,18 @@ class StepAttention:
 
     def write(
         self, qkv: Float[Array, "T C"], kv: Array, heads: HeadTransform, spec: AttentionSpec
-    ) -> tuple[Float[Array, "T H D"], Array]:
-        """Queries ready to attend with, and the cache with the step's keys and values."""
+    ) -> tuple[Float[Array, "T H W"], Array]:
+        """Queries ready to attend with, as wide as the cache's heads, and the cache with the step's
+        keys and values."""
         return self.backend.write(qkv, kv, self.slots, heads, spec)
 
     def write_pages(
         self, k: Float[Array, "T K D"], v: Float[Array, "T K D"], kv: Array
-    ) -> Float[Array, "P 2 K B D"]:
+    ) -> Float[Array, "P 2 K B W"]:
         """The cache with keys and values that the layer has made itself, as they are."""
         return kv_write(kv, k, v, *self.slots)
 
     def __call__(
-        self, q: Float[Array, "T H D"], kv: Array, spec: AttentionSpec
+        self, q: Float[Array, "T H _W"], kv: Array, spec: AttentionSpec
     ) -> Float[Array, "T H D"]:
         return self.backend.attend(q, kv, self.metadata, self.shared, spec)

@@ -30,3 +30,9 @@ def select_backend(
             return backend, "; ".join([f"{name} on {target.platform}", *refusals])
         refusals.append(f"{name} refused: {', '.join(sorted(reasons))}")
     raise ConfigError("No attention backend can serve this model: " + "; ".join(refusals))
+
+
+def widest_head_dim(head_dim: int) -> int:
+    """The most channels that any backend gives a head in its KV pages, for a device that is not
+    here."""
+    return max(BACKENDS.load(name).cache_head_dim(head_dim) for name in BACKENDS.names())

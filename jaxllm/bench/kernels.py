@@ -16,7 +16,7 @@ from jaxllm.bench.report import check_writable, make_device_report, write_report
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.env import prepare_accelerator
 
-OPERATIONS = ("decode", "prefill", "kv_write", "sampling", "norm")
+OPERATIONS = ("decode", "prefill", "kv_write", "sampling", "norm", "gated_matmul")
 RATES = {"byte": "B/s", "flop": "FLOP/s"}
 
 
@@ -56,9 +56,10 @@ def _print(report: dict[str, Any]) -> None:
     multiplies = _rate(ceilings["matmul_flops_per_second"], "flop")
     print(f"{device['kind']} ({device['platform']}): reads {reads}, bfloat16 products {multiplies}")
     width = max((len(row["shape"]) for row in rows), default=0) + 2
-    print(f"{'operation':<10}{'shape':<{width}}{'path':<8}{'us':>10}{'rate':>18}{'ceiling':>9}")
+    heads = f"{'us':>10}{'rate':>18}{'ceiling':>9}{'busy us':>10}{'busy rate':>18}"
+    print(f"{'operation':<14}{'shape':<{width}}{'path':<8}{heads}")
     for row in rows:
-        print(f"{row['op']:<10}{row['shape']:<{width}}{row['path']:<8}{_figures(row)}")
+        print(f"{row['op']:<14}{row['shape']:<{width}}{row['path']:<8}{_figures(row)}")
     refusals = dict.fromkeys((row["op"], why) for row in rows for why in row["refused"])
     for op, why in refusals:
         print(f"{op}: {why}")
@@ -70,7 +71,10 @@ def _figures(row: dict[str, Any]) -> str:
     if row["seconds"] is None:
         return f"{'-':>10}{'-':>18}{'-':>9}"
     rate = _rate(row["rate"], row["unit"])
-    return f"{row['seconds'] * 1e6:>10.1f}{rate:>18}{row['of_ceiling']:>9.1%}"
+    figures = f"{row['seconds'] * 1e6:>10.1f}{rate:>18}{row['of_ceiling']:>9.1%}"
+    if row["busy_seconds"] is None:
+        return figures
+    return figures + f"{row['busy_seconds'] * 1e6:>10.1f}{_rate(row['busy_rate'], row['unit']):>18}"
 
 
 def _rate(per_second: float, unit: str) -> str:

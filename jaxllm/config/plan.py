@@ -51,6 +51,7 @@ class EnginePlan:
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
     kv_cache_dtype: str = "auto"
+    cache_head_dim: int | None = None  # of KV pages, where the backend pads the model's heads
 
     @property
     def max_blocks_per_row(self) -> int:

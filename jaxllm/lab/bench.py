@@ -72,7 +72,7 @@ def measure(
     reason = why_not_lowered(make_case(variant.without_values(), dtype="bfloat16"))
     found: list[Speed] = []
     for context in lengths:
-        for op, spec in (("decode", _decode), ("prefill", _prefill)):
+        for op, spec in (("decode", decode_spec), ("prefill", prefill_spec)):
             progress(f"{op} {context}")
             found.append(_speed(op, spec(heads, context, variant), context, reason))
     return found
@@ -87,17 +87,17 @@ def table(speeds: Iterable[Speed]) -> list[str]:
 
 
 def _speed(op: Any, spec: Spec, context: int, reason: str | None) -> Speed:
-    timed, refused = _timed(op, spec, reason)
-    plain = _timed(op, type(spec)(**{**vars(spec), "variant": CAUSAL}), reason)[0]
+    own, refused = timed(op, spec, reason)
+    plain = timed(op, type(spec)(**{**vars(spec), "variant": CAUSAL}), reason)[0]
     runs = 1 if _on_cpu() else 20
-    pairs = [(timed.seconds(runs), plain.seconds(runs)) for _ in range(_ROUNDS)]
+    pairs = [(own.seconds(runs), plain.seconds(runs)) for _ in range(_ROUNDS)]
     rows = len(spec.lens) if isinstance(spec, _Decode) else len(spec.rows)
     seconds, plain_seconds = (statistics.median(times) for times in zip(*pairs, strict=True))
     path = "kernel" if refused is None else "xla"
     return Speed(op, rows, context, path, refused, seconds, plain_seconds)
 
 
-def _timed(op: str, spec: Spec, reason: str | None) -> tuple[Timed, str | None]:
+def timed(op: str, spec: Spec, reason: str | None) -> tuple[Timed, str | None]:
     """The form that would serve the shape, and why it is not the kernel."""
     operation, device = OPERATIONS[op], jax.devices()[0]
     config = tuned(op, device.device_kind, operation.default(spec))
@@ -107,12 +107,12 @@ def _timed(op: str, spec: Spec, reason: str | None) -> tuple[Timed, str | None]:
     return operation.timed(spec, config if refused is None else None), refused
 
 
-def _decode(heads: Heads, context: int, variant: AttentionVariant) -> _Decode:
+def decode_spec(heads: Heads, context: int, variant: AttentionVariant) -> _Decode:
     lens = (context,) * (4 if _on_cpu() else 32)
     return _Decode("", heads.query, heads.kv, heads.dim, 64, lens, variant=variant)
 
 
-def _prefill(heads: Heads, context: int, variant: AttentionVariant) -> _Prefill:
+def prefill_spec(heads: Heads, context: int, variant: AttentionVariant) -> _Prefill:
     """The last tokens of a prompt, as many as one step has."""
     new = min(context, 128 if _on_cpu() else 2048)
     rows = ((context - new, new),)

@@ -37,7 +37,7 @@ class DecoderLayer(nnx.Module):
         self.attention = Attention(config, layer, dtype=dtype)
         self.attention_out_norm = norm() if config.sandwich_norms else None
         self.mlp_norm = norm()
-        self.mlp = GatedMLP(config, dtype=dtype)
+        self.mlp = GatedMLP(config, dtype=dtype, platform=platform)
         self.mlp_out_norm = norm() if config.sandwich_norms else None
 
     def __call__(

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxllm.config.model import ModelConfig, RopeConfig
 from jaxllm.errors import ConfigError
-from jaxllm.layers.mlp import ACTIVATIONS
+from pallas_kernels.gated_matmul.activations import XLA_ACTIVATIONS
 
 MAX_LAYERS = 1000  # every layer costs Python objects before memory is asked for
 
@@ -130,10 +130,10 @@ class HFConfig:
                 f"config.json: num_attention_heads ({heads}) is not a multiple of "
                 f"num_key_value_heads ({kv_heads})."
             )
-        if activation not in ACTIVATIONS:
+        if activation not in XLA_ACTIVATIONS:
             raise ConfigError(
                 f"config.json: hidden_act {activation!r} is not supported "
-                f"({', '.join(ACTIVATIONS)})."
+                f"({', '.join(XLA_ACTIVATIONS)})."
             )
         bos = self.token_ids("bos_token_id")
         return ModelConfig(

@@ -120,7 +120,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """``num_blocks`` of ``plan`` does not matter; its max_model_len must be the one that programs
     are compiled for."""
-    block = bytes_per_block(plan.model, plan.block_size, plan.page_dtype)
+    block = bytes_per_block(plan.model, plan.block_size, plan.page_dtype, plan.cache_head_dim)
     return MemoryPlan(device, _bytes(model.specs), row_bytes(plan), working, block)
 
 
@@ -140,9 +140,10 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     model = plan.model
     itemsize = jnp.dtype(plan.dtype).itemsize
     widths = 4 * model.hidden_size + 3 * model.intermediate_size
-    widths += 4 * (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    head_dim = plan.cache_head_dim or model.head_dim
+    widths += 4 * (model.num_heads + 2 * model.num_kv_heads) * head_dim
     splits = -(-plan.max_model_len // SPLIT_TOKENS)
-    row = splits * model.num_heads * (model.head_dim + 1) * 4 + 8 * plan.max_blocks_per_row
+    row = splits * model.num_heads * (head_dim + 1) * 4 + 8 * plan.max_blocks_per_row
     logits, scores = model.vocab_size * 4, MAX_LOGPROBS * 8 + 16
     programs: list[ProgramMemory] = []
     for bucket in plan.buckets:
@@ -157,7 +158,8 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     rows = max(bucket.num_rows for bucket in plan.buckets)
     inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
-    moved = (BLOCKS_PER_MOVE + 1) * bytes_per_block(model, plan.block_size, plan.page_dtype)
+    block = bytes_per_block(model, plan.block_size, plan.page_dtype, plan.cache_head_dim)
+    moved = (BLOCKS_PER_MOVE + 1) * block
     programs.append(ProgramMemory("copy", "", moved + WORKSPACE_BYTES, 0))
     if plan.host_blocks:
         programs.append(ProgramMemory("save", "", moved + WORKSPACE_BYTES, moved))

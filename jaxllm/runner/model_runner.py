@@ -80,7 +80,9 @@ class ModelRunner:
         self._rows = RowState(
             self._programs.rows, plan.max_num_seqs, plan.model.vocab_size, self._grammars
         )
-        specs = kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.page_dtype)
+        specs = kv_cache_spec(
+            plan.model, plan.num_blocks, plan.block_size, plan.page_dtype, plan.cache_head_dim
+        )
         self._kv = tuple(_zeros(spec) for spec in specs)
         buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
         self._buffers = jax.tree.map(_zeros, buffers)

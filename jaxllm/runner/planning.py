@@ -40,13 +40,19 @@ _FLOPS = 300e12
 
 
 def draft_plan(
-    config: EngineConfig, model: ModelDef, dtype: str, platform: str, attention: tuple[str, str]
+    config: EngineConfig,
+    model: ModelDef,
+    dtype: str,
+    platform: str,
+    attention: tuple[str, str],
+    cache_head_dim: int | None = None,
 ) -> EnginePlan:
     """All but what depends on memory: its number of blocks is only a likely one.
 
-    ``attention``: the backend's name, and the reason for it. Raises ConfigError for what cannot
-    work.
+    ``attention``: the backend's name, and the reason for it. ``cache_head_dim``: what it makes of
+    the model's. Raises ConfigError for what cannot work.
     """
+    cache_head_dim = None if cache_head_dim == model.config.head_dim else cache_head_dim
     max_num_seqs = config.max_num_seqs or _DEFAULTS[platform][0]
     max_tokens = config.max_num_batched_tokens or max(_DEFAULTS[platform][1], max_num_seqs)
     if max_tokens < max_num_seqs:
@@ -72,10 +78,11 @@ def draft_plan(
         embeddings=config.enable_embeddings,
         prefix_caching=config.enable_prefix_caching,
         prefix_cache_scope=config.prefix_cache_scope,
-        host_blocks=_host_blocks(config, model, platform, dtype),
+        host_blocks=_host_blocks(config, model, platform, dtype, cache_head_dim),
         offloading=config.kv_offloading_size > 0,
         attention_params=request_params(model.config),
         kv_cache_dtype=config.kv_cache_dtype,
+        cache_head_dim=cache_head_dim,
     )
 
 
@@ -145,7 +152,9 @@ def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...
     return (*below, max(max_tokens, num_rows))
 
 
-def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: str) -> int:
+def _host_blocks(
+    config: EngineConfig, model: ModelDef, platform: str, dtype: str, cache_head_dim: int | None
+) -> int:
     """Slots for KV blocks in the host's memory. Left to itself, an engine on an accelerator has
     some where loading a block takes less time than computing it.
 
@@ -155,7 +164,7 @@ def _host_blocks(config: EngineConfig, model: ModelDef, platform: str, dtype: st
     if not config.enable_prefix_caching:
         return 0
     pages = page_dtype(config.kv_cache_dtype, dtype)
-    block = bytes_per_block(model.config, config.block_size, pages)
+    block = bytes_per_block(model.config, config.block_size, pages, cache_head_dim)
     swap_space = config.swap_space
     if swap_space is None:
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)

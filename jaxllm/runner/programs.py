@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,8 @@ class Programs:
 
     def _compile(self, jobs: list[_Job], threads: int, *, progress: bool) -> None:
         started = time.monotonic()
-        cache = LoweringCache(self._lowerings, self.plan, self.backend.name, self.model.names)
+        shaped_by = (_without_host_settings(self.plan), self.backend.name, self.model.names)
+        cache = LoweringCache(self._lowerings, *shaped_by)
 
         def lower(job: _Job) -> jax.stages.Lowered:
             return cache.lower(job.name, job.function, job.args, job.donated)
@@ -222,7 +223,9 @@ class Programs:
 
     def _kv(self) -> Any:
         plan = self.plan
-        return kv_cache_spec(plan.model, plan.num_blocks, plan.block_size, plan.page_dtype)
+        return kv_cache_spec(
+            plan.model, plan.num_blocks, plan.block_size, plan.page_dtype, plan.cache_head_dim
+        )
 
     def _row_buffers(self) -> Any:
         return row_buffers_spec(self.rows, self.plan.max_num_seqs, self.plan.model.vocab_size)
@@ -276,6 +279,22 @@ def full_rows(counts: Iterable[int], platform: str) -> tuple[int, ...]:
     counts = sorted(counts)
     least = 1 if platform == "cpu" else min(_FULL_ROWS, counts[-1])
     return tuple(count for count in counts if count >= least)
+
+
+def _without_host_settings(plan: EnginePlan) -> EnginePlan:
+    """What programs depend on. An engine that shares prefixes or swaps runs those of one that does
+    not; what ends an answer comes with the request; the number of blocks is seen in the arguments
+    of those that it shapes.
+    """
+    return replace(
+        plan,
+        model=replace(plan.model, eos_token_ids=(), bos_token_id=None),
+        num_blocks=0,
+        prefix_caching=True,
+        prefix_cache_scope="key",
+        host_blocks=0,
+        offloading=False,
+    )
 
 
 def kernel_platform() -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from jaxllm.attention.select import widest_head_dim
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import EnginePlan
 from jaxllm.runner.memory import (
@@ -48,7 +49,14 @@ def memory_report(config: EngineConfig, gpu_memory: int | None = None) -> dict[s
     if gpu_memory is not None and not _is_here(device, gpu_memory, config):
         device = Device("gpu", int(gpu_memory * config.gpu_memory_utilization))
         attention = ("unknown", "chosen on the card")
-        draft = draft_plan(config, opened.model, opened.dtype, device.platform, attention)
+        draft = draft_plan(
+            config,
+            opened.model,
+            opened.dtype,
+            device.platform,
+            attention,
+            cache_head_dim=widest_head_dim(opened.model.config.head_dim),
+        )
         memory = memory_plan(draft, opened.model, device, estimated_memory(draft))
         return _report(
             opened, f"a GPU of {gpu_memory / 1e9:.1f} GB", fit_plan(config, draft, memory), memory
@@ -95,6 +103,8 @@ def _report(opened: OpenedModel, kind: str, plan: EnginePlan, memory: MemoryPlan
         "reserve_bytes": memory.device.reserve,
         "kv_cache_bytes": cache,
         "unused_bytes": None if free is None else free - cache,
+        "head_dim": plan.model.head_dim,
+        "cache_head_dim": plan.cache_head_dim or plan.model.head_dim,
         "block_size": plan.block_size,
         "kv_block_bytes": memory.block,
         "kv_blocks": plan.num_blocks,

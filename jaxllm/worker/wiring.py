@@ -54,6 +54,9 @@ from pallas_kernels.norm.add_rms_norm_sm90 import refuses_add_rms_norm_sm90
 logger = logging.getLogger(__name__)
 
 
+_MAX_PROGRAM_BYTES = 8 * 2**30  # of compiled programs on disk; what was of use last stays
+
+
 @dataclass(frozen=True)
 class OpenedModel:
     """What is known of a model before its weights are read."""
@@ -137,11 +140,14 @@ def _open_journal(config: EngineConfig, plan: EnginePlan) -> JournalWriter | Non
 
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
-    """Compiled programs are kept on disk, whatever their size: the next start only loads them."""
+    """Compiled programs are kept on disk, whatever their size: the next start only loads them. The
+    bound also makes JAX lock the directory, which engines may share.
+    """
     prepare_accelerator(config.gpu_memory_utilization, preallocate=preallocate)
     jax.config.update("jax_compilation_cache_dir", str(_program_dir(config)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.config.update("jax_compilation_cache_max_size", _MAX_PROGRAM_BYTES)
 
 
 def _program_dir(config: EngineConfig) -> Path:
@@ -174,7 +180,15 @@ def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) ->
     """The programs of this machine's device, none of them compiled; their plan is a draft."""
     target = _attention_target(config, opened.dtype)
     backend, reason = select_backend(AttentionSpec.all_of(opened.model.config), target)
-    draft = draft_plan(config, opened.model, opened.dtype, device.platform, (backend.name, reason))
+    own = opened.model.config.head_dim
+    stored = backend.cache_head_dim(own)
+    if stored != own:
+        more = 100 * (stored - own) // own
+        logger.warning("KV pages hold heads of %d as %d: %d%% more memory", own, stored, more)
+    attention = (backend.name, reason)
+    draft = draft_plan(
+        config, opened.model, opened.dtype, device.platform, attention, cache_head_dim=stored
+    )
     return Programs(draft, opened.model, backend, _program_dir(config) / "lowered")
 
 

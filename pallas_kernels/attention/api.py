@@ -15,11 +15,12 @@ from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.head_dims import cut_heads
 
 
 def paged_decode(
     q: Float[Array, "R H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     block_tables: Int[Array, "R M"],
     seq_lens: Int[Array, " R"],
     *,
@@ -37,10 +38,10 @@ def paged_decode(
     tokens before it. ``row_params`` is what rows bring of the variant's params, see
     ``param_arrays``. ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA.
     ``plan`` is ``plan_decode`` of the same lengths, window, variant and config: layers that share
-    it compute it once.
+    it compute it once. Pages may hold wider heads than the queries, with zeros behind.
     """
-    heads, dim = q.shape[1:]
-    kv_heads, page_size = kv.shape[2], kv.shape[3]
+    heads = q.shape[1]
+    kv_heads, page_size, dim = kv.shape[2:]
     config = config or default_decode_config(
         dim, page_size, heads // kv_heads, itemsize=kv.dtype.itemsize
     )
@@ -63,4 +64,5 @@ def paged_decode(
         params = param_arrays(variant, heads, q.shape[0], row_params)
         return paged_decode_sm90(q, kv, block_tables, plan, params, op=op)
     rest: dict[str, Any] = {"variant": variant, "row_params": row_params}
+    kv = cut_heads(kv, q.shape[2])
     return xla.paged_decode(q, kv, block_tables, seq_lens, scale=scale, window=window, **rest)

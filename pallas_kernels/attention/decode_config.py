@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels.head_dims import HEAD_DIMS
 from pallas_kernels.kv_write.narrow import FP8
 
-HEAD_DIMS = (64, 128)
 PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
 MAX_GROUP = 64
@@ -23,9 +23,10 @@ class DecodeConfig:
 
     split_tokens: int = 256  # the least of a row that a CTA takes, counted from position 0
     chunk_tokens: int = 2048  # splits are joined to chunks, chunks to the row
-    block: int = 64  # tokens per pipeline stage; a page larger than it is one stage
+    block: int = 64  # tokens per pipeline stage; a page larger than it is one, see block_tokens
     stages: int = 3  # K and V blocks in flight per CTA
     num_ctas: int = 264  # persistent CTAs: SMs of the card times CTAs that fit on one
+    issuers: int = 1  # 1: all warps of the producer meet for every copy; 2, 4: warps deal them out
 
     def __post_init__(self) -> None:
         if self.block not in (64, 128):
@@ -40,18 +41,22 @@ class DecodeConfig:
             raise ValueError(f"stages must be at least 2, not {self.stages}")
         if self.num_ctas < 1:
             raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+        if self.issuers not in (1, 2, 4):
+            raise ValueError(f"issuers must be 1, 2 or 4, not {self.issuers}")
 
     @property
     def splits_per_chunk(self) -> int:
         return self.chunk_tokens // self.split_tokens
 
-    def block_tokens(self, page_size: int) -> int:
-        return max(self.block, page_size)
+    def block_tokens(self, page_size: int, head_dim: int) -> int:
+        """Tokens of a stage. Wide heads leave no room for two stages of 128: a page of that size
+        is two stages there."""
+        return self.block if head_dim > 128 else max(self.block, page_size)
 
     def smem_bytes(self, page_size: int, head_dim: int, group: int, itemsize: int = 2) -> int:
         """Shared memory of one CTA, an upper bound. ``itemsize``: bytes of a number in the pages,
         2 or 1; what has one is widened in shared memory."""
-        block, heads = self.block_tokens(page_size), padded_group(group)
+        block, heads = self.block_tokens(page_size, head_dim), padded_group(group)
         ring = self.stages * 2 * block * head_dim * itemsize
         if itemsize == 1:
             ring += 2 * block * head_dim * 2
@@ -105,13 +110,16 @@ def refuses_decode_sm90(
         return f"the decode kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if head_dim not in HEAD_DIMS:
         return f"the decode kernel takes head dims {HEAD_DIMS}, not {head_dim}"
+    if pages == FP8 and head_dim > 128:
+        return f"the decode kernel takes bytes in heads of up to 128 channels, not {head_dim}"
     if page_size not in PAGE_SIZES:
         return f"the decode kernel takes page sizes {PAGE_SIZES}, not {page_size}"
     if num_heads % num_kv_heads:
         return f"{num_heads} query heads do not divide among {num_kv_heads} KV heads"
     group = num_heads // num_kv_heads
-    if group > MAX_GROUP:
-        return f"the decode kernel takes up to {MAX_GROUP} query heads per KV head, not {group}"
+    most = MAX_GROUP if head_dim <= 128 else MAX_GROUP // 2  # sums are kept in registers
+    if group > most:
+        return f"the decode kernel takes up to {most} query heads per KV head, not {group}"
     needed = config.smem_bytes(page_size, head_dim, group, 2 if pages == dtype else 1)
     if needed > _SMEM_BYTES:
         return f"{config} needs {needed} bytes of shared memory, a CTA has {_SMEM_BYTES}"

@@ -29,6 +29,7 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     used = -(-lens // spec.page)
     kv = np.full((1 + used.sum() + 3, 2, spec.kv_heads, spec.page, spec.dim), np.nan, np.float32)
     kv[1:] = rng.standard_normal(kv[1:].shape, np.float32)
+    kv = np.pad(kv, [(0, 0)] * 4 + [(0, spec.stored - spec.dim)])
     pages = iter(rng.permutation(len(kv) - 1) + 1)
     tables = np.zeros((len(lens), spec.width), np.int32)
     for row, count in enumerate(used):
@@ -51,7 +52,8 @@ def right_answer(spec: DecodeSpec, problem: DecodeProblem, scale: float) -> Floa
         if length == 0:
             continue
         table = problem.block_tables[row, : -(-length // spec.page)]
-        pages = jnp.moveaxis(widened(problem.kv[table], jnp.float32), 0, 2)  # [2, K, pages, B, D]
+        own = widened(problem.kv[table][..., : spec.dim], jnp.float32)
+        pages = jnp.moveaxis(own, 0, 2)  # [2, K, pages, B, D]
         begin = 0 if spec.window is None else max(length - spec.window, 0)
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, begin:length]
         queries = problem.q[row].astype(jnp.float32).reshape(spec.kv_heads, -1, spec.dim)

@@ -36,43 +36,52 @@ from pallas_kernels.attention.decode_sm90_sums import TILE, Ref
 from pallas_kernels.attention.decode_sm90_variant import decode_operands
 from pallas_kernels.attention.variant_params import Params
 from pallas_kernels.attention.widen_sm90 import multiplied
+from pallas_kernels.head_dims import cut_heads, pad_heads
 
 
-@functools.partial(jax.jit, static_argnames="op")
+@functools.partial(jax.jit, static_argnames=("op", "tokens"))
 def paged_decode_sm90(
     q: Float[Array, "R H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     block_tables: Int[Array, "R M"],
     plan: DecodePlan,
     params: Params | None = None,
     *,
     op: DecodeOp,
-) -> Float[Array, "R H D"]:
-    """``plan`` is ``plan_decode`` of the same window, variant and config; ``params`` is
+    tokens: int | None = None,
+) -> Float[Array, "T H D"]:
+    """``tokens``, at least R, asks for an output with room for more queries, which nothing is
+    written to. ``plan`` is ``plan_decode`` of the same window, variant and config; ``params`` is
     ``param_arrays`` of a variant that has any. Jitted so that the layers of a
-    model lower and compile it once."""
+    model lower and compile it once. Pages may hold wider heads than the queries, with zeros
+    behind."""
+    own_dim, q = q.shape[2], pad_heads(q, kv.shape[4])
     rows, heads, dim = q.shape
     kv_heads, page = kv.shape[2], kv.shape[3]
     group = heads // kv_heads
     grouped = multiplied(q, kv.dtype).reshape(rows, kv_heads, group, dim)
-    sizes = (rows, kv_heads, group, dim, grouped.dtype, page, op.config.block_tokens(page))
+    block = op.config.block_tokens(page, dim)
+    sizes = (rows, kv_heads, group, dim, grouped.dtype, page, block)
     shape = DecodeShape(*sizes, pages=kv.dtype, answers=q.dtype)
     if group > GROUP_TILE and group % GROUP_TILE:  # a copy takes one tile that ends early, not two
         missing = shape.padded - group
         grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
     operands = decode_operands(op.variant, params or {}, shape)
-    call = _call(shape, op, grouped.shape[2], plan.num_slots)
+    call = _call(shape, op, (tokens or rows, *grouped.shape[1:]), plan.num_slots)
     out, *partials = call(grouped, kv, block_tables, plan.items, plan.counts, *operands)
     if partials:
         values, stats = partials
         sinks = [operands[i] for i, p in enumerate(op.variant.params) if p.name == op.variant.sinks]
         out = combine_partials(out, values, stats, plan, *sinks, op=op)
-    return out[:, :, :group].reshape(q.shape)
+    return cut_heads(out[:, :, :group].reshape(-1, heads, dim), own_dim)
 
 
-def _call(shape: DecodeShape, op: DecodeOp, stored: int, slots: int) -> Callable[..., Any]:
-    """``stored`` heads of a group have room in memory."""
-    answers = jax.ShapeDtypeStruct((shape.rows, shape.kv_heads, stored, shape.dim), shape.answers)
+def _call(
+    shape: DecodeShape, op: DecodeOp, stored: tuple[int, ...], slots: int
+) -> Callable[..., Any]:
+    """``stored`` is the shape of the answers: queries, KV heads, heads of a group with room in
+    memory, head dim."""
+    answers = jax.ShapeDtypeStruct(stored, shape.answers)
     partials = [
         jax.ShapeDtypeStruct((slots, shape.kv_heads, *sizes, shape.padded), jnp.float32)
         for sizes in ((shape.dim,), (2,))

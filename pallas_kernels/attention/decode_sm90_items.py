@@ -51,7 +51,12 @@ class DecodeShape:
 
     @property
     def pages_per_block(self) -> int:
-        return self.block // self.page
+        """Copies that fill a stage: of whole pages, or one of a part of a page."""
+        return max(self.block // self.page, 1)
+
+    @property
+    def blocks_per_page(self) -> int:
+        return max(self.page // self.block, 1)
 
     @property
     def widens(self) -> bool:

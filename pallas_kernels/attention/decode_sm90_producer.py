@@ -1,5 +1,7 @@
 """The producer warpgroup of the decode kernel: fetches queries, keys and values by TMA."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +14,21 @@ from pallas_kernels.attention.decode_sm90_items import Item, Walk, whole_tile
 from pallas_kernels.attention.decode_sm90_sums import Ref
 
 
+def issue(copy: Callable[[int], None], count: int, warps: int) -> None:
+    """Starts ``count`` copies. A warpgroup meets before each and arrives with all its lanes: little
+    beside the 16 KiB of a large page, but not beside the 4 KiB of one of 16 tokens. Warps by
+    themselves meet before the first and after the last only."""
+    if warps == 1 or count == 1:
+        for i in range(count):
+            copy(i)
+        return
+
+    @plgpu.warp_map
+    def _(warp: Array) -> None:
+        for i in range(count):
+            pl.when(warp == i % warps)(functools.partial(copy, i))
+
+
 def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> None:
     """Runs ahead of the consumer by as many blocks as the ring has stages, across items. Page
     numbers and items are read one step before they are needed."""
@@ -22,23 +39,39 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
         # is fetched again, and masked.
         first = lax.div(item.begin(op), jnp.int32(shape.page))
         last = lax.div(item.length - 1, jnp.int32(shape.page))
-        start = block * shape.pages_per_block
+        if shape.blocks_per_page == 1:
+            start = block * shape.pages_per_block
+        else:
+            start = lax.div(block, jnp.int32(shape.blocks_per_page))
         return tuple(
             tables[item.row, lax.clamp(first, start + i, lax.max(first, last))]
             for i in range(shape.pages_per_block)
         )
 
-    def copy(kind: int, name: str, head: Array, pages: tuple[Array, ...], step: Array) -> None:
+    def tokens_of(page: Array, kind: int, head: Array, block: Array) -> Ref:
+        if shape.blocks_per_page == 1:
+            return kv.at[page, kind, head]
+        part = lax.rem(block, jnp.int32(shape.blocks_per_page))
+        return kv.at[page, kind, head, pl.ds(part * shape.block, shape.block)]
+
+    def copy(
+        kind: int, name: str, head: Array, block: Array, pages: tuple[Array, ...], step: Array
+    ) -> None:
+        """All copies of a stage arrive at one barrier."""
         stage = lax.rem(step, jnp.int32(stages))
 
         @pl.when(step >= stages)
         def _() -> None:
             plgpu.barrier_wait(smem[f"{name}_free"].at[stage])
 
-        for i, page in enumerate(pages):
-            target = smem[name].at[stage, pl.ds(i * shape.page, shape.page)]
+        size = shape.block // shape.pages_per_block
+
+        def copy_page(i: int) -> None:
+            target = smem[name].at[stage, pl.ds(i * size, size)]
             barrier = smem[f"{name}_full"].at[stage]
-            plgpu.copy_gmem_to_smem(kv.at[page, kind, head], target, barrier)
+            plgpu.copy_gmem_to_smem(tokens_of(pages[i], kind, head, block), target, barrier)
+
+        issue(copy_page, len(pages), op.config.issuers)
 
     def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, description = carry
@@ -56,8 +89,8 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
         def one_block(block: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             step, pages = carry
             ahead = pages_of(item, block + 1)
-            copy(0, "k", item.head, pages, step)
-            copy(1, "v", item.head, pages, step)
+            copy(0, "k", item.head, block, pages, step)
+            copy(1, "v", item.head, block, pages, step)
             return step + 1, ahead
 
         first, end = item.blocks(op, shape.block, item.first_split, item.end_split)

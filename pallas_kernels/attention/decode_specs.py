@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
+from pallas_kernels.head_dims import padded_dim
 from pallas_kernels.kv_write.narrow import FP8
 
 
@@ -21,6 +22,11 @@ class DecodeSpec:
     softcap: float | None = None
     max_pages: int | None = None  # width of the block tables; None: the longest row
     pages: str = "bfloat16"  # dtype of the cache
+
+    @property
+    def stored(self) -> int:
+        """Channels of a head in the pages."""
+        return padded_dim(self.dim)
 
     @property
     def variant(self) -> AttentionVariant:
@@ -48,8 +54,10 @@ SMALL = (
     DecodeSpec("softcap", 4, 1, 128, 32, (100,), softcap=2.0),
     DecodeSpec("wide group, wide pages", 12, 1, 64, 128, (200,)),
     DecodeSpec("tables wider than any row", 2, 2, 128, 64, (65,), max_pages=9),
-    DecodeSpec("fp8, several splits, padding", 8, 2, 128, 64, (300, 0, 1), pages=FP8),
+    DecodeSpec("fp8, several splits, padded heads", 8, 2, 96, 64, (300, 0, 1), pages=FP8),
     DecodeSpec("fp8, window, wide group, small pages", 9, 1, 64, 16, (290,), window=150, pages=FP8),
+    DecodeSpec("wide heads, stages of half a page", 4, 1, 256, 128, (200,), window=90),
+    DecodeSpec("padded heads", 2, 1, 80, 64, (70, 0)),
 )
 
 # Correctness on the card: every edge at once, with the default splits.
@@ -64,10 +72,14 @@ MIXED = (
     DecodeSpec("one KV head each", 16, 16, 128, 128, _MIXED),
     DecodeSpec("glm", 32, 2, 128, 64, _MIXED),
     DecodeSpec("one KV head for all", 32, 1, 128, 64, _MIXED),
-    DecodeSpec("llama mix, fp8", 32, 8, 128, 64, _MIXED, pages=FP8),
+    DecodeSpec("heads of 256", 16, 8, 256, 64, _MIXED),
+    DecodeSpec("heads of 256, gemma window", 8, 1, 256, 16, _MIXED, window=512, softcap=50.0),
     DecodeSpec("gemma, fp8", 16, 8, 128, 16, _MIXED, window=1000, softcap=30.0, pages=FP8),
-    DecodeSpec("smol, fp8", 9, 3, 64, 64, _MIXED, pages=FP8),
     DecodeSpec("one KV head for all, wide pages, fp8", 32, 1, 128, 128, _MIXED, pages=FP8),
+    DecodeSpec("llama mix, fp8", 32, 8, 128, 64, _MIXED, pages=FP8),
+    DecodeSpec("smol, fp8", 9, 3, 64, 64, _MIXED, pages=FP8),
+    DecodeSpec("heads of 256, pages of 128", 16, 16, 256, 128, _MIXED),
+    DecodeSpec("heads of 80", 32, 8, 80, 64, _MIXED),
 )
 
 
@@ -94,4 +106,17 @@ SPEED = (
     _llama("B64 x 1024, fp8", (1024,) * 64, pages=FP8),
     _llama("B1 x 65536, fp8", (65536,), pages=FP8),
     _llama("B256 x 1024, fp8", (1024,) * 256, pages=FP8),
+)
+
+# Speed of other pages and head dims, beside the same work in the shape above.
+SPEED_OTHERS = (
+    DecodeSpec("B64 x 1024, pages of 16", 32, 8, 128, 16, (1024,) * 64),
+    DecodeSpec("B64 x 1024, pages of 32", 32, 8, 128, 32, (1024,) * 64),
+    DecodeSpec("B32 x 4096, pages of 16", 32, 8, 128, 16, (4096,) * 32),
+    DecodeSpec("B8 x 1024, pages of 16", 32, 8, 128, 16, (1024,) * 8),
+    DecodeSpec("B64 x 1024, heads of 80", 32, 8, 80, 64, (1024,) * 64),
+    DecodeSpec("B64 x 1024, heads of 256", 16, 8, 256, 64, (1024,) * 64),
+    DecodeSpec("B32 x 4096, heads of 256", 16, 8, 256, 64, (4096,) * 32),
+    DecodeSpec("B64 x 1024, heads of 256 by 16", 16, 8, 256, 16, (1024,) * 64),
+    DecodeSpec("B64 x 1024, heads of 256 by 128", 16, 8, 256, 128, (1024,) * 64),
 )

@@ -34,6 +34,7 @@ def make_prefill_problem(
     width = int(used.max())
     kv = np.full((1 + used.sum() + 3, 2, spec.kv_heads, spec.page, spec.dim), np.nan, np.float32)
     kv[1:] = rng.standard_normal(kv[1:].shape, np.float32)
+    kv = np.pad(kv, [(0, 0)] * 4 + [(0, spec.stored - spec.dim)])
     pages = iter(rng.permutation(len(kv) - 1) + 1)
     tables = np.zeros((len(lens), width), np.int32)
     for row, count in enumerate(used):
@@ -60,7 +61,8 @@ def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Fl
             continue
         start, length = int(problem.query_start_loc[row]), cached + new
         table = problem.block_tables[row, : -(-length // spec.page)]
-        pages = jnp.moveaxis(widened(problem.kv[table], jnp.float32), 0, 2)  # [2, K, pages, B, D]
+        own = widened(problem.kv[table][..., : spec.dim], jnp.float32)
+        pages = jnp.moveaxis(own, 0, 2)  # [2, K, pages, B, D]
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, :length]
         keys, values = jnp.repeat(dense, spec.heads // spec.kv_heads, axis=1)
         queries = problem.q[start : start + new].astype(jnp.float32)

@@ -22,11 +22,13 @@ from pallas_kernels.attention.prefill_tiles import (
     ROWS,
     PrefillConfig,
     PrefillTiles,
+    columns_at_once,
     padded_tokens,
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
 from pallas_kernels.attention.widen_sm90 import multiplied
+from pallas_kernels.head_dims import HEAD_DIMS, cut_heads, pad_heads
 from pallas_kernels.kv_write.narrow import is_narrow
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
@@ -50,8 +52,10 @@ def refuses_prefill_sm90(
         return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
     if pages is not None and jnp.dtype(pages) != jnp.dtype(dtype) and not is_narrow(pages):
         return f"the prefill kernel takes pages of the queries' dtype or of bytes, not {pages}"
-    if head_dim not in (64, 128):
-        return f"the prefill kernel takes head dims 64 and 128, not {head_dim}"
+    if head_dim not in HEAD_DIMS:
+        return f"the prefill kernel takes head dims {HEAD_DIMS}, not {head_dim}"
+    if pages is not None and is_narrow(pages) and head_dim > 128:
+        return f"the prefill kernel takes bytes in heads of up to 128 channels, not {head_dim}"
     if page_size not in (8, 16, 32, 64, 128):
         return f"the prefill kernel takes pages of 8 to 128 tokens, a power of two, not {page_size}"
     if num_heads % num_kv_heads:
@@ -59,16 +63,19 @@ def refuses_prefill_sm90(
     return None
 
 
-def default_prefill_config(num_heads: int, num_kv_heads: int) -> PrefillConfig:
-    """Two heads per tile need an even number of query heads per KV head."""
-    return PrefillConfig(heads_per_tile=1 if (num_heads // num_kv_heads) % 2 else 2)
+def default_prefill_config(num_heads: int, num_kv_heads: int, head_dim: int = 128) -> PrefillConfig:
+    """Two heads per tile need an even number of query heads per KV head. 64 queries of 256 channels
+    take 128 of a consumer's 232 registers, scores of 64 keys 32: those of 128 would not fit."""
+    heads_per_tile = 1 if (num_heads // num_kv_heads) % 2 else 2
+    return PrefillConfig(heads_per_tile, block_kv=128 if head_dim <= 128 else 64)
 
 
 def paged_prefill_sm90(
     q: Float[Array, "T H D"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     block_tables: Int[Array, "R M"],
     tiles: PrefillTiles,
+    out: Float[Array, "T H D"],
     *,
     scale: float,
     window: int | None = None,
@@ -77,42 +84,44 @@ def paged_prefill_sm90(
     config: PrefillConfig | None = None,
     interpret: Any = False,
 ) -> Float[Array, "T H D"]:
-    """Causal attention of all tokens that ``tiles`` covers; the other tokens' output is zero.
+    """``out`` with causal attention in the rows of all tokens that ``tiles`` covers, and zeros in
+    those of padding.
 
-    ``tiles`` must come from ``make_prefill_tiles`` with the same ``config`` and T. With ``window``
-    a query sees itself and the ``window - 1`` tokens before it. ``row_params`` is what rows bring
-    of the variant's params, see ``param_arrays``. ``scale`` must be positive. Raises
+    It is written in place where the caller has no other use for ``out``, so the answers of decode
+    rows may be in it already, at no cost. ``tiles`` must come from ``make_prefill_tiles`` with the
+    same ``config`` and T. With ``window`` a query sees itself and the ``window - 1`` tokens before
+    it. ``row_params`` is what rows bring of the variant's params, see ``param_arrays``. ``scale``
+    must be positive. Pages may hold wider heads than the queries, with zeros behind. Raises
     ValueError for tile sizes that do not fit the shape.
     """
-    config = config or default_prefill_config(q.shape[1], kv.shape[2])
+    own_dim = q.shape[2]
+    q, out = pad_heads(q, kv.shape[4]), pad_heads(out, kv.shape[4])
+    config = config or default_prefill_config(q.shape[1], kv.shape[2], q.shape[2])
     _check(q, kv, config, scale)
-    tokens, answers = q.shape[0], q.dtype
+    tokens = q.shape[0]
     q = multiplied(q, kv.dtype)
     missing = padded_tokens(tokens, config) - tokens
     if missing:
-        q = jnp.pad(q, ((0, missing), (0, 0), (0, 0)))
+        q, out = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (q, out))
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
     op = PrefillOp(float(scale), window, variant, config)
-    rest: dict[str, Any] = {"op": op, "answers": answers, "interpret": interpret}
-    out = _launch(q, kv, block_tables, *tiles, params, **rest)
-    return out[:tokens] if missing else out
+    out = _launch(q, kv, block_tables, *tiles, params, out, op=op, interpret=interpret)
+    return cut_heads(out[:tokens] if missing else out, own_dim)
 
 
 def _check(q: Array, kv: Array, config: PrefillConfig, scale: float) -> None:
     (_, heads, dim), (_, _, kv_heads, page, _) = q.shape, kv.shape
-    if config.block_kv % page:
-        raise ValueError(f"block_kv {config.block_kv} is not a multiple of the page size {page}")
+    if config.block_kv % page and page % config.block_kv:
+        raise ValueError(f"block_kv {config.block_kv} and page size {page}: neither divides")
     if (heads // kv_heads) % config.heads_per_tile:
         raise ValueError(f"{heads // kv_heads} heads per KV head are odd: use heads_per_tile=1")
     if scale <= 0:
         raise ValueError(f"scale must be positive, not {scale}")
-    narrow = is_narrow(kv.dtype)
-    rows = (4 if narrow else 6) * ROWS + (2 * config.stages + narrow) * config.block_kv
-    if rows * dim * q.dtype.itemsize > _SHARED_BYTES:
+    if config.smem_bytes(dim, widens=is_narrow(kv.dtype)) > _SHARED_BYTES:
         raise ValueError(f"{config} needs more shared memory than a thread block has")
 
 
-@functools.partial(jax.jit, static_argnames=("op", "answers", "interpret"))
+@functools.partial(jax.jit, static_argnames=("op", "interpret"))
 def _launch(
     q: Float[Array, "T H D"],
     kv: Float[Array, "P 2 K B D"],
@@ -120,16 +129,16 @@ def _launch(
     table: Int[Array, "N F"],
     count: Int[Array, " 1"],
     params: Params,
+    out: Float[Array, "T H D"],
     *,
     op: PrefillOp,
-    answers: Any,
     interpret: Any,
 ) -> Float[Array, "T H D"]:
     """One jitted function for all layers, so that the kernel is lowered and compiled once."""
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
-        out_type=jax.ShapeDtypeStruct(q.shape, answers),
-        scratch_types=_scratch(q, kv, answers, op.config, bool(interpret)),
+        out_type=(),
+        scratch_types=_scratch(q, kv, out.dtype, op.config, bool(interpret)),
         grid=(op.config.num_ctas,),
         grid_names=("cta",),
         num_threads=3,
@@ -138,7 +147,9 @@ def _launch(
         interpret=interpret,
     )
     operands = prefill_operands(op.variant, params, table, op)
-    return kernel(q, kv, block_tables, table, count, *operands)
+    written = jax.new_ref(out)
+    kernel(q, kv, block_tables, table, count, *operands, written)
+    return jax.freeze(written)
 
 
 def _scratch(
@@ -146,7 +157,8 @@ def _scratch(
 ) -> dict[str, Any]:
     """Shared memory and barriers of one thread block; the names are those of ``Shared``."""
     dim, dtype, page_size = q.shape[2], q.dtype, kv.shape[3]
-    stages, pages, widens = config.stages, config.block_kv // page_size, is_narrow(kv.dtype)
+    stages, pages = config.stages, max(config.block_kv // page_size, 1)
+    columns, widens = columns_at_once(dim), is_narrow(kv.dtype)
     filled_by = 1 if widens else pages
     tiling: Any = plgpu.TilingTransform  # its base class is abstract to a type checker only
     swizzle: Any = plgpu.SwizzleTransform
@@ -159,8 +171,8 @@ def _scratch(
         "q": tile(2, ROWS, dim),
         "k": tile(stages, config.block_kv, dim),
         "v": tile(stages, config.block_kv, dim),
-        "o": None if widens else tile(2, ROWS, dim),
-        "o_rows": plgpu.SMEM((2, ROWS, dim), answers),
+        "o": None if widens else tile(2, ROWS, columns),
+        "o_rows": plgpu.SMEM((2, ROWS, columns), answers),
         "q_full": plgpu.Barrier(num_arrivals=2),
         "q_free": plgpu.Barrier(num_arrivals=2),
         "k_full": plgpu.Barrier(num_arrivals=filled_by, num_barriers=stages),

@@ -38,12 +38,12 @@ class PrefillOp:
 
 
 class Shared(NamedTuple):
-    """Shared memory of a thread block, then its barriers."""
+    """Shared memory of a thread block, then its barriers. C, ``columns_at_once``, is D or less."""
 
     q: Any  # [2, ROWS, D]
     k: Any  # [stages, block_kv, D]
     v: Any
-    o_rows: Any  # [2, ROWS, D], row after row, for tiles whose rows are not all their own
+    o_rows: Any  # [2, ROWS, C], row after row, for tiles whose rows are not all their own
     q_full: Any
     q_free: Any
     k_full: Any  # [stages]
@@ -51,7 +51,7 @@ class Shared(NamedTuple):
     v_full: Any
     v_free: Any
     turn: Any  # the consumers meet here
-    o: Any = None  # [2, ROWS, D], laid out for whole tiles
+    o: Any = None  # [2, ROWS, C], laid out for whole tiles
     v_raw: Any = None  # a V block that still holds what lies past its row's end
     narrow: Any = None  # [2, block_kv, D] keys, values of eight bits; then neither of the two above
     narrow_full: Any = None  # [2]

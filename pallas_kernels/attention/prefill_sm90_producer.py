@@ -1,5 +1,6 @@
 """The producer warpgroup of the prefill kernel: fetches queries, keys and values by TMA."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.attention.decode_sm90_producer import issue
 from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
@@ -53,16 +55,17 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
 
 def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array) -> None:
     """One block of keys and values, and before the first of an item its queries."""
-    config, page_size = op.config, gmem.kv.shape[3]
-    count = config.block_kv // page_size
-    kv_head = _kv_head(gmem, op, item)
+    config = op.config
     stage = lax.rem(step, jnp.int32(config.stages))
-    pages = _pages(gmem, op, item, block)
+    count, part = _parts(gmem, op, item, block)
+    size = config.block_kv // count
 
     def copy(which: int, target: Any, barrier: Any) -> None:
-        for i, page in enumerate(pages):
-            rows = target.at[stage, pl.ds(i * page_size, page_size)]
-            plgpu.copy_gmem_to_smem(gmem.kv.at[page, which, kv_head], rows, barrier)
+        def copy_part(i: int) -> None:
+            rows = target.at[stage, pl.ds(i * size, size)]
+            plgpu.copy_gmem_to_smem(part(which, i), rows, barrier)
+
+        issue(copy_part, count, config.issuers)
 
     @pl.when(step >= config.stages)
     def _() -> None:
@@ -93,34 +96,47 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
             plgpu.barrier_arrive(smem.v_full.at[stage])
 
 
-def _kv_head(gmem: Gmem, op: PrefillOp, item: Item) -> Array:
+def _parts(
+    gmem: Gmem, op: PrefillOp, item: Item, block: Array
+) -> tuple[int, Callable[[int, int], Any]]:
+    """How many copies fetch a block, and what the i-th takes: whole pages, or one part of a page,
+    of keys (0) or values (1)."""
+    page_size, block_kv = gmem.kv.shape[3], op.config.block_kv
+    count = max(block_kv // page_size, 1)
+    blocks_per_page = max(page_size // block_kv, 1)
     kv_heads_of = gmem.q.shape[1] // gmem.kv.shape[2] // op.config.heads_per_tile
-    return lax.div(item.unit, jnp.int32(kv_heads_of))
-
-
-def _pages(gmem: Gmem, op: PrefillOp, item: Item, block: Array) -> list[Array]:
-    page_size = gmem.kv.shape[3]
-    count = op.config.block_kv // page_size
+    kv_head = lax.div(item.unit, jnp.int32(kv_heads_of))
     last_page = lax.div(item.seq_len - 1, jnp.int32(page_size))
     # Past the last page it is fetched again: masked, and no table entry past the end is used.
-    return [
-        gmem.block_tables[item.slot, lax.min(block * count + i, last_page)] for i in range(count)
-    ]
+    first = block * count if blocks_per_page == 1 else lax.div(block, jnp.int32(blocks_per_page))
+    pages = [gmem.block_tables[item.slot, lax.min(first + i, last_page)] for i in range(count)]
+
+    def part(which: int, i: int) -> Any:
+        if blocks_per_page == 1:
+            return gmem.kv.at[pages[i], which, kv_head]
+        start = lax.rem(block, jnp.int32(blocks_per_page)) * block_kv
+        return gmem.kv.at[pages[i], which, kv_head, pl.ds(start, block_kv)]
+
+    return count, part
 
 
 def _fetch_narrow(
     gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array
 ) -> None:
     """The same for pages of eight bits: they are widened here, while the next are on their way."""
-    config, page_size, head = op.config, gmem.kv.shape[3], _kv_head(gmem, op, item)
+    config = op.config
     size, rows = config.block_kv, _WIDENED // gmem.kv.shape[4]
     stage = lax.rem(step, jnp.int32(config.stages))
 
     def copy(which: int, block: Array) -> None:
-        for i, page in enumerate(_pages(gmem, op, item, block)):
-            target = smem.narrow.at[which, pl.ds(i * page_size, page_size)]
-            barrier = smem.narrow_full.at[which]
-            plgpu.copy_gmem_to_smem(gmem.kv.at[page, which, head], target, barrier)
+        count, part = _parts(gmem, op, item, block)
+        length = size // count
+
+        def copy_part(i: int) -> None:
+            target = smem.narrow.at[which, pl.ds(i * length, length)]
+            plgpu.copy_gmem_to_smem(part(which, i), target, smem.narrow_full.at[which])
+
+        issue(copy_part, count, config.issuers)
 
     @pl.when(block == item.begin)
     def _() -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
+from pallas_kernels.head_dims import padded_dim
 from pallas_kernels.kv_write.narrow import FP8
 
 
@@ -22,6 +23,11 @@ class PrefillSpec:
     window: int | None = None
     softcap: float | None = None
     pages: str | None = None  # dtype of the cache; None: that of the queries
+
+    @property
+    def stored(self) -> int:
+        """Channels of a head in the pages."""
+        return padded_dim(self.dim)
 
     @property
     def variant(self) -> AttentionVariant:
@@ -51,7 +57,9 @@ SMALL = (
     PrefillSpec("softcap", 4, 2, 128, 16, ((100, 30),), 0, 2, softcap=2.0),
     PrefillSpec("only padding and decode", 2, 1, 64, 64, ((9, 1), (3, 1)), 2, 62),
     PrefillSpec("fp8, unaligned", 2, 1, 64, 64, ((150, 1), (61, 70), (0, 33)), 1, 24, pages=FP8),
-    PrefillSpec("fp8, odd group, window", 3, 1, 128, 32, ((300, 45),), window=70, pages=FP8),
+    PrefillSpec("fp8, window, padded heads", 3, 1, 96, 32, ((300, 45),), window=70, pages=FP8),
+    PrefillSpec("wide heads, steps of half a page", 1, 1, 256, 128, ((60, 40),)),
+    PrefillSpec("padded heads", 1, 1, 96, 64, ((0, 40),)),
 )
 
 # Correctness on the card: mixed batches with every edge at once.
@@ -82,6 +90,10 @@ MIXED = (
         "gemma, fp8", 16, 8, 128, 16, ((700, 257), (5, 250)), 0, 5, softcap=30.0, pages=FP8
     ),
     PrefillSpec("smol, fp8", 9, 3, 64, 64, ((10, 1), (100, 500), (0, 391)), 1, 132, pages=FP8),
+    PrefillSpec("heads of 256", 16, 8, 256, 64, ((900, 1), (1000, 333), (0, 517)), 1, 20),
+    PrefillSpec("heads of 256, gemma window", 8, 1, 256, 16, ((700, 257),), window=512),
+    PrefillSpec("heads of 256, pages of 128", 4, 4, 256, 128, ((700, 257), (5, 250)), 0, 5),
+    PrefillSpec("heads of 96", 32, 32, 96, 16, ((900, 1), (100, 333)), 1, 7),
 )
 
 # Speed: 32 query and 8 KV heads of 128, pages of 64.
@@ -93,4 +105,14 @@ SPEED = (
     PrefillSpec("8192 from scratch, fp8", 32, 8, 128, 64, ((0, 8192),), pages=FP8),
     PrefillSpec("2048 at 30k, fp8", 32, 8, 128, 64, ((30000, 2048),), pages=FP8),
     PrefillSpec("8 x 1024, fp8", 32, 8, 128, 64, ((0, 1024),) * 8, pages=FP8),
+)
+
+# Speed of other pages and head dims.
+SPEED_OTHERS = (
+    PrefillSpec("8192, pages of 16", 32, 8, 128, 16, ((0, 8192),)),
+    PrefillSpec("8192, pages of 32", 32, 8, 128, 32, ((0, 8192),)),
+    PrefillSpec("8192, heads of 96", 32, 32, 96, 64, ((0, 8192),)),
+    PrefillSpec("8192, heads of 256", 16, 8, 256, 64, ((0, 8192),)),
+    PrefillSpec("2048, heads of 256 by 16", 16, 8, 256, 16, ((0, 2048),)),
+    PrefillSpec("2048, heads of 256 by 128", 16, 8, 256, 128, ((0, 2048),)),
 )

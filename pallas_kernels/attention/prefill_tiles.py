@@ -26,6 +26,7 @@ class PrefillConfig:
     take_turns: bool = True  # one warpgroup multiplies while the other takes exponentials
     consumer_registers: int = 232
     producer_registers: int = 40
+    issuers: int = 1  # 1: all warps of the producer meet for every copy; 2, 4: warps deal them out
 
     def __post_init__(self) -> None:
         if self.heads_per_tile not in (1, 2):
@@ -36,6 +37,8 @@ class PrefillConfig:
             raise ValueError(f"stages must be at least 2, not {self.stages}")
         if self.num_ctas < 1:
             raise ValueError(f"num_ctas must be positive, not {self.num_ctas}")
+        if self.issuers not in (1, 2, 4):
+            raise ValueError(f"issuers must be 1, 2 or 4, not {self.issuers}")
         # A thread block of 384 threads starts with 168 registers each; asking for more than these
         # in all waits for ever.
         if _CONSUMERS * self.consumer_registers + self.producer_registers > 504:
@@ -46,6 +49,18 @@ class PrefillConfig:
         """Tokens per tile."""
         return ROWS * _CONSUMERS // self.heads_per_tile
 
+    def smem_bytes(self, head_dim: int, *, widens: bool = False) -> int:
+        """Shared memory of a thread block, less what barriers take. ``widens``: pages have eight
+        bits, which lie in two blocks of their own first."""
+        whole = 2 * ROWS + (2 * self.stages + widens) * self.block_kv
+        answers = (2 if widens else 4) * ROWS * columns_at_once(head_dim)
+        return 2 * (whole * head_dim + answers)
+
+
+def columns_at_once(head_dim: int) -> int:
+    """Of an answer on its way to memory: wide heads leave room for a part of it."""
+    return head_dim if head_dim <= 128 else 64
+
 
 class PrefillTiles(NamedTuple):
     """Windows of ``config.tokens`` tokens, the most expensive first. N is a static bound.
@@ -53,7 +68,7 @@ class PrefillTiles(NamedTuple):
     A window starts at a multiple of 8, so it may cover tokens of neighbouring rows; only its
     window rows ``low <= i < high`` belong to the tile. The fields of a tile are: batch slot,
     first token / 8, position of that token in its row (may be negative), low, high, seq_len.
-    Decode tokens and padding form tiles of seq_len 0, whose output is zero.
+    Padding forms tiles of seq_len 0, whose output is zero; decode tokens are in no tile.
     """
 
     table: Int[Array, "N F"]
@@ -78,10 +93,10 @@ def make_prefill_tiles(
     aligned = starts // ALIGN * ALIGN
     tiles = jnp.where(ends > starts, (ends - aligned + width - 1) // width, 0)
     last = jnp.cumsum(tiles)
-    bound = (num_tokens + (rows + 2) * (width + ALIGN - 2)) // width
+    bound = (num_tokens + (rows + 1) * (width + ALIGN - 2)) // width
     tile = jnp.arange(bound, dtype=jnp.int32)
     segment = jnp.searchsorted(last, tile, side="right", method="compare_all").astype(jnp.int32)
-    segment = jnp.minimum(segment, rows + 1)
+    segment = jnp.minimum(segment, rows)
     start = aligned[segment] + (tile - last[segment] + tiles[segment]) * width
     low = jnp.maximum(start, starts[segment])
     high = jnp.minimum(start + width, ends[segment])
@@ -92,7 +107,7 @@ def make_prefill_tiles(
     steps = (keys + config.block_kv - 1) // config.block_kv
     order = jnp.argsort(jnp.where(used, -steps, 1), stable=True)
     zero = jnp.zeros_like(tile)
-    slot = jnp.clip(segment - 1, 0, rows - 1)
+    slot = jnp.minimum(segment, rows - 1)
     fields = (slot, start // ALIGN, position, low - start, high - start, lens[segment], zero, zero)
     return PrefillTiles(jnp.stack(fields, axis=1)[order], last[-1:].astype(jnp.int32))
 
@@ -103,14 +118,10 @@ def _segments(
     num_decode_rows: Int[Array, ""],
     num_tokens: int,
 ) -> tuple[Int[Array, " S"], Int[Array, " S"], Int[Array, " S"]]:
-    """Start, end and seq_len of: the decode tokens, every slot, the padding at the end."""
-    rows = seq_lens.shape[0]
-    prefills = jnp.arange(rows) >= num_decode_rows
-    zero = jnp.zeros(1, jnp.int32)
+    """Start, end and seq_len of every slot (nothing if it decodes), and of the padding at the
+    end."""
+    prefills = jnp.arange(seq_lens.shape[0]) >= num_decode_rows
     begin, end = query_start_loc[:-1], query_start_loc[1:]
-    decode_end = query_start_loc[num_decode_rows][None]
-    starts = jnp.concatenate([zero, begin, query_start_loc[-1:]])
-    ends = jnp.concatenate(
-        [decode_end, jnp.where(prefills, end, begin), jnp.full(1, num_tokens, jnp.int32)]
-    )
-    return starts, ends, jnp.concatenate([zero, seq_lens, zero])
+    starts = query_start_loc  # the padding starts where the last row ends
+    ends = jnp.append(jnp.where(prefills, end, begin), num_tokens)
+    return starts, ends, jnp.append(seq_lens, 0)

@@ -140,7 +140,7 @@ def by_kernels(case: Case, *, interpret: bool) -> tuple[Array, Array]:
     op = DecodeOp(case.scale, None, case.variant, _DECODE, interpret)
     tables, kv = problem.block_tables, problem.kv
     decoded = paged_decode_sm90(problem.q[:rows], kv, tables, plan, params, op=op)
-    config = default_prefill_config(spec.heads, spec.kv_heads)
+    config = default_prefill_config(spec.heads, spec.kv_heads, spec.dim)
     config = dataclasses.replace(config, num_ctas=2) if interpret else config
     tiles = make_prefill_tiles(
         problem.query_start_loc, problem.seq_lens, problem.num_decode_rows, spec.tokens, config
@@ -150,6 +150,7 @@ def by_kernels(case: Case, *, interpret: bool) -> tuple[Array, Array]:
         kv,
         tables,
         tiles,
+        jnp.zeros_like(problem.q),
         config=config,
         interpret=plgpu.InterpretGPUParams() if interpret else False,
         **case.rest,

@@ -34,7 +34,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return spec.kv_bytes
 
     def default(self, spec: DecodeSpec) -> DecodeConfig:
-        facts = (spec.dim, spec.page, spec.heads // spec.kv_heads)
+        facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
         return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
 
     def grid(self, default: DecodeConfig, num_sms: int) -> Sequence[dict[str, Any]]:
@@ -43,7 +43,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return [{"stages": stages, "num_ctas": ctas} for stages, ctas in dict.fromkeys(tried)]
 
     def refuses(self, spec: DecodeSpec, config: DecodeConfig, platform: str) -> str | None:
-        facts = (spec.heads, spec.kv_heads, spec.dim, spec.page, "bfloat16")
+        facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
         return refuses_decode_sm90(*facts, platform, config, spec.pages)
 
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
@@ -95,7 +95,7 @@ def decode_inputs(
         tables[row, :count] = pages[end - count : end]
     sets = min(calls, max(2, CACHE_BYTES // spec.kv_bytes))
     keys = jax.random.split(jax.random.key(0), sets + 1)
-    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.dim)
+    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.stored)
     make = jax.jit(lambda key: narrow(jax.random.normal(key, shape, jnp.bfloat16), spec.pages))
     q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
     caches = tuple(make(key) for key in keys[:sets])

@@ -1,6 +1,7 @@
 """Fused rope and KV write, to be timed and tuned: bytes read and written per second."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -64,11 +65,13 @@ class KVWriteOperation(Operation[KVWriteBatch, KVWriteConfig]):
         layers, loops = 32 if spec.tokens <= 256 else 6, 20 if spec.tokens <= 256 else 5
         if jax.default_backend() == "cpu":
             layers, loops = 2, 2
-        return Timed(kv_write_chain(_op(config), spec, layers, loops), layers * loops)
+        return Timed(
+            kv_write_chain(_op(config, spec.spec.dim), spec, layers, loops), layers * loops
+        )
 
     def checker(self) -> Callable[[KVWriteConfig], str | None]:
         def wrong(config: KVWriteConfig) -> str | None:
-            found = (kv_write_error(_op(config), spec) for spec in SPECS)
+            found = (kv_write_error(_op(config, spec.dim), spec) for spec in SPECS)
             return next((error for error in found if error), None)
 
         return wrong
@@ -97,7 +100,7 @@ def kv_write_inputs(batch: KVWriteBatch, num_pages: int, seed: int = 0) -> KVWri
 
 
 def kv_write_cache(spec: KVWriteSpec, num_pages: int, seed: int = 1) -> jax.Array:
-    shape = (num_pages, 2, spec.kv_heads, spec.page, spec.dim)
+    shape = (num_pages, 2, spec.kv_heads, spec.page, spec.stored)
     kv = jax.random.normal(jax.random.key(seed), shape, jnp.bfloat16)
     return narrow(kv, spec.pages or kv.dtype)
 
@@ -105,7 +108,7 @@ def kv_write_cache(spec: KVWriteSpec, num_pages: int, seed: int = 1) -> jax.Arra
 def kv_write_error(op: Callable[..., Any], spec: KVWriteSpec) -> str | None:
     """What is wrong with 100 tokens written by ``op``; what no token owns must keep its bits."""
     inputs, kv = kv_write_inputs(KVWriteBatch(spec, 100), _PAGES), kv_write_cache(spec, _PAGES)
-    want = inputs.write(rope_and_write_reference, kv)
+    want = inputs.write(partial(rope_and_write_reference, head_dim=spec.dim), kv)
     q, new = inputs.write(op, kv)
     pages, offsets = np.asarray(inputs.pages), np.asarray(inputs.offsets)
     own = pages < _PAGES
@@ -136,7 +139,7 @@ def kv_write_chain(
             out = [one.write(op, kv) for one, kv in zip(fed, caches, strict=True)]
             return tuple(kv for _, kv in out), jnp.stack([q[-1] for q, _ in out])
 
-        q = jnp.zeros((layers, spec.heads, spec.dim), jnp.bfloat16)
+        q = jnp.zeros((layers, spec.heads, spec.stored), jnp.bfloat16)
         return lax.fori_loop(0, loops, body, (caches, q))
 
     program = jax.jit(run, donate_argnums=0)
@@ -148,9 +151,9 @@ def kv_write_chain(
     return dispatch
 
 
-def _op(config: KVWriteConfig | None) -> Callable[..., Any]:
+def _op(config: KVWriteConfig | None, head_dim: int) -> Callable[..., Any]:
     if config is None:
-        return rope_and_write_xla
+        return partial(rope_and_write_xla, head_dim=head_dim)
     return lambda *args: rope_and_write_sm90(*args, config=config)
 
 

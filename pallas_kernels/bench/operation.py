@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pallas_kernels.bench.timing import median_seconds
+from pallas_kernels.bench.timing import busy_seconds, median_seconds
 
 XLA_CALLS = 2  # per dispatch: the loops of plain XLA are long, and compile for long
 
@@ -21,6 +21,10 @@ class Timed:
     def seconds(self, runs: int) -> float:
         """Median of one call."""
         return median_seconds(self.dispatch, calls=self.calls, queued=self.queued, runs=runs)
+
+    def busy_seconds(self) -> float | None:
+        """Of one call, without the gaps between launches; None where no profiler tells."""
+        return busy_seconds(self.dispatch, calls=self.calls)
 
 
 class Operation[Spec, Config](ABC):

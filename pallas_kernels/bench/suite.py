@@ -9,6 +9,7 @@ import jax
 
 from pallas_kernels.bench.ceilings import Ceilings
 from pallas_kernels.bench.decode import DecodeOperation
+from pallas_kernels.bench.gated_matmul import GatedOperation
 from pallas_kernels.bench.kv_write import KVWriteOperation
 from pallas_kernels.bench.norm import NormOperation
 from pallas_kernels.bench.operation import Operation
@@ -24,6 +25,7 @@ OPERATIONS: dict[str, Operation[Any, Any]] = {
         KVWriteOperation(),
         SamplingOperation(),
         NormOperation(),
+        GatedOperation(),
     )
 }
 
@@ -40,7 +42,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """``seconds``, ``rate`` and ``of_ceiling`` are None where nothing was measured."""
+    """``seconds``, ``rate`` and ``of_ceiling`` are None where nothing was measured,
+    ``busy_seconds`` and ``busy_rate`` also where there is no profiler.
+    """
 
     op: str
     shape: str
@@ -51,6 +55,8 @@ class Measurement:
     seconds: float | None = None
     rate: float | None = None  # units per second
     of_ceiling: float | None = None
+    busy_seconds: float | None = None  # the device at work, without gaps between launches
+    busy_rate: float | None = None
     failure: str | None = None
 
 
@@ -89,10 +95,18 @@ def measure(case: Case, ceilings: Ceilings) -> Measurement:
         return measurement
     try:
         runs = 3 if device.platform == "cpu" else 20
-        seconds = operation.timed(case.spec, chosen).seconds(runs)
+        timed = operation.timed(case.spec, chosen)
+        seconds, busy = timed.seconds(runs), timed.busy_seconds()
     except Exception as error:  # whatever a compiler raises
         text = " ".join(str(error).split())[:300]
         return dataclasses.replace(measurement, failure=f"{type(error).__name__}: {text}")
-    rate = operation.amount(case.spec) / seconds
+    amount = operation.amount(case.spec)
     ceiling = ceilings[0] if operation.unit == "byte" else ceilings[1]
-    return dataclasses.replace(measurement, seconds=seconds, rate=rate, of_ceiling=rate / ceiling)
+    return dataclasses.replace(
+        measurement,
+        seconds=seconds,
+        rate=amount / seconds,
+        of_ceiling=amount / seconds / ceiling,
+        busy_seconds=busy,
+        busy_rate=amount / busy if busy else None,
+    )

@@ -13,21 +13,23 @@ def rope_and_write_reference(
     sin: Float[Array, "T F"],
     pages: Int[Array, " T"],
     offsets: Int[Array, " T"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     q_norm: Float[Array, " D"] | None = None,
     k_norm: Float[Array, " D"] | None = None,
     *,
     eps: float = 1e-6,
     interleaved: bool = False,
-) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+    head_dim: int | None = None,
+) -> tuple[Float[Array, "T H W"], Float[Array, "P 2 K B W"]]:
     """Heads of q, then k, then v: q and k are RMS-normed if weights are given and their channel
     pairs (i, i + F), or (2 i, 2 i + 1) if ``interleaved``, turned by the token's angles; channels
     from 2 F on pass through. Token t's k and v replace ``kv[pages[t], :, :, offsets[t]]``, or
     nothing if the page is none of the P.
 
-    ``C = (H + 2 K) D``, ``F <= D / 2``. Both results are float32, rounded nowhere.
+    ``C = (H + 2 K) D``, ``F <= D / 2``, and D is ``head_dim`` (None: W); channels from D to W are
+    zero. Both results are float32, rounded nowhere.
     """
-    tokens, dim, kv_heads = qkv.shape[0], kv.shape[-1], kv.shape[2]
+    tokens, dim, kv_heads = qkv.shape[0], head_dim or kv.shape[-1], kv.shape[2]
     parts = qkv.astype(jnp.float32).reshape(tokens, -1, dim)
     heads = parts.shape[1] - 2 * kv_heads
     q, k, v = jnp.split(parts, [heads, heads + kv_heads], axis=1)
@@ -37,6 +39,7 @@ def rope_and_write_reference(
     q, k = _turn(q, turn, interleaved), _turn(k, turn, interleaved)
     out = widened(kv, jnp.float32)
     pages = jnp.where(pages < 0, kv.shape[0], pages)
+    q, k, v = (jnp.zeros((*x.shape[:2], kv.shape[-1])).at[..., :dim].set(x) for x in (q, k, v))
     return q, out.at[pages, :, :, offsets].set(jnp.stack([k, v], axis=1), mode="drop")
 
 

@@ -4,18 +4,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.head_dims import pad_heads
 from pallas_kernels.kv_write.narrow import narrow
 
 
 def kv_write(
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     k: Float[Array, "T K D"],
     v: Float[Array, "T K D"],
     pages: Int[Array, " T"],
     offsets: Int[Array, " T"],
-) -> Float[Array, "P 2 K B D"]:
-    """Puts token t at ``kv[pages[t], :, :, offsets[t]]``; a page of P or more drops the token."""
-    update = narrow(jnp.stack([k, v], axis=1), kv.dtype)  # [T, 2, K, D]
+) -> Float[Array, "P 2 K B W"]:
+    """Puts token t at ``kv[pages[t], :, :, offsets[t]]``, and zeros behind it where pages hold
+    wider heads; a page of P or more drops the token."""
+    update = pad_heads(narrow(jnp.stack([k, v], axis=1), kv.dtype), kv.shape[-1])  # [T, 2, K, W]
     return kv.at[pages, :, :, offsets].set(update, mode="drop")
 
 
@@ -25,15 +27,16 @@ def rope_and_write_xla(
     sin: Float[Array, "T F"],
     pages: Int[Array, " T"],
     offsets: Int[Array, " T"],
-    kv: Float[Array, "P 2 K B D"],
+    kv: Float[Array, "P 2 K B W"],
     q_norm: Float[Array, " D"] | None = None,
     k_norm: Float[Array, " D"] | None = None,
     *,
     eps: float = 1e-6,
     interleaved: bool = False,
-) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+    head_dim: int | None = None,
+) -> tuple[Float[Array, "T H W"], Float[Array, "P 2 K B W"]]:
     """``rope_and_write_reference`` with results in the dtypes of ``qkv`` and ``kv``."""
-    dim, kv_heads = kv.shape[-1], kv.shape[2]
+    dim, kv_heads = head_dim or kv.shape[-1], kv.shape[2]
     parts = qkv.reshape(qkv.shape[0], -1, dim)
     heads = parts.shape[1] - 2 * kv_heads
     q, k, v = jnp.split(parts, [heads, heads + kv_heads], axis=1)
@@ -41,7 +44,7 @@ def rope_and_write_xla(
         q, k = _norm(q, q_norm, eps), _norm(k, k_norm, eps)
     q, k = (rotate(x, cos, sin, interleaved=interleaved) for x in (q, k))
     pages = jnp.where(pages < 0, kv.shape[0], pages)  # a negative index would count from the end
-    return q, kv_write(kv, k, v, pages, offsets)
+    return pad_heads(q, kv.shape[-1]), kv_write(kv, k, v, pages, offsets)
 
 
 def rotate(

@@ -1,7 +1,7 @@
 """Paged decode kernel on a Hopper GPU: TB/s with the default config, the bits of rows alone, in
 company and summed by other CTAs, correctness on every edge at once, then TB/s of other configs.
 
-Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_decode.py [--sweep]
+Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_decode.py [--others] [--sweep]
 Writes decode.json into $OUT, if that is set, after every part. MOSAIC_GPU_DUMP_PTXAS=1 shows
 registers and spills: above 128 registers two CTAs do not fit on an SM.
 """
@@ -27,7 +27,7 @@ from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import DecodeProblem, make_decode_problem, right_answer
 from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
-from pallas_kernels.attention.decode_specs import MIXED, SPEED, DecodeSpec
+from pallas_kernels.attention.decode_specs import MIXED, SPEED, SPEED_OTHERS, DecodeSpec
 from pallas_kernels.bench.ceilings import read_bytes_per_second
 from pallas_kernels.bench.decode import CALLS, decode_inputs
 from pallas_kernels.bench.timing import median_seconds
@@ -43,6 +43,14 @@ CONFIGS = {
     "1 CTA/SM, 128 x 3": DecodeConfig(block=128, stages=3, num_ctas=132),
     "4 waves": DecodeConfig(num_ctas=1056),
 }
+# For pages of less than a stage, whose copies are many and small.
+SMALL_PAGES = {
+    "2 issuers": DecodeConfig(issuers=2),
+    "4 issuers": DecodeConfig(issuers=4),
+    "1 CTA/SM, 128 x 3": DecodeConfig(block=128, stages=3, num_ctas=132),
+    "the same, 4 issuers": DecodeConfig(block=128, stages=3, num_ctas=132, issuers=4),
+    "1 CTA/SM, 6 stages, 4 issuers": DecodeConfig(stages=6, num_ctas=132, issuers=4),
+}
 # Rows whose bits are compared, alone and in batches: both sides of every seam of summation.
 LENGTHS = (1, 255, 256, 257, 1000, 2048, 2049, 9000)
 BATCHES = (64, 256)
@@ -51,6 +59,7 @@ KINDS = (
     DecodeSpec("llama", 32, 8, 128, 64, LENGTHS),
     DecodeSpec("gemma window and cap", 16, 8, 128, 16, LENGTHS, window=1000, softcap=30.0),
     DecodeSpec("glm", 32, 2, 128, 64, LENGTHS),
+    DecodeSpec("heads of 256", 8, 4, 256, 16, LENGTHS),
 )
 Results = dict[str, Any]
 
@@ -72,7 +81,7 @@ def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:
-    facts = (spec.dim, spec.page, spec.heads // spec.kv_heads)
+    facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
     return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
 
 
@@ -119,7 +128,14 @@ def build_all(specs: list[DecodeSpec], config: DecodeConfig) -> list[Any]:
         return list(pool.map(lambda spec: attempt(lambda: build(spec, config)), specs))
 
 
-def time_run(spec: DecodeSpec, name: str, run: Any, ceiling: float, results: Results) -> float:
+def time_run(
+    spec: DecodeSpec,
+    name: str,
+    run: Any,
+    ceiling: float,
+    results: Results,
+    config: DecodeConfig | None = None,
+) -> float:
     """Prints and records a line; returns microseconds, infinity for what did not run."""
     if not isinstance(run, str):
         dispatch = functools.partial(run.program, *run.args)
@@ -130,7 +146,7 @@ def time_run(spec: DecodeSpec, name: str, run: Any, ceiling: float, results: Res
             entry = {
                 "spec": spec.name,
                 "name": name,
-                "config": dataclasses.asdict(CONFIGS[name]),
+                "config": dataclasses.asdict(config or CONFIGS[name]),
                 "us": seconds * 1e6,
                 "tb_per_s": rate,
                 "items": items,
@@ -190,7 +206,7 @@ def random_batch(spec: DecodeSpec, rows: int) -> tuple[DecodeProblem, np.ndarray
     lens[places] = spec.lens
     tables[places] = own.integers(1, 1024, (len(places), spec.width))
     keys = jax.random.split(jax.random.key(0), 3)
-    kv_shape = (1024, 2, spec.kv_heads, spec.page, spec.dim)
+    kv_shape = (1024, 2, spec.kv_heads, spec.page, spec.stored)
     kv, q, queries = (
         jax.random.normal(key, shape, jnp.bfloat16)
         for key, shape in zip(
@@ -278,6 +294,8 @@ def correctness(results: Results) -> None:
         problems = dict(zip(MIXED, pool.map(make_decode_problem, MIXED), strict=True))
     cases = [(spec, default_of(spec)) for spec in MIXED]
     cases += [(MIXED[0], config) for config in list(CONFIGS.values())[1:]]
+    small = [spec for spec in MIXED if spec.page < 64 and spec.dim <= 128]
+    cases += [(spec, config) for spec in small for config in SMALL_PAGES.values()]
     tried = [functools.partial(check, spec, config, problems[spec]) for spec, config in cases]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(attempt, tried))
@@ -286,6 +304,18 @@ def correctness(results: Results) -> None:
         results["correct"].append(entry)
         shown = "/".join(str(value) for value in dataclasses.astuple(config))
         print(f"{spec.name:24} {shown:22} {outcome}", flush=True)
+
+
+def others(results: Results, ceiling: float) -> None:
+    """Other pages and head dims; with small pages, every config for them."""
+    for spec in SPEED_OTHERS:
+        more = SMALL_PAGES if spec.page < 64 else {}
+        if spec.stored > 128:
+            more = {"4 issuers": dataclasses.replace(default_of(spec), issuers=4)} if more else {}
+        for name, config in {"default": default_of(spec), **more}.items():
+            run = attempt(functools.partial(build, spec, config))
+            time_run(spec, name, run, ceiling, results, config)
+        save(results)
 
 
 def sweep(results: Results, ceiling: float) -> None:
@@ -321,6 +351,8 @@ def main() -> None:
     }
     ceiling = speed_of_default(results)
     parts: list[Callable[[Results], None]] = [all_invariance, correctness]
+    if "--others" in sys.argv[1:]:
+        parts.insert(0, functools.partial(others, ceiling=ceiling))
     if "--sweep" in sys.argv[1:]:
         parts.append(functools.partial(sweep, ceiling=ceiling))
     for part in parts:

@@ -1,6 +1,6 @@
 """Chunked-prefill kernel on a Hopper GPU: TFLOP/s, then correct on mixed batches.
 
-Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_prefill.py
+Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_prefill.py [--others]
 Writes prefill.json into $OUT if that is set.
 """
 
@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from pallas_kernels.attention.prefill_problem import (
     right_answer,
 )
 from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
-from pallas_kernels.attention.prefill_specs import MIXED, SPEED, PrefillSpec
+from pallas_kernels.attention.prefill_specs import MIXED, SPEED, SPEED_OTHERS, PrefillSpec
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
 from pallas_kernels.bench.ceilings import matmul_flops_per_second
 from pallas_kernels.bench.prefill import CALLS, prefill_inputs
@@ -55,6 +56,7 @@ def attend(
             kv,
             block_tables,
             tiles,
+            jnp.zeros_like(q),
             scale=spec.dim**-0.5,
             window=spec.window,
             variant=spec.variant,
@@ -133,9 +135,15 @@ def attempt(function: Callable[[], Any]) -> Any:
         return f"FAILED {type(error).__name__}: {str(error)[:300]}"
 
 
+def default_of(spec: PrefillSpec) -> PrefillConfig:
+    return default_prefill_config(spec.heads, spec.kv_heads, spec.stored)
+
+
 def correctness(results: dict[str, Any]) -> None:
-    cases = [(spec, default_prefill_config(spec.heads, spec.kv_heads)) for spec in MIXED]
+    cases = [(spec, default_of(spec)) for spec in MIXED]
     cases += [(MIXED[0], config) for config in list(CONFIGS.values())[1:]]
+    small = [spec for spec in MIXED if spec.page < 64]
+    cases += [(spec, dataclasses.replace(default_of(spec), issuers=4)) for spec in small]
     with ThreadPoolExecutor(6) as pool:
         found = list(pool.map(lambda case: attempt(lambda: check(*case)), cases))
     for (spec, config), outcome in zip(cases, found, strict=True):
@@ -151,11 +159,10 @@ def compiled(spec: PrefillSpec, config: PrefillConfig, inputs: tuple[Any, ...]) 
 
 
 def speed(
-    spec: PrefillSpec, names: list[str], ceiling: float, results: dict[str, Any]
+    spec: PrefillSpec, configs: dict[str, PrefillConfig], ceiling: float, results: dict[str, Any]
 ) -> dict[str, float]:
     """Prints a table; returns the microseconds of the configs that ran."""
     inputs, found = prefill_inputs(spec, CALLS), {}
-    configs = {name: CONFIGS[name] for name in names}
 
     def build(config: PrefillConfig) -> Any:
         return attempt(lambda: compiled(spec, config, inputs))
@@ -175,6 +182,17 @@ def speed(
     if all(row == spec.rows[0] and not row[0] for row in spec.rows):
         _report(spec, "cuDNN, dense K and V", attempt(lambda: cudnn_us(spec)), ceiling, results)
     return found
+
+
+def others(ceiling: float, results: dict[str, Any]) -> None:
+    """Other pages and head dims; copies of small pages by several warps too."""
+    for spec in SPEED_OTHERS:
+        default = default_of(spec)
+        configs = {"default": default, "no turns": dataclasses.replace(default, take_turns=False)}
+        if spec.page < 64:
+            configs["2 issuers"] = dataclasses.replace(default, issuers=2)
+            configs["4 issuers"] = dataclasses.replace(default, issuers=4)
+        attempt(functools.partial(speed, spec, configs, ceiling, results))
 
 
 def _report(
@@ -211,10 +229,13 @@ def main() -> None:
     print(f"matmul 8192^3: {measured} TFLOP/s", flush=True)
     names = list(CONFIGS)
     for spec in SPEED:
-        found = attempt(functools.partial(speed, spec, names, ceiling, results))
+        configs = {name: CONFIGS[name] for name in names}
+        found = attempt(functools.partial(speed, spec, configs, ceiling, results))
         if spec is SPEED[0] and isinstance(found, dict):  # the others: what may be the fastest
             best = sorted(found, key=lambda name: found[name])[:3]
             names = [name for name in CONFIGS if name in best or CONFIGS[name].num_ctas != 132]
+    if "--others" in sys.argv[1:]:
+        others(ceiling, results)
     print(f"speed took {time.perf_counter() - begin:.0f} s", flush=True)
     _write(results)
     correctness(results)  # takes minutes: the oracle compiles anew for every row

@@ -1,10 +1,12 @@
 """What grammars cost: mask time per row, and a step of constrained rows beside one of free rows.
 
-    grammar_cost.py [--rows 64] [--steps 60] [--repeats 3] [--model DIR] [--json FILE]
+    grammar_cost.py [--rows 64] [--steps 60] [--repeats 3] [--model DIR] [--settings JSON]
+        [--json FILE]
 
 The vocabulary and the shapes are those of --model (default: smollm2-135m), whose weights do not
-matter. All rows follow one JSON schema, at temperature 1. Free rows ask for min_tokens, so that
-both kinds run the same sampler; rounds of both kinds alternate, so that other load meets both.
+matter; --settings has EngineConfig fields beside it, such as a tokenizer for dummy weights. All
+rows follow one JSON schema, at temperature 1. Free rows ask for min_tokens, so that both kinds run
+the same sampler; rounds of both kinds alternate, so that other load meets both.
 """
 
 import argparse
@@ -101,9 +103,11 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    with LLM(args.model, max_num_seqs=args.rows, max_model_len=256) as llm:
+    own = {"model": args.model, "max_num_seqs": args.rows, "max_model_len": 256}
+    with LLM(**(own | args.settings)) as llm:
         results = {
             "command": f"scripts/bench/grammar_cost.py --rows {args.rows} --steps {args.steps} "
             f"--repeats {args.repeats} --model {args.model}",

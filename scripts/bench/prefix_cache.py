@@ -1,19 +1,23 @@
 """What computing a prefix once saves: the engine with prefix caching and swapping, and without.
 
-    prefix_cache.py [--only NAME ...] [--full] [--repeats 5] [--model DIR] [--json FILE]
+    prefix_cache.py [--only NAME ...] [--full] [--repeats 5] [--model DIR] [--settings JSON]
+        [--json FILE]
 
 "conversations": each talks turn by turn, all at once, behind one system prompt; hit rate and time
 to the first token with caching and without. "idle": one request alone whose prompt but for the
 last tokens is cached, beside one of which nothing is. "unshared": prompts with nothing in common,
 where caching can only cost. "swap": a cache for a part of the requests that run; what was preempted
-is loaded from the host's memory, or computed again.
+is loaded from the host's memory, or computed again. "urgent": long requests must make way, whole,
+for better priorities; what they lost is loaded, or computed again.
 
 Each pair of engines takes turns, so that other load meets both; ratios are medians over the turns.
-Sizes are a CPU's; --full is for an accelerator.
+Sizes are a CPU's; --full is for an accelerator. Each measurement starts engines of the size it
+needs; --settings has EngineConfig fields that all get instead, so that one compilation serves all.
 """
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
 import sys
@@ -56,6 +60,10 @@ class Sizes:
     swap_prompt: int = 192
     swap_answer: int = 72
     swap_holds: int = 3  # number of whole requests that the small cache holds
+    urgent_prompt: int = 448
+    urgent_answer: int = 64
+    urgent_low: int = 6  # number of requests that run already; all but one fill the cache
+    urgent_high: int = 4  # number of those that must not wait
 
 
 FULL = Sizes(
@@ -70,6 +78,10 @@ FULL = Sizes(
     swap_prompt=1024,
     swap_answer=256,
     swap_holds=64,
+    urgent_prompt=8000,
+    urgent_answer=192,
+    urgent_low=16,
+    urgent_high=12,
 )
 
 
@@ -80,11 +92,21 @@ class Answer:
     num_cached: int
 
 
-async def ask(llm: AsyncLLM, prompt: list[int], length: int) -> Answer:
+async def ask(
+    llm: AsyncLLM,
+    prompt: list[int],
+    length: int,
+    *,
+    priority: int = 0,
+    begun: asyncio.Event | None = None,
+) -> Answer:
+    """``begun`` is set with the first token."""
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=length)
     last = None
-    async for output in llm.generate(prompt, params):
+    async for output in llm.generate(prompt, params, priority=priority):
         last = output
+        if begun is not None:
+            begun.set()
     if last is None or last.error or len(last.outputs[0].token_ids) != length:
         raise RequestFailedError(f"A request of the benchmark failed: {last and last.error}")
     if last.metrics is None or last.metrics.first_token_latency is None:
@@ -96,21 +118,21 @@ async def ask(llm: AsyncLLM, prompt: list[int], length: int) -> Answer:
 class Bench:
     """Starts engines and draws prompts that were never drawn before."""
 
-    def __init__(self, model: str, sizes: Sizes, repeats: int):
-        self.model, self.sizes, self.repeats = model, sizes, repeats
+    def __init__(self, model: str, sizes: Sizes, repeats: int, settings: dict[str, Any]):
+        self.model, self.sizes, self.repeats, self.settings = model, sizes, repeats, settings
         self._random = np.random.RandomState(0)
 
     def engine(self, seqs: int, length: int, *, blocks: int | None = None, **more: Any) -> AsyncLLM:
         """For ``seqs`` requests of ``length`` tokens at once."""
         each = -(-length // BLOCK_SIZE)
-        return AsyncLLM(
-            model=self.model,
-            max_num_seqs=seqs,
-            max_model_len=each * BLOCK_SIZE,
-            num_gpu_blocks_override=blocks or seqs * each + 1,
-            block_size=BLOCK_SIZE,
-            **more,
-        )
+        own = {
+            "model": self.model,
+            "max_num_seqs": seqs,
+            "max_model_len": each * BLOCK_SIZE,
+            "num_gpu_blocks_override": blocks or seqs * each + 1,
+            "block_size": BLOCK_SIZE,
+        }
+        return AsyncLLM(**(own | more | self.settings))
 
     def draw(self, length: int) -> list[int]:
         return self._random.randint(1000, 40000, size=length).tolist()
@@ -235,6 +257,54 @@ async def swap(bench: Bench) -> dict[str, Any]:
         return figures
 
 
+async def urgent(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    length = sizes.urgent_prompt + sizes.urgent_answer
+    blocks = (sizes.urgent_low + 1) * -(-length // BLOCK_SIZE) + 1
+
+    async def run(llm: AsyncLLM, preempted: list[int]) -> float:
+        """Seconds from the first urgent request to the end of all."""
+        await asyncio.sleep(STATS_AGE_S)
+        before = num_preemptions(llm)
+
+        async def low(begun: asyncio.Event) -> None:
+            prompt = bench.draw(sizes.urgent_prompt)
+            await ask(llm, prompt, sizes.urgent_answer, priority=1, begun=begun)
+
+        begun = [asyncio.Event() for _ in range(sizes.urgent_low)]
+        running = [asyncio.create_task(low(event)) for event in begun]
+        await asyncio.gather(*(event.wait() for event in begun))
+        began = time.perf_counter()
+        high = [bench.draw(sizes.urgent_prompt) for _ in range(sizes.urgent_high)]
+        answer = sizes.urgent_answer // 4  # long enough to be there together
+        await asyncio.gather(*(ask(llm, prompt, answer) for prompt in high), *running)
+        seconds = time.perf_counter() - began
+        await asyncio.sleep(STATS_AGE_S)
+        preempted.append(num_preemptions(llm) - before)
+        return seconds
+
+    async with AsyncExitStack() as stack:
+        more: dict[str, Any] = {"blocks": blocks, "scheduling_policy": "priority"}
+        start = partial(bench.engine, sizes.urgent_low + sizes.urgent_high, length, **more)
+        gib = 16.0 if sizes is FULL else 1.0
+        swapped = await stack.enter_async_context(start(swap_space=gib))
+        computed = await stack.enter_async_context(start(swap_space=0.0))
+        engines = {"swapped": swapped, "computed_again": computed}
+        preempted: dict[str, list[int]] = {name: [] for name in engines}
+        measures = {name: partial(run, llm, preempted[name]) for name, llm in engines.items()}
+        figures = compared(await bench.turns("urgent", measures), "seconds", 1)
+        for name, llm in engines.items():
+            figures[f"{name}_preemptions_each"] = preempted[name]
+            if (stats := llm.stats()) is not None:
+                figures[f"{name}_blocks_loaded"] = stats.num_blocks_loaded
+        return figures
+
+
+def num_preemptions(llm: AsyncLLM) -> int:
+    stats = llm.stats()
+    return 0 if stats is None else stats.num_preemptions
+
+
 async def whole(llm: AsyncLLM, work: Workload) -> float:
     """Seconds until the last request of the workload has ended."""
     began = time.perf_counter()
@@ -257,15 +327,15 @@ def compared(found: dict[str, list[float]], unit: str, scale: float) -> dict[str
     return figures
 
 
-PARTS = {part.__name__: part for part in (conversations, idle, unshared, swap)}
+PARTS = {part.__name__: part for part in (conversations, idle, unshared, swap, urgent)}
 
 
 async def run(args: argparse.Namespace) -> None:
     """The results are written after each part."""
     sizes = FULL if args.full else Sizes()
-    bench = Bench(args.model, sizes, args.repeats)
+    bench = Bench(args.model, sizes, args.repeats, args.settings)
     figures: dict[str, Any] = {"benchmark": "prefix_cache", "model": args.model}
-    figures |= {"sizes": asdict(sizes), "repeats": args.repeats}
+    figures |= {"sizes": asdict(sizes), "repeats": args.repeats, "settings": args.settings}
     for name in args.only or PARTS:
         before = os.getloadavg()[0]
         part = await PARTS[name](bench)
@@ -284,6 +354,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="an accelerator's sizes")
     parser.add_argument("--repeats", type=int, default=5, help="of idle, unshared and swap")
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
     check_writable(args.json)

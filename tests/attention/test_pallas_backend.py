@@ -46,7 +46,8 @@ GLM = replace(
         (SPEC, replace(H200, platform="cpu", compute_capability=""), "Hopper"),
         (SPEC, replace(H200, compute_capability="8.0"), "Hopper"),
         (SPEC, replace(H200, page_dtype="int4"), "int4"),
-        (replace(SPEC, head_dim=80), H200, "head dims"),
+        (replace(SPEC, head_dim=256), replace(H200, page_dtype="float8_e4m3fn"), "bytes"),
+        (replace(SPEC, head_dim=100), H200, "head dims"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
         (SPEC, replace(H200, dtype="float32"), "float32"),
     ],
@@ -55,22 +56,27 @@ def test_refuses_with_a_reason(spec: AttentionSpec, target: AttentionTarget, rea
     assert reason in str(BACKEND.refuses(spec, target))
 
 
+PLAIN = replace(MODEL, sliding_windows=())
+DANUBE = replace(PLAIN, head_dim=80, rope=RopeConfig(theta=10000.0, dim=80))
+WIDE = replace(PLAIN, head_dim=256, rope=RopeConfig(theta=10000.0, dim=256))
+
+
 @pytest.mark.parametrize(
-    ("model", "writes", "pages"),
-    [(MODEL, 1, "auto"), (QWEN3, 1, "auto"), (GLM, 0, "auto"), (MODEL, 1, "fp8")],
-    ids=["llama", "qwen3", "glm", "llama-fp8"],
+    ("model", "writes"),
+    [(MODEL, 1), (QWEN3, 1), (GLM, 0), (DANUBE, 1), (WIDE, 1)],
+    ids=["llama", "qwen3", "glm", "heads of 80", "heads of 256"],
 )
 def test_whole_steps_lower_for_hopper_with_each_kernel_once(
-    model: ModelConfig, writes: int, pages: str, caplog: pytest.LogCaptureFixture
+    model: ModelConfig, writes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Three layers of two kinds: a kernel appears once per kind of layer, not once per layer, and
     nothing but the kernels and the layers around them ever takes a cache.
     """
     _say_once.cache_clear()
     buckets = make_buckets((8,), (64,), 8)
-    plan = EnginePlan(model, "bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
-    plan = replace(plan, kv_cache_dtype=pages)
-    taken = {"auto": "bf16", "fp8": "ui8"}[pages]
+    stored = BACKEND.cache_head_dim(model.head_dim)
+    facts = ("bfloat16", 8192, 8, 64, 64, 300, buckets, "pallas", "test")
+    plan = EnginePlan(model, *facts, cache_head_dim=stored)
     programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     for bucket, per_kind in zip(buckets, (2, 3), strict=True):  # decode, combine; prefill
         function = partial(forward, program=programs.step_program(bucket))
@@ -82,9 +88,9 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
         takers = "func.func|return|call|stablehlo.custom_call @mosaic_gpu_v2"
         if not writes:
             takers += r"|stablehlo.scatter|\}\)"  # the scatter's types stand at its end
-        assert f"tensor<300x2x2x64x64x{taken}>" in text
+        assert f"tensor<300x2x2x64x{stored}xbf16>" in text
         for line in text.splitlines():
-            if f"tensor<300x2x2x64x64x{taken}>" in line:
+            if f"tensor<300x2x2x64x{stored}xbf16>" in line:
                 assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]
     said = [record.message for record in caplog.records if "Plain XLA writes" in record.message]
     assert len(said) == 1 - writes

@@ -26,7 +26,7 @@ def _inputs(spec: KVWriteSpec, dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ..
     rng = np.random.default_rng(spec.heads * spec.dim)
     width = (spec.heads + 2 * spec.kv_heads) * spec.dim
     angle = rng.uniform(0, 100, size=(TOKENS, spec.dim // 2))
-    shapes = (TOKENS, width), (PAGES, 2, spec.kv_heads, spec.page, spec.dim), spec.dim, spec.dim
+    shapes = (TOKENS, width), (PAGES, 2, spec.kv_heads, spec.page, spec.stored), spec.dim, spec.dim
     qkv, kv, *norms = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
     kv = narrow(kv, spec.pages or dtype)
     return (
@@ -41,9 +41,12 @@ def _inputs(spec: KVWriteSpec, dtype: Any = jnp.bfloat16) -> tuple[jax.Array, ..
 
 
 def _check(
-    got: tuple[jax.Array, jax.Array], args: tuple[jax.Array, ...], interleaved: bool = False
+    got: tuple[jax.Array, jax.Array],
+    args: tuple[jax.Array, ...],
+    interleaved: bool = False,
+    head_dim: int | None = None,
 ) -> None:
-    want = rope_and_write_reference(*args, interleaved=interleaved)
+    want = rope_and_write_reference(*args, interleaved=interleaved, head_dim=head_dim)
     for a, b in zip(got, want, strict=True):
         # One rounding of the result; with a norm, its two roundings on top; eight bits hold four.
         rtol = 2**-8 if len(args) == 6 else 2**-6
@@ -58,13 +61,15 @@ def _check(
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_kernel_equals_the_reference(spec: KVWriteSpec) -> None:
     args = _inputs(spec)
-    _check(rope_and_write_sm90(*args, interpret=plgpu.InterpretGPUParams()), args)
+    got = rope_and_write_sm90(*args, interpret=plgpu.InterpretGPUParams())
+    _check(got, args, head_dim=spec.dim)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_xla_form_equals_the_reference(spec: KVWriteSpec) -> None:
     args = _inputs(spec)
-    _check(rope_and_write(*args, platform="cpu"), args)
+    got = rope_and_write(*args, platform="cpu", head_dim=spec.dim)
+    _check(got, args, head_dim=spec.dim)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
@@ -103,7 +108,8 @@ def test_every_spec_lowers_for_cuda_and_aliases_the_cache(spec: KVWriteSpec, vec
         config = KVWriteConfig(vector)
         qkv, cos, sin, pages, offsets, *norms = rest
         q, first = rope_and_write_sm90(qkv, cos, sin, pages, offsets, first, *norms, config=config)
-        flat = jnp.concatenate([q.reshape(TOKENS, -1), qkv[:, q[0].size :]], axis=1)
+        own = q[..., : spec.dim].reshape(TOKENS, -1)
+        flat = jnp.concatenate([own, qkv[:, own.shape[1] :]], axis=1)
         q, second = rope_and_write_sm90(
             flat, cos, sin, pages, offsets, second, *norms, config=config
         )
@@ -124,7 +130,7 @@ def test_refusals_name_the_shape() -> None:
     assert refuses_kv_write_sm90(*ok) is None
     for index, bad, word in (
         (0, 256, "register"),
-        (2, 80, "80"),
+        (2, 100, "100"),
         (3, jnp.float32, "float32"),
         (4, "cpu", "cpu"),
     ):
@@ -137,6 +143,9 @@ def test_refusals_name_the_shape() -> None:
     assert "int8" in str(refuses_kv_write_sm90(*ok, pages=jnp.int8))
     assert "64 of 128" in str(refuses_kv_write_sm90(*ok, rotated=64))
     assert "interleaved" in str(refuses_kv_write_sm90(*ok, interleaved=True))
+    padded = (32, 8, 80, jnp.bfloat16, "sm_90")
+    assert refuses_kv_write_sm90(*padded) is None
+    assert "norms" in str(refuses_kv_write_sm90(*padded, qk_norm=True))
 
 
 def test_one_norm_weight_alone_is_an_error() -> None:

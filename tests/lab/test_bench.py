@@ -58,7 +58,7 @@ def test_the_variant_is_what_is_timed() -> None:
 def test_the_kernels_are_timed_with_the_variant_in_them(op: str) -> None:
     """Lowered for Hopper, as it is for checks, with the plan that its kv_range makes."""
     variant = load_variant("head_windows", {"windows": 16}, SMALL.query)
-    spec = getattr(bench, f"_{op}")(SMALL, 128, variant)
+    spec = getattr(bench, f"{op}_spec")(SMALL, 128, variant)
     operation = OPERATIONS[op]
     config = operation.default(spec)
     assert operation.refuses(spec, config, "sm_90") is None

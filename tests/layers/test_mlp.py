@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.layers.mlp import ACTIVATIONS
+from pallas_kernels.gated_matmul.activations import XLA_ACTIVATIONS
 
 
 def tanh_gelu(x: float) -> float:
@@ -24,4 +24,4 @@ def tanh_gelu(x: float) -> float:
 def test_activation(name: str, exact) -> None:
     x = np.linspace(-4, 4, 41, dtype=np.float32)
     want = [exact(float(value)) for value in x]
-    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), want, atol=2e-6)
+    np.testing.assert_allclose(XLA_ACTIVATIONS[name](jnp.asarray(x)), want, atol=2e-6)

@@ -1,6 +1,7 @@
 """Lowered programs on disk: found again only by the same program, and never trusted blindly."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -124,10 +125,12 @@ def test_an_engine_of_kept_programs_answers_the_same(engine: TinyEngine, tmp_pat
         request("c", [9, 1], 3, prompt_logprobs=1),
     ]
     expected = engine.run(requests)
-    for _ in range(2):
+    ends = replace(engine.plan.model, eos_token_ids=(3,))
+    on_the_host = replace(engine.plan, model=ends, prefix_caching=not engine.plan.prefix_caching)
+    for plan in (engine.plan, on_the_host):
         again = TinyEngine.__new__(TinyEngine)
-        again.plan, again.model, again.params = engine.plan, engine.model, engine.params
-        again.programs = Programs(engine.plan, engine.model, BACKEND, tmp_path)
+        again.plan, again.model, again.params = plan, engine.model, engine.params
+        again.programs = Programs(plan, engine.model, BACKEND, tmp_path)
         again.programs.compile(threads=2, progress=False)
         assert again.run(requests) == expected
     assert len(list(tmp_path.iterdir())) == len(engine.programs)

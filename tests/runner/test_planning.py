@@ -12,6 +12,7 @@ from jaxllm.core.buckets import pick_bucket, token_budget
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef, model_def
 from jaxllm.runner import planning
+from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 from jaxllm.runner.memory import (
     GIB,
     MEASURED,
@@ -124,6 +125,24 @@ def test_eight_bits_hold_twice_the_tokens_of_sixteen() -> None:
     assert [draft.page_dtype for draft in drafts] == ["bfloat16", *["float8_e4m3fn"] * 2]
     with pytest.raises(ConfigError, match="--kv-cache-dtype must be one of auto, fp8, fp8_e4m3"):
         make_config(kv_cache_dtype="int4")
+
+
+def test_padded_heads_are_counted() -> None:
+    """In the cache, what moves of it, and what the host's memory holds."""
+    config = make_config(swap_space=0.25)
+    own, padded = (
+        planning.draft_plan(config, MODEL, "float32", "cpu", ("xla", "test"), cache_head_dim=dim)
+        for dim in (TINY.head_dim, 4 * TINY.head_dim)
+    )
+    assert (own.cache_head_dim, padded.cache_head_dim) == (None, 4 * TINY.head_dim)
+    one, four = (memory_plan(plan, MODEL, Device("cpu", None), NO_WORK) for plan in (own, padded))
+    assert four.block == 4 * one.block
+    assert padded.host_blocks == GIB // 4 // four.block
+    moved, more = (
+        next(p.temporary_bytes for p in estimated_memory(plan).programs if p.kind == "copy")
+        for plan in (own, padded)
+    )
+    assert more - moved == (BLOCKS_PER_MOVE + 1) * (four.block - one.block)
 
 
 @pytest.mark.parametrize("eos", [(96,), tuple(range(MAX_EOS_IDS + 1))], ids=["beyond", "many"])

@@ -29,6 +29,8 @@ REPORT = {
     "reserve_bytes": 0,
     "kv_cache_bytes": 101 * 2**21,
     "unused_bytes": None,
+    "head_dim": 80,
+    "cache_head_dim": 128,
     "block_size": 16,
     "kv_block_bytes": 2**21,
     "kv_blocks": 101,
@@ -88,7 +90,8 @@ def test_the_table(
     assert lines[0] == "m in bfloat16 on a card: 16.000 GiB for the engine"
     assert "weights 3.000 GiB" in lines
     assert "temporaries 0.250 GiB measured on a card" in lines
-    assert "KV cache 0.197 GiB 101 blocks of 16 tokens, 2.00 MiB each: 1,600 tokens" in lines
+    cache = "KV cache 0.197 GiB 101 blocks of 16 tokens, 2.00 MiB each: 1,600 tokens"
+    assert f"{cache}; heads of 80 stored as 128, 60% more" in lines
     assert "2,048 tokens 0.78 (max_model_len)" in lines
     assert "forward x 256.0 1.0" in lines
     assert not [line for line in lines if line.startswith("unused")]  # which nobody knows here

@@ -1,5 +1,6 @@
 """What ``jaxllm plan`` says of a device that need not be here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,8 @@ def as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_report, "configure_jax", lambda config, **_: None)
 
 
-def plan(gpu_memory: int | None, **settings: object) -> dict:
-    config = EngineConfig(model=LLAMA, load_format="dummy", **settings)  # pyright: ignore
+def plan(gpu_memory: int | None, model: str = LLAMA, **settings: object) -> dict:
+    config = EngineConfig(model=model, load_format="dummy", **settings)  # pyright: ignore
     return report(config, gpu_memory)
 
 
@@ -45,6 +46,16 @@ def test_a_cache_of_eight_bits() -> None:
     assert (found["dtype"], found["kv_cache_dtype"]) == ("bfloat16", "float8_e4m3fn")
     assert found["kv_block_bytes"] * 2 == whole["kv_block_bytes"]
     assert found["kv_tokens"] > 2 * whole["kv_tokens"] * 0.99
+
+
+def test_padded_heads_on_a_card_that_is_not_here(tmp_path: Path) -> None:
+    """Whether its backend will pad them is not known: the figure is on the safe side."""
+    config = json.loads((Path(LLAMA) / "config.json").read_text())
+    config |= {"hidden_size": 2560, "head_dim": 80}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = plan(80 * 10**9, str(tmp_path), max_model_len=4096)
+    assert (found["head_dim"], found["cache_head_dim"]) == (80, 128)
+    assert found["kv_block_bytes"] == 64 * 2 * 32 * 8 * 128 * 2
 
 
 def test_a_card_too_small_and_one_with_room_for_a_short_length() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxllm.attention.backend import (
     AttentionSpec,
@@ -18,7 +18,11 @@ from jaxllm.attention.kv_cache import stored_dtype
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from jaxllm.errors import ConfigError
-from pallas_kernels.attention.decode_config import DecodeConfig, refuses_decode_sm90
+from pallas_kernels.attention.decode_config import (
+    DecodeConfig,
+    default_decode_config,
+    refuses_decode_sm90,
+)
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
 from pallas_kernels.attention.prefill_sm90 import (
@@ -34,6 +38,7 @@ from pallas_kernels.attention.prefill_tiles import (
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_check import make_case, why_not_lowered
 from pallas_kernels.attention.variant_params import param_arrays
+from pallas_kernels.head_dims import cut_heads, padded_dim
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.kv_write.kv_write_sm90 import KVWriteConfig, refuses_kv_write_sm90
 from pallas_kernels.tuning.table import tuned
@@ -73,12 +78,17 @@ class PallasBackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
-        facts = (spec.num_heads, spec.num_kv_heads, spec.head_dim, target.page_size, target.dtype)
+        dim = self.cache_head_dim(spec.head_dim)
+        facts = (spec.num_heads, spec.num_kv_heads, dim, target.page_size, target.dtype)
+        config = self._decode_config(spec, target.page_size)
         pages = stored_dtype(target.page_dtype or target.dtype)
-        reason = refuses_decode_sm90(
-            *facts, "sm_90", self.decode_config, pages
-        ) or refuses_prefill_sm90(*facts, "sm_90", pages)
+        reason = refuses_decode_sm90(*facts, "sm_90", config, pages) or refuses_prefill_sm90(
+            *facts, "sm_90", pages
+        )
         return reason or refuses_variant(spec.variant)
+
+    def cache_head_dim(self, head_dim: int) -> int:
+        return padded_dim(head_dim)
 
     def prepare(
         self,
@@ -98,7 +108,7 @@ class PallasBackend:
                 page_size=page_size,
                 num_kv_heads=spec.num_kv_heads,
                 window=spec.window,
-                config=self.decode_config,
+                config=self._decode_config(spec, page_size),
                 variant=spec.variant,
                 num_heads=spec.num_heads,
                 row_params=metadata.row_params,
@@ -134,6 +144,7 @@ class PallasBackend:
             pages=kv.dtype,
             rotated=2 * heads.cos.shape[1],
             interleaved=heads.interleaved,
+            qk_norm=heads.q_norm is not None,
         )
         if reason is not None:
             _say_once(reason)
@@ -150,6 +161,7 @@ class PallasBackend:
             eps=heads.eps,
             interleaved=heads.interleaved,
             config=self._write_config,
+            head_dim=spec.head_dim,
         )
 
     def attend(
@@ -162,29 +174,39 @@ class PallasBackend:
     ) -> Float[Array, "T H D"]:
         rows = metadata.seq_lens.shape[0]
         tables = metadata.block_tables
-        op = DecodeOp(spec.scale, spec.window, spec.variant, self.decode_config)
+        config = self._decode_config(spec, kv.shape[3])
+        op = DecodeOp(spec.scale, spec.window, spec.variant, config)
         plan = shared.plans[shared.sights.index(_sight(spec))]
         params = param_arrays(spec.variant, spec.num_heads, rows, metadata.row_params)
-        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op)
+        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op, tokens=q.shape[0])
         if shared.tiles is None:
-            return decoded
+            return cut_heads(decoded, spec.head_dim)
+        # Decode rows are the first slots, so token i is slot i there.
         out = paged_prefill_sm90(
             q,
             kv,
             tables,
             shared.tiles,
+            decoded,
             scale=spec.scale,
             window=spec.window,
             variant=spec.variant,
             row_params=metadata.row_params,
             config=self._prefill_config(spec),
         )
-        # Decode rows are the first slots, so token i is slot i there.
-        merged = jnp.where(_column(rows) < metadata.num_decode_rows, decoded, out[:rows])
-        return jax.lax.dynamic_update_slice(out, merged, (0, 0, 0))
+        return cut_heads(out, spec.head_dim)
+
+    def _decode_config(self, spec: AttentionSpec, page_size: int) -> DecodeConfig:
+        """Wide heads leave room for one thread block on an SM, not for two."""
+        dim = self.cache_head_dim(spec.head_dim)
+        if dim <= 128:
+            return self.decode_config
+        default = default_decode_config(dim, page_size, spec.num_heads // spec.num_kv_heads)
+        return tuned("decode", self._device_kind, default)
 
     def _prefill_config(self, spec: AttentionSpec) -> PrefillConfig:
-        default = default_prefill_config(spec.num_heads, spec.num_kv_heads)
+        dim = self.cache_head_dim(spec.head_dim)
+        default = default_prefill_config(spec.num_heads, spec.num_kv_heads, dim)
         return tuned("prefill", self._device_kind, default)
 
 
@@ -206,10 +228,6 @@ def refuses_variant(variant: AttentionVariant) -> str | None:
 def _say_once(reason: str) -> None:
     """Every layer of every program asks."""
     logger.warning("Plain XLA writes keys and values: %s", reason)
-
-
-def _column(rows: int) -> Int[Array, "R 1 1"]:
-    return jnp.arange(rows, dtype=jnp.int32)[:, None, None]
 
 
 BACKEND = PallasBackend()

@@ -34,6 +34,9 @@ class XLABackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         return None
 
+    def cache_head_dim(self, head_dim: int) -> int:
+        return head_dim
+
     def prepare(
         self,
         metadata: AttentionMetadata,

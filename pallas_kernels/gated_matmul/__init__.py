@@ -1,0 +1,1 @@
+"""The gated product of a feed-forward block."""

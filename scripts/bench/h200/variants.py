@@ -1,0 +1,104 @@
+"""Every attention variant beside plain causal attention at a context where it sees as much, and a
+window of 1,024 tokens over 65,536 beside plain attention over 1,024.
+
+Each compiles in a thread of its own; then they are timed in turns, one after the other.
+"""
+
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import jax
+
+from jaxllm.config.env import prepare_accelerator
+from jaxllm.lab.bench import Heads, decode_spec, prefill_spec, timed
+from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_check import make_case, why_not_lowered
+from pallas_kernels.attention.variants import VARIANTS
+from pallas_kernels.attention.variants.sliding_window import SLIDING_WINDOW
+from scripts.bench.h200.part import Part, main
+
+CONTEXT = 4096  # the windows of our variants hide nothing yet
+WINDOW, FAR = 1024, 65_536
+ROUNDS = 5
+
+
+def measure(part: Part) -> dict[str, Any]:
+    prepare_accelerator(0.85)
+    heads = Heads(4, 2, 64) if part.tiny else Heads()
+    chosen = list(VARIANTS.values())
+    context, window, far = (64, 32, 128) if part.tiny else (CONTEXT, WINDOW, FAR)
+    if part.tiny:
+        chosen = chosen[:3]
+    return {
+        "context": context,
+        "decode": in_turns("decode", decode_spec, heads, chosen, context),
+        "prefill": in_turns("prefill", prefill_spec, heads, chosen, context),
+        "window": windowed(heads, window, far),
+    }
+
+
+def in_turns(
+    op: str, spec: Any, heads: Heads, variants: list[AttentionVariant], context: int
+) -> dict[str, Any]:
+    """Microseconds of each, and plain attention's time over it."""
+
+    def prepare(variant: AttentionVariant) -> Any:
+        return timed(op, spec(heads, context, variant), why_no_kernel(variant.name))
+
+    return figures([(variant.name, variant, prepare) for variant in variants])
+
+
+@cache
+def why_no_kernel(name: str) -> str | None:
+    return why_not_lowered(make_case(VARIANTS[name].without_values(), dtype="bfloat16"))
+
+
+def windowed(heads: Heads, window: int, far: int) -> dict[str, Any]:
+    """Decode. The first entry is plain attention over as many tokens as the window shows."""
+    near = SLIDING_WINDOW.bind({"window": window})
+    where = [("window", near, far), (CAUSAL.name, CAUSAL, window)]
+    return figures([
+        (name, variant, lambda v, n=length: timed("decode", decode_spec(heads, n, v), None))
+        for name, variant, length in where
+    ])  # fmt: skip
+
+
+def figures(entries: list[tuple[str, AttentionVariant, Any]]) -> dict[str, Any]:
+    def build(entry: tuple[str, AttentionVariant, Any]) -> tuple[Any, str | None] | str:
+        _, variant, prepare = entry
+        try:
+            found = prepare(variant)
+            jax.block_until_ready(found[0].dispatch())
+        except Exception as error:  # one that fails must not hide the others
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        built = list(pool.map(build, entries))
+    runs = 1 if jax.default_backend() == "cpu" else 20
+    times: dict[str, list[float]] = {}
+    failures: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        for (name, *_), found in zip(entries, built, strict=True):
+            if isinstance(found, str):
+                failures[name] = found
+            else:
+                times.setdefault(name, []).append(found[0].seconds(runs))
+    plain = times.get(CAUSAL.name)
+    report: dict[str, Any] = {name: {"failure": text} for name, text in failures.items()}
+    for (name, *_), found in zip(entries, built, strict=True):
+        if isinstance(found, str) or plain is None:
+            continue
+        ratios = [p / own for p, own in zip(plain, times[name], strict=True)]
+        report[name] = {
+            "us": statistics.median(times[name]) * 1e6,
+            "of_plain": statistics.median(ratios),
+            "refused": found[1],
+        }
+    return report
+
+
+if __name__ == "__main__":
+    main(measure)
