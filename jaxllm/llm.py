@@ -159,11 +159,18 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
+    @property
+    def core(self) -> Any:
+        """The EngineCore, for benchmarks."""
+        return self._core
+
     def stats(self) -> EngineStats:
         return self._core.stats()
 
     def shutdown(self) -> None:
         """Let go of the engine and the memory of its device. Nothing else works afterwards."""
+        if self._core is not None:
+            self._core.close()
         self._core = None
         self._inputs.close()
 

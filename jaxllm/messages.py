@@ -10,6 +10,23 @@ import msgspec
 
 from jaxllm.config.model import RowParam
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.taps.sites import TapShapes
+
+
+class Thoughts(msgspec.Struct, frozen=True):
+    """Where an answer may think before it says something; texts as the model writes them, ids as
+    the tokenizer spells what is written for it.
+    """
+
+    opening: str
+    closings: tuple[str, ...]
+    opening_ids: tuple[int, ...]
+    closing_ids: tuple[int, ...]  # a closing, and what the model writes behind it
+    after_ids: tuple[int, ...] = ()  # the latter alone
+    again: bool = False  # thoughts may come more than once
+    begun: bool = False  # by the prompt
+    budget: int | None = None  # tokens between opening and closing
+    offered: bool = True  # the opening, where a grammar would allow nothing but itself
 
 
 class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
@@ -24,6 +41,7 @@ class EngineCoreRequest(msgspec.Struct, frozen=True, tag="add"):
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: str = ""  # of its text, in llguidance's form; seen to compile
+    thoughts: Thoughts | None = None  # None: nobody needs to know where they are
     priority: int = 0  # lower runs first
     arrival_time: float = 0.0
     cache_salt: str = ""  # cached prefixes are shared among requests of one salt
@@ -54,6 +72,14 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     top_logprobs: Sequence[float] = ()
 
 
+class TapValue(msgspec.Struct, frozen=True):
+    """What one tap read at one position."""
+
+    name: str
+    position: int
+    data: bytes  # float32, little-endian; of attn_probs [heads, position + 1]
+
+
 class EngineCoreOutput(msgspec.Struct, frozen=True):
     """All that happened to one request in one step, where it is more than a plain token."""
 
@@ -65,6 +91,7 @@ class EngineCoreOutput(msgspec.Struct, frozen=True):
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # positions of this chunk, without position 0
     error: str | None = None
     embedding: bytes | None = None  # float32, little-endian
+    taps: tuple[TapValue, ...] = ()  # in order of positions
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -105,6 +132,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     bos_token_id: int | None = None
     attention_params: tuple[RowParam, ...] = ()
     embedding_size: int = 0  # numbers in an embedding; 0: the engine was not started for them
+    taps: TapShapes | None = None  # None: nor for these
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag="ready"):
@@ -140,6 +168,8 @@ class EngineStats(msgspec.Struct, frozen=True, tag="stats"):
     num_prefix_hits: int = 0  # those of them that did not have to be computed
     num_blocks_saved: int = 0  # to the host's memory
     num_blocks_loaded: int = 0  # from there
+    num_blocks_on_file: int = 0  # now
+    num_blocks_read: int = 0  # from files
     num_tokens: int = 0  # fed to programs
     num_token_slots: int = 0  # that these programs computed; the difference was padding
     compilations: Compilations = Compilations()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass(slots=True)
 class Logprob:
@@ -15,6 +17,14 @@ PositionLogprobs = dict[int, Logprob]
 
 
 @dataclass(slots=True)
+class Tap:
+    """What one of ``SamplingParams.taps`` read, at P positions of prompt and answer."""
+
+    positions: list[int]
+    values: np.ndarray  # float32 [P, hidden], [P, vocabulary], or [P, heads, keys] of attn_probs
+
+
+@dataclass(slots=True)
 class CompletionOutput:
     """One of the ``n`` completions of a request."""
 
@@ -25,6 +35,7 @@ class CompletionOutput:
     logprobs: list[PositionLogprobs] | None = None
     finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"; None while running
     stop_reason: int | str | None = None  # the stop token or string that ended it; None for EOS
+    taps: dict[str, Tap] | None = None  # by name; None where none were asked for
 
     @property
     def finished(self) -> bool:

@@ -9,6 +9,10 @@ from math import isfinite
 
 from jaxllm.errors import InvalidRequestError
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
+from jaxllm.parsers.family import ThoughtForm
+from jaxllm.taps.interventions import Intervention, check_form
+from jaxllm.taps.positions import TapPositions, check_positions
+from jaxllm.taps.sites import check_names
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
@@ -62,10 +66,18 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
     # What the engine's attention variant lets requests bring, by name: a number or a list each.
     attention_params: Mapping[str, float | Sequence[float]] | None = None
+    # Activations to return and to change (jaxllm/taps); need an engine started with taps.
+    taps: Sequence[str] | None = None
+    tap_positions: TapPositions = "last"
+    interventions: Sequence[Intervention] | None = None
     # The answer is the prompt's embedding: the last token's final hidden state, of length 1. Needs
     # max_tokens=0, and an engine started with enable_embeddings.
     embed: bool = False
     structured_outputs: StructuredOutputsParams | None = None
+    # Tokens that the model may think; then its thoughts are ended for it.
+    thinking_token_budget: int | None = None
+    # How it marks them; None: as its chat template does. A grammar begins behind them.
+    thoughts: ThoughtForm | None = None
     output_kind: RequestOutputKind = field(default=RequestOutputKind.CUMULATIVE)
 
     def __post_init__(self) -> None:
@@ -85,6 +97,11 @@ class SamplingParams:
             set_(self, "logit_bias", _logit_bias(self.logit_bias))
         if self.attention_params is not None:
             set_(self, "attention_params", _attention_params(self.attention_params))
+        if self.taps is not None:
+            set_(self, "taps", check_names(self.taps))
+        set_(self, "tap_positions", check_positions(self.tap_positions))
+        if self.interventions is not None:
+            set_(self, "interventions", check_form(self.interventions))
         if self.top_k == -1:
             set_(self, "top_k", 0)
         self._check_numbers()
@@ -123,6 +140,8 @@ class SamplingParams:
                 "min_tokens",
                 f"min_tokens ({self.min_tokens}) must not exceed max_tokens ({self.max_tokens}).",
             )
+        if self.thinking_token_budget is not None:
+            _integer("thinking_token_budget", self.thinking_token_budget, 0, 2**31 - 1)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)

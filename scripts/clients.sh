@@ -38,8 +38,9 @@ install lm_eval 'lm-eval[api]==0.4.13' transformers==5.23.0
 install schemathesis schemathesis==4.32.5
 
 if command -v npm >/dev/null 2>&1; then
-    echo "real clients: installing openai for Node" >&2
-    twice npm install --silent --no-audit --no-fund --prefix $home/node openai@6.49.0 >&2
+    echo "real clients: installing openai and the AI SDK for Node" >&2
+    twice npm install --silent --no-audit --no-fund --prefix $home/node openai@6.49.0 \
+        ai@6.0.326 @ai-sdk/openai-compatible@2.0.87 zod@4.6.7 >&2
 else
     echo "real clients: no npm on this machine, so none for Node" >&2
 fi

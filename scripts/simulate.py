@@ -6,6 +6,7 @@
     .venv/bin/python scripts/simulate.py --bugs
     .venv/bin/python scripts/simulate.py --cost-of run.journal --cost cost.json
     .venv/bin/python scripts/simulate.py --trace other.journal --cost cost.json --plot rows.png
+    .venv/bin/python scripts/simulate.py --against throughput.json --cost latency.json
 
 Every step the books are counted again, and every answer is compared with the request run alone. A
 failure is told with the one line that makes it again, and the exit code is 1.
@@ -36,7 +37,9 @@ from jaxllm.simulation.trace import (
     journal_plan,
     journal_times,
     make_trace,
+    read_report,
     read_trace,
+    report_trace,
 )
 
 STEPS_PER_SEED = 5_000
@@ -51,6 +54,8 @@ def main() -> int:
             return 0
         if args.trace:
             return _predict(args)
+        if args.against:
+            return _predict_report(args)
     except JaxLLMError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return error.exit_code
@@ -75,14 +80,19 @@ def _parse() -> argparse.Namespace:
     capacity.add_argument(
         "--trace", help="a journal, JSON lines (arrival, prompt, output), or workload a, b, decode"
     )
-    capacity.add_argument("--cost", type=Path, metavar="JSON", help="what each program costs")
+    capacity.add_argument(
+        "--cost", type=Path, metavar="JSON", help="what steps cost; or a report of bench latency"
+    )
     capacity.add_argument("--cost-of", type=Path, metavar="JOURNAL", help="write --cost from it")
     capacity.add_argument("--num-prompts", type=int, help="of a workload")
+    capacity.add_argument(
+        "--against", type=Path, metavar="JSON", help="predict a run of bench throughput: its report"
+    )
     capacity.add_argument("--request-rate", type=float, default=math.inf, help="of a workload")
     capacity.add_argument("--plot", type=Path, metavar="PNG", help="needs matplotlib")
     args = parser.parse_args()
-    if (args.trace or args.cost_of) and not args.cost:
-        parser.error("--trace and --cost-of need --cost")
+    if (args.trace or args.cost_of or args.against) and not args.cost:
+        parser.error("--trace, --against and --cost-of need --cost")
     if min(args.steps, args.processes, args.seeds or 1) < 1:
         parser.error("--steps, --seeds and --processes must be at least 1")
     return args
@@ -135,6 +145,19 @@ def _predict(args: argparse.Namespace) -> int:
         rows = journal_plan(path).max_num_seqs
         predicted = predict(with_rows(costs.plan, rows), costs, trace)
         print("\n".join(errors(predicted, summarise(journal_times(path), rows))))
+    return 0
+
+
+def _predict_report(args: argparse.Namespace) -> int:
+    """The same requests with the same settings, and what was measured beside it."""
+    costs, report = read_cost(args.cost), read_report(args.against)
+    predicted = predict(costs.plan, costs, report_trace(report))
+    rates = report["output_tokens_per_second"], predicted.output_tokens_per_second
+    for title, one, other in (
+        ("seconds", report["elapsed_seconds"], predicted.seconds),
+        ("output tok/s", *rates),
+    ):
+        print(f"{title:>14}  measured {one:9.2f}  predicted {other:9.2f}  {other / one - 1:+.1%}")
     return 0
 
 

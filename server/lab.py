@@ -78,8 +78,7 @@ def run_show(
         ConfigError: there is no such variant, a value does not fit it, the prompt is too long to be
             drawn, or the file cannot be written.
     """
-    if not out.resolve().parent.is_dir():
-        raise ConfigError(f"--out {out}: its directory does not exist.")
+    _check_place(out)
     tokens = [] if prompt is None else _tokens(prompt, model)
     if not 1 <= (count := len(tokens) or num_tokens) <= 512:
         raise ConfigError(f"{count} tokens cannot be drawn: use 1 to 512.")
@@ -91,6 +90,40 @@ def run_show(
     sinks = "" if found.sinks is None else ", with sinks"
     plot.plot(f"{found.name}{sinks}", drawn, speeds, out, tokens)
     print(f"{out}: {found.name}, {len(drawn.heads)} kinds of heads")
+
+
+def run_maps(
+    variant: str,
+    params: str | None,
+    out: Path,
+    *,
+    prompt: str | None,
+    model: str,
+    layers: tuple[int, ...],
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Draw where ``model`` looks in these layers when it reads ``prompt`` with the variant;
+    ``settings`` are the engine's.
+
+    Raises:
+        ConfigError: there is no prompt, or no such variant or layer, the engine does not start,
+            or the file cannot be written.
+        InvalidRequestError: the prompt is empty, or too long to be read at once.
+    """
+    if prompt is None:
+        raise ConfigError("--maps needs --prompt: whose tokens are attended to?")
+    _check_place(out)
+    maps: Any = import_module("jaxllm.lab.maps")
+    plot: Any = import_module("jaxllm.lab.plot")
+    chosen = {"attention": variant, "attention_params": params} | (settings or {})
+    found = maps.attention_maps(model, prompt, layers, **chosen)
+    plot.plot_maps(f"{model}, {variant}: square roots of attention", found, out)
+    print(f"{out}: layers {', '.join(map(str, found.layers))} of {model}")
+
+
+def _check_place(out: Path) -> None:
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"--out {out}: its directory does not exist.")
 
 
 def _measured(

@@ -43,6 +43,13 @@ def add_tools(tools: Any) -> None:
         help="without a prompt (%(default)s)",
     )
     show.add_argument("--speed", action="store_true", help="measure it as well: a minute")
+    show.add_argument(
+        "--maps",
+        type=int,
+        nargs="+",
+        metavar="LAYER",
+        help="instead: where these layers of the model look when it reads the prompt",
+    )
     show.set_defaults(run=_show)
 
 
@@ -84,8 +91,12 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from server.lab import run_show
+    from server.lab import run_maps, run_show
 
+    if args.maps:
+        asked = {"prompt": args.prompt, "model": args.model, "layers": tuple(args.maps)}
+        run_maps(args.variant, args.params, args.out, **asked)
+        return 0
     run_show(
         args.variant,
         args.params,

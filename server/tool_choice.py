@@ -19,12 +19,14 @@ _FORMATS = ("response_format", "text.format")  # of what an answer says when it 
 class ToolChoice:
     """``tools``: names that may be called, each with the JSON schema of its arguments. ``strict``:
     those whose schema a call must follow even if it need not come. ``named``: the one to call.
+    ``limited``: others, which the model may have been told of, must not be called.
     """
 
     tools: Mapping[str, Any] = field(default_factory=dict)
     strict: frozenset[str] = frozenset()
     required: bool = False
     named: str | None = None
+    limited: bool = False
 
     @classmethod
     def of(cls, tools: Sequence[Mapping[str, Any]] | None, choice: Any) -> "ToolChoice":
@@ -41,6 +43,8 @@ class ToolChoice:
         strict = frozenset(f["name"] for f in known if f.get("strict") is True)
         if choice in (None, "auto"):
             return cls(schemas, strict)
+        if choice != "required" and choice["type"] == "allowed_tools":
+            return cls._allowed(schemas, strict, choice["allowed_tools"])
         if not schemas:
             raise _invalid("tool_choice", "a call is required, but there are no tools")
         named = None if choice == "required" else choice["function"]["name"]
@@ -48,9 +52,19 @@ class ToolChoice:
             raise _invalid("tool_choice", f"there is no tool {named[:64]!r} among tools")
         return cls(schemas, strict, required=True, named=named)
 
-    def params(
-        self, params: SamplingParams, parsers: Parsers, prompt: str, *, parallel: bool
-    ) -> SamplingParams:
+    @classmethod
+    def _allowed(
+        cls, schemas: Mapping[str, Any], strict: frozenset[str], allowed: Mapping[str, Any]
+    ) -> "ToolChoice":
+        names = [tool["function"]["name"] for tool in allowed["tools"]]
+        if unknown := [name for name in names if name not in schemas]:
+            raise _invalid("tool_choice", f"there is no tool {unknown[0][:64]!r} among tools")
+        if not names:
+            raise _invalid("tool_choice", "no tool is allowed: say 'none'")
+        chosen = {name: schemas[name] for name in names}
+        return cls(chosen, strict, required=allowed["mode"] == "required", limited=True)
+
+    def params(self, params: SamplingParams, parsers: Parsers, *, parallel: bool) -> SamplingParams:
         """With a grammar, where the answer must call or what it calls must follow a schema.
 
         Raises:
@@ -67,8 +81,6 @@ class ToolChoice:
                 raise _invalid(
                     "tools", f"{name[:64]!r} is not a name of letters, digits, _, . or -"
                 )
-        if parsers.reasoning is not None:
-            forced = replace(forced, thoughts=parsers.reasoning.form(prompt))
         grammar = StructuredOutputsParams(calls=forced.text(), param="tools")
         return replace(params, structured_outputs=grammar)
 
@@ -77,7 +89,7 @@ class ToolChoice:
             return None
         if self.required:
             return parsers.tool.forced(self.tools, self.named, parallel)
-        if not self.strict or not parsers.tool.form.trigger:
+        if not (self.strict or self.limited) or not parsers.tool.form.trigger:
             return None
         tools = {
             name: schema if name in self.strict else {"type": "object"}

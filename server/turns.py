@@ -5,6 +5,7 @@ Knows no API's objects; routes turn its events into theirs.
 
 from dataclasses import replace
 
+from jaxllm.errors import InvalidRequestError
 from jaxllm.outputs import CompletionOutput
 from jaxllm.parsers.choice import Parsers
 from jaxllm.parsers.events import Content, Event, Reasoning, ToolCallStart, merged
@@ -42,7 +43,27 @@ class Turns:
         """
         if self._parsers.wants_special_tokens(bool(self._choice.tools)):
             params = replace(params, skip_special_tokens=False)
-        return self._choice.params(params, self._parsers, self._prompt, parallel=self._parallel)
+        return self._with_thoughts(
+            self._choice.params(params, self._parsers, parallel=self._parallel)
+        )
+
+    def _with_thoughts(self, params: SamplingParams) -> SamplingParams:
+        """A budget for them, or a grammar behind them, needs to know how they are marked."""
+        reasoning, grammar = self._parsers.reasoning, params.structured_outputs
+        if reasoning is None or reasoning.marks is None:
+            if params.thinking_token_budget is None:
+                return params
+            raise InvalidRequestError(
+                "This server does not know how the model marks its thoughts, so it cannot end "
+                "them: start it with --reasoning-parser.",
+                param="thinking_token_budget",
+                code="no_thoughts",
+            )
+        calls = bool(self._choice.tools) and (grammar is None or grammar.calls is not None)
+        form = reasoning.form(self._prompt, calls=calls)
+        if form is None:  # the prompt has ended them
+            return replace(params, thinking_token_budget=None)
+        return replace(params, thoughts=form)
 
     def read(self, index: int, completion: CompletionOutput) -> list[Event]:
         """What is new in a choice; ``completion`` brings only that, or is the only one."""

@@ -1,5 +1,5 @@
 """``jaxllm bench latency``: time to the first token and time per step, by batch size; beside the
-step the time that reading its bytes takes at best.
+step the time that reading its bytes takes at best. The report's ``cost`` is for predictions.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
+
 from jaxllm.bench.floor import StepBytes, decode_step_bytes, measured_read_rate
 from jaxllm.bench.report import check_writable, make_report, write_report
 from jaxllm.bench.start import start_engine
+from jaxllm.bench.step_costs import measure_costs
 from jaxllm.bench.throughput import measure
 from jaxllm.bench.workload import workload_decode
 from jaxllm.config.engine import EngineConfig
@@ -39,9 +42,16 @@ def run_latency(
             "--batch-size, --input-len and --num-iters must be at least 1, --output-len 2."
         )
     check_writable(json_path)
-    config = replace(config, enable_prefix_caching=False, swap_space=None, kv_offloading_size=0.0)
+    config = replace(
+        config,
+        enable_prefix_caching=False,
+        swap_space=None,
+        kv_offloading_size=0.0,
+        kv_offloading_dir=None,
+    )
     llm, start_seconds = start_engine(config, input_len + output_len)
     rows = [_measure(llm, size, input_len, output_len, num_iters) for size in batch_sizes]
+    cost = measure_costs(llm, input_len + output_len)
     plan, weight_bytes = llm.plan, int(llm.summary["weight_bytes"])
     llm.shutdown()  # what it takes to measure the floor may not fit beside the engine
     read_rate = measured_read_rate()
@@ -58,6 +68,7 @@ def run_latency(
         "start_seconds": round(start_seconds, 2),
         "read_bytes_per_second": read_rate,
         "batches": rows,
+        "cost": msgspec.to_builtins(cost),
     }
     report = make_report(config, figures)
     _print(report)

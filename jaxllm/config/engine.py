@@ -63,8 +63,14 @@ class EngineConfig:
     enable_embeddings: bool = flag(
         False, "serve /v1/embeddings too: the last token's final hidden state, normalised"
     )
+    taps: bool = flag(
+        False, "let requests read and change activations: taps and interventions (jaxllm/taps)"
+    )
     enable_prefix_caching: bool = flag(
         True, "keep computed blocks while there is room, and share them among requests"
+    )
+    jump_forward: bool = flag(
+        True, "feed text that a grammar leaves no choice about in one step, not token by token"
     )
     prefix_cache_scope: str = flag(
         "key",
@@ -80,6 +86,12 @@ class EngineConfig:
     kv_offloading_size: float = flag(
         0.0, "GiB of the host's memory, beside --swap-space, for any KV block that must make way"
     )
+    kv_offloading_dir: str | None = flag(
+        None,
+        "directory for files of KV blocks that leave the device, found again after a restart: they "
+        "tell what was asked, so mode 0700; one engine at a time",
+    )
+    kv_offloading_dir_size: float = flag(16.0, "GiB that these files may take; the oldest make way")
     async_scheduling: bool = flag(True, "schedule one step ahead of the device")
     step_timeout: float = flag(
         60.0, "an engine process without progress for so many seconds is replaced; starting is free"
@@ -111,17 +123,20 @@ class EngineConfig:
             raise ConfigError(
                 f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}."
             )
-        for name in ("swap_space", "kv_offloading_size"):
+        for name in ("swap_space", "kv_offloading_size", "kv_offloading_dir_size"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < 2**20:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} must be GiB, at least 0, got {value}."
                 )
-            if value and not self.enable_prefix_caching:
+        for name in ("swap_space", "kv_offloading_size", "kv_offloading_dir"):
+            if getattr(self, name) and not self.enable_prefix_caching:
                 raise ConfigError(
                     f"--{name.replace('_', '-')} keeps blocks by the prefix cache, which "
                     "--no-enable-prefix-caching turns off: leave out one of the two."
                 )
+        if self.kv_offloading_dir is not None and not self.kv_offloading_dir_size:
+            raise ConfigError("--kv-offloading-dir-size must be more than 0 GiB.")
         if not 0.0 < self.step_timeout < float("inf"):  # NaN is refused too
             raise ConfigError(f"--step-timeout must be more than 0, got {self.step_timeout}.")
         if self.target_itl_ms is not None and not 0.0 < self.target_itl_ms < float("inf"):

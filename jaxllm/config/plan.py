@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jaxllm.config.model import ModelConfig, RowParam
+from jaxllm.taps.sites import TapShapes
 
 # What --kv-cache-dtype takes, and the dtype that it stands for; auto is that of activations.
 _PAGE_DTYPES = {"auto": "", "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn"}
@@ -46,12 +47,22 @@ class EnginePlan:
     attention_reason: str  # why this backend; logged at start
     embeddings: bool = False  # whether requests may ask for them
     prefix_caching: bool = True
+    jump_forward: bool = True  # feed tokens that a grammar leaves no choice about without sampling
     prefix_cache_scope: str = "key"  # or "all": whether tenants share what they have in common
     host_blocks: int = 0  # KV blocks that the host's memory holds
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
+    kv_files: bool = False  # what it takes is written to files, too
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
     kv_cache_dtype: str = "auto"
     cache_head_dim: int | None = None  # of KV pages, where the backend pads the model's heads
+    taps: bool = False  # whether requests may read and change activations
+
+    @property
+    def tap_shapes(self) -> TapShapes | None:
+        """None: there are no taps."""
+        m = self.model
+        shapes = TapShapes(m.num_layers, m.num_heads, m.hidden_size, m.vocab_size)
+        return shapes if self.taps else None
 
     @property
     def max_blocks_per_row(self) -> int:

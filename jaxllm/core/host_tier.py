@@ -27,13 +27,34 @@ class HostTier:
         if block_hash in self._slots:
             self._slots.move_to_end(block_hash)
             return None
+        slot = self.reserve()
+        if slot is not None:
+            self._slots[block_hash] = slot
+        return slot
+
+    def reserve(self) -> int | None:
+        """A slot for a block that comes later, or not; None if there is no room."""
         if not self._free:
             oldest = next((h for h in self._slots if h not in self._read), None)
             if oldest is None:
                 return None
             self._free.append(self._slots.pop(oldest))
-        slot = self._slots[block_hash] = self._free.popleft()
-        return slot
+        return self._free.popleft()
+
+    def arrive(self, block_hash: bytes, slot: int) -> None:
+        """A reserved slot holds the block now."""
+        if block_hash in self._slots:
+            self.release(slot)
+        else:
+            self._slots[block_hash] = slot
+
+    def release(self, slot: int) -> None:
+        """A reserved slot is not needed."""
+        self._free.append(slot)
+
+    def slots(self) -> list[int]:
+        """All but the reserved ones, for checks."""
+        return [*self._slots.values(), *self._free]
 
     def get(self, block_hash: bytes) -> int:
         """The slot of a block that is there, to be read by the step being made."""

@@ -50,6 +50,8 @@ def _check_blocks(scheduler: Scheduler) -> None:
     _require(len(free) + num_owned == pool.num_usable, "A block is lost.")
     kept = set(pool.kept_blocks())
     _require(kept == kv_cache.prefix.block_ids(), "The pool keeps what the cache does not know.")
+    slots = [*kv_cache.host.slots(), *kv_cache.disk.reading().values()]
+    _require(sorted(slots) == list(range(kv_cache.host.num_slots)), "Slots do not add up.")
     if num_owned and max(owners) > 1:
         _check_sharing(scheduler, owners)
 
@@ -102,14 +104,16 @@ def _check_rows(scheduler: Scheduler) -> None:
             raise InvariantError(
                 f"{num_blocks} blocks for {capacity[row]} tokens, where {needed} are needed."
             )
-        if not 0 <= table.num_in_flight(row) <= len(scheduler.in_flight):
+        least = -len(request.output_token_ids) if request in scheduler.forced else 0
+        if not least <= table.num_in_flight(row) <= len(scheduler.in_flight):
             raise InvariantError(f"{table.num_in_flight(row)} tokens in flight.")
 
 
 def _check_requests(scheduler: Scheduler) -> None:
-    waiting = {r.request_id: r for r in scheduler.waiting}
+    queued = [*scheduler.waiting, *scheduler.aside]
+    waiting = {r.request_id: r for r in queued}
     running = {r.request_id for r in scheduler.requests.values() if r.row is not None}
-    disjoint = len(waiting) == len(scheduler.waiting) and not waiting.keys() & running
+    disjoint = len(waiting) == len(queued) and not waiting.keys() & running
     complete = waiting.keys() | running == scheduler.requests.keys()
     _require(disjoint and complete, "A request is lost, or in two places.")
     _require(

@@ -10,20 +10,26 @@ writes all keys and values of a layer before it attends over them. Copies are ma
 begins, so contents of the step being made cannot be copied yet.
 
 Blocks that have to leave the device may be saved to the host's memory, and loaded again when their
-tokens come back. Within a step all saves go first, then copies, then loads.
+tokens come back. Within a step all saves go first, then copies, then loads. What is saved may be
+written to a file, too; what is on file alone is first read into the host's memory.
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxllm.core.block_pool import BlockPool
+from jaxllm.core.disk_tier import DiskTier
 from jaxllm.core.host_tier import HostTier
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.prefix_cache import BlockHasher, PrefixCache
 from jaxllm.core.request import Request
+from jaxllm.taps.interventions import interventions_key
 
 
 class Start(NamedTuple):
@@ -40,6 +46,8 @@ class BlockMoves:
     saves: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (block, slot)
     copies: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (from, to)
     loads: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])  # (slot, block)
+    # Of the saves, which get a file: (index, name)
+    writes: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
 
 
 @dataclass(slots=True)
@@ -65,10 +73,12 @@ class KVCacheManager:
         identity: str = "",
         host_slots: int = 0,
         save_all: bool = False,
+        on_disk: bool = False,
         for_all: bool = False,
     ):
         """``key`` is for the hashes, ``identity`` what all requests' keys and values depend on.
         ``save_all``: not only blocks of preempted requests are worth a slot on the host.
+        ``on_disk``: whatever is saved there is written to a file as well.
         ``for_all``: tenants share what they have in common.
         """
         self.pool = pool
@@ -77,6 +87,7 @@ class KVCacheManager:
         self.caching = caching
         self.prefix = PrefixCache()
         self.host = HostTier(host_slots)
+        self.disk = DiskTier(self.host, enabled=on_disk)
         self.num_saved_blocks = self.num_loaded_blocks = 0
         self.num_queried_tokens = self.num_hit_tokens = 0
         self._hasher = BlockHasher(key, block_size)
@@ -84,7 +95,7 @@ class KVCacheManager:
         self._tables: dict[str, _Table] = {}
         self._fresh: set[int] = set()  # noted since the last step was made
         self._moves = BlockMoves()
-        self._save_all = save_all
+        self._save_all = save_all or on_disk
         self._for_all = for_all
         self._awaited: dict[str, frozenset[bytes]] = {}  # hashes of preempted requests' blocks
         self._least_copied = max(1, block_size // 4)  # tokens; fewer are computed as quickly
@@ -101,6 +112,18 @@ class KVCacheManager:
     def num_cached_tokens(self, request: Request) -> int:
         """Of the tokens that it would feed now, how many are in blocks that are there."""
         return len(self._find(request)) * self.block_size
+
+    def num_common_tokens(self, request: Request, other: Request) -> int:
+        """Of the tokens that ``request`` would feed now, how many are in full blocks that it would
+        share with ``other``.
+        """
+        if not self._may_share(request):
+            return 0
+        size = self.block_size
+        most = min((request.num_tokens - 1) // size, other.num_tokens // size)
+        mine, others = (self._chain(r, most * size) for r in (request, other))
+        differ = bisect_left(range(1, most + 1), True, key=lambda i: mine[i] != others[i])
+        return differ * size if mine[0] == others[0] else 0
 
     def begin(self, request: Request) -> Start | None:
         """Give a request blocks for all its known tokens, those in the cache first.
@@ -135,6 +158,25 @@ class KVCacheManager:
         self._tables[request.request_id] = _Table(blocks, len(found))
         self._count(request, num_computed)
         return Start(tuple(enumerate(blocks)), num_computed)
+
+    def fetch(self, request: Request) -> bool:
+        """Ask for the blocks of the request's tokens that are on file, as far as they follow each
+        other and what is there. Whether any is coming.
+        """
+        if not self.disk.enabled or not self._may_share(request):
+            return False
+        found, size, coming = len(self._find(request)), self.block_size, False
+        for block_hash in request.chain[found + 1 : (request.num_tokens - 1) // size + 1]:
+            if self.prefix.find(block_hash) is not None or block_hash in self.host:
+                continue
+            if not self.disk.fetch(block_hash):
+                break
+            coming = True
+        return coming
+
+    def is_fetching(self, request: Request) -> bool:
+        """Whether any of the request's blocks is still being read from a file."""
+        return self.disk.is_reading and any(map(self.disk.is_coming, request.chain[1:]))
 
     def allocate_slots(
         self, request: Request, num_tokens: int
@@ -190,17 +232,15 @@ class KVCacheManager:
                 self._discard((block_id,))
                 continue
             tokens = request.tokens_between(index * size, (index + 1) * size)
-            self.prefix.add(block_id, chain[index], tokens, block_hash)
+            self._note(block_id, chain[index], tokens, block_hash)
             noted.append(block_id)
         table.num_noted = max(table.num_noted, num_known // size)
         begun = num_known - num_known % size
         if pauses and num_known - begun >= self._least_copied:
             block_id = table.blocks[begun // size]
             tokens = request.tokens_between(begun, num_known)
-            self.prefix.add(block_id, chain[begun // size], tokens, None)
+            self._note(block_id, chain[begun // size], tokens, None)
             noted.append(block_id)
-        for block_id in noted:
-            self.pool.keep(block_id)
         if in_this_step:
             self._fresh.update(noted)
 
@@ -230,6 +270,7 @@ class KVCacheManager:
         """The contents of all blocks are lost."""
         self._discard(self.prefix.block_ids())
         self.host.clear()
+        self.disk.forget_reads()
         self._moves = BlockMoves()
 
     # For checks and inspection ---------------------------------------------------------------
@@ -248,12 +289,12 @@ class KVCacheManager:
         return self.caching and not request.owes_prompt_logprobs  # these take computing it all
 
     def _find(self, request: Request) -> list[int | None]:
-        """Blocks of the request's first tokens, its newest one left out; None for a block that the
-        host's memory has.
+        """Blocks of the request's first tokens, as far as they are skippable; None for a block that
+        the host's memory has.
         """
         if not self._may_share(request):
             return []
-        most = (request.num_tokens - 1) // self.block_size
+        most = request.num_skippable // self.block_size
         found: list[int | None] = []
         for block_hash in islice(self._chain(request, most * self.block_size), 1, most + 1):
             block_id = self.prefix.find(block_hash)
@@ -266,7 +307,7 @@ class KVCacheManager:
         """As PrefixCache.find_similar, for the block after the shared ones."""
         if not self._may_share(request):
             return 0, 0
-        end = min(num_shared + self.block_size, request.num_tokens - 1)
+        end = min(num_shared + self.block_size, request.num_skippable)
         wanted = request.tokens_between(num_shared, end)
         parent = request.chain[num_shared // self.block_size]
         source, num_common = self.prefix.find_similar(parent, wanted)
@@ -278,8 +319,10 @@ class KVCacheManager:
         if not chain:
             asked = request.core_request
             tenant = "" if self._for_all else asked.tenant
-            attention = json.dumps(asked.sampling_params.attention_params, sort_keys=True)
-            root = (self._identity, attention, tenant, asked.cache_salt)
+            params = asked.sampling_params
+            attention = json.dumps(params.attention_params, sort_keys=True)
+            changed = interventions_key(params.interventions)
+            root = (self._identity, attention, tenant, asked.cache_salt, changed)
             chain.append(self._hasher.root(*root))
         done = (len(chain) - 1) * self.block_size
         if num_tokens - done >= self.block_size:
@@ -294,6 +337,8 @@ class KVCacheManager:
             if block_hash is not None and self._is_worth_saving(block_hash):
                 slot = self.host.put(block_hash)
                 if slot is not None:
+                    if self.disk.wants(block_hash):
+                        self._moves.writes.append((len(self._moves.saves), block_hash))
                     self._moves.saves.append((block_id, slot))
                     self.num_saved_blocks += 1
         self._discard(ids or ())
@@ -310,9 +355,17 @@ class KVCacheManager:
         self.num_loaded_blocks += 1
         start = index * self.block_size
         tokens = request.tokens_between(start, start + self.block_size)
-        self.prefix.add(block_id, request.chain[index], tokens, request.chain[index + 1])
-        self.pool.keep(block_id)
+        self._note(block_id, request.chain[index], tokens, request.chain[index + 1])
         self._fresh.add(block_id)
+
+    def _note(
+        self, block_id: int, parent: bytes, token_ids: np.ndarray, block_hash: bytes | None
+    ) -> None:
+        """As PrefixCache.add, and keep what it knows, no more."""
+        forgotten = self.prefix.add(block_id, parent, token_ids, block_hash)
+        self.pool.keep(block_id)
+        if forgotten is not None:
+            self.pool.forget(forgotten)
 
     def _discard(self, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:

@@ -87,9 +87,12 @@ class PrefixCache:
 
     def add(
         self, block_id: int, parent: bytes, token_ids: np.ndarray, block_hash: bytes | None
-    ) -> None:
+    ) -> int | None:
         """Note what a block holds; ``block_hash`` if it is full, and new. Tokens of a block that
         is noted already are the beginning of these.
+
+        Returns a block that has thereby been forgotten: full to a part only, it could be found
+        among the continuations alone, and newer ones have taken its place.
         """
         if block_hash is not None:
             self._full[block_hash] = block_id
@@ -97,8 +100,13 @@ class PrefixCache:
         siblings = self._continuations.setdefault(parent, OrderedDict())
         siblings[block_id] = None
         siblings.move_to_end(block_id)
-        if len(siblings) > MOST_CONTINUATIONS:
-            siblings.popitem(last=False)
+        if len(siblings) <= MOST_CONTINUATIONS:
+            return None
+        oldest, _ = siblings.popitem(last=False)
+        if self._blocks[oldest].hash is not None:
+            return None
+        del self._blocks[oldest]
+        return oldest
 
     def discard(self, block_id: int) -> None:
         """Forget the block, if it is known."""

@@ -4,6 +4,7 @@ from enum import Enum, auto
 
 import numpy as np
 
+from jaxllm.core.taps import first_owed
 from jaxllm.messages import EngineCoreRequest
 
 
@@ -36,10 +37,12 @@ class Request:
         "arrival_index",
         "chain",
         "core_request",
+        "has_fetched",
         "max_output_tokens",
         "num_cached_tokens",
         "num_preemptions",
         "num_prompt_logprobs",
+        "num_tapped",
         "output_token_ids",
         "request_id",
         "row",
@@ -57,7 +60,9 @@ class Request:
         self.row: int | None = None
         self.num_preemptions = 0
         self.num_prompt_logprobs = 0  # prompt positions 1..this have been sent
+        self.num_tapped = 0  # positions whose taps have been sent, or were not wanted
         self.num_cached_tokens: int | None = None  # of the prompt, when it was first admitted
+        self.has_fetched = False  # since it waits: what was on file of it
         self.chain: list[bytes] = []  # of its full blocks so far; see KVCacheManager
         self.max_output_tokens = min(
             core_request.max_tokens, max_model_len - self.num_prompt_tokens
@@ -106,8 +111,16 @@ class Request:
     @property
     def needs_events(self) -> bool:
         """Whether there is more to say of its steps than one plain token."""
-        wants_logprobs = self.core_request.sampling_params.logprobs is not None
-        return wants_logprobs or self.owes_prompt_logprobs or self.max_output_tokens == 0
+        params = self.core_request.sampling_params
+        wants_more = params.logprobs is not None or bool(params.taps)
+        return wants_more or self.owes_prompt_logprobs or self.max_output_tokens == 0
+
+    @property
+    def num_skippable(self) -> int:
+        """First tokens that need not be fed where their keys and values are there: all but the
+        newest, since there is something to be sampled, and what is to be read on the way.
+        """
+        return min(self.num_tokens - 1, first_owed(self))
 
     def append(self, token_id: int) -> bool:
         """Take one output token. True if it may be the last; ``check_stop`` then decides."""

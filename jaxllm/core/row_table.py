@@ -28,7 +28,7 @@ class RowTable:
 
     def __init__(self, num_rows: int, rank_of: Callable[[Request], int] = lambda request: 0):
         self.num_rows = num_rows
-        self._rank_of = rank_of
+        self.rank_of = rank_of
         self.request: Any = np.full(num_rows, None, dtype=object)  # Request | None
         self.request_id: Any = np.full(num_rows, None, dtype=object)  # str | None
         self.tenancy = np.full(num_rows, FREE, dtype=np.int64)
@@ -66,7 +66,7 @@ class RowTable:
         self.tenancy[row] = self._num_tenancies
         self.arrival[row] = request.arrival_index
         self.num_computed[row] = num_computed
-        self.rank[row] = self._rank_of(request)
+        self.rank[row] = self.rank_of(request)
         self.prefill_len[row] = request.num_tokens
         self.final_len[row] = request.final_len
         self.needs_events[row] = request.needs_events
@@ -101,9 +101,13 @@ class RowTable:
         return self._in_order(np.flatnonzero(self.num_computed < self.prefill_len))
 
     def crossing_rows(self) -> np.ndarray:
-        """Decoding rows whose next token begins a new block, in order."""
-        rows = self.decoding_rows()
-        return self._in_order(rows[self.num_computed[rows] >= self.capacity[rows]])
+        """Decoding rows whose next token begins a new block, and rows with known tokens that their
+        blocks do not hold, in order.
+        """
+        decoding = self.decoding_rows()
+        crossing = decoding[self.num_computed[decoding] >= self.capacity[decoding]]
+        rows = np.concatenate((crossing, np.flatnonzero(self.prefill_len > self.capacity)))
+        return self._in_order(rows)
 
     def victims(self) -> np.ndarray:
         """Rows with steps to come, in the order in which to preempt them: highest rank first, of
@@ -117,7 +121,9 @@ class RowTable:
         return int(self.prefill_len[row] - self.num_computed[row])
 
     def num_in_flight(self, row: int) -> int:
-        """Tokens sampled, or being sampled, on the device that the host has not seen."""
+        """Tokens sampled, or being sampled, on the device that the host has not seen. Negative
+        where the host knows more than was fed.
+        """
         computed, request = int(self.num_computed[row]), self.request[row]
         if computed < self.prefill_len[row] or request.max_output_tokens == 0:
             return 0

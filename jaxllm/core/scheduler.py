@@ -20,9 +20,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count, islice
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,17 +29,19 @@ import numpy as np
 from jaxllm.config.plan import EnginePlan
 from jaxllm.config.scheduling import SchedulingConfig
 from jaxllm.core.block_pool import BlockPool
-from jaxllm.core.buckets import lowest_limit, pick_bucket, token_budget, tokens_to_feed
+from jaxllm.core.buckets import pick_bucket, token_budget
 from jaxllm.core.commit import commit_step
+from jaxllm.core.forced_tokens import KnownTokens, take_forced
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import KVCacheManager
 from jaxllm.core.making_way import victims_of_waiting
 from jaxllm.core.policies import POLICIES
-from jaxllm.core.prefill_shares import PrefillShares
+from jaxllm.core.prefill_shares import PrefillShares, shares_of_step
 from jaxllm.core.request import FINISHED, Request, RequestStatus
 from jaxllm.core.row_table import RowTable
-from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
+from jaxllm.core.scheduler_output import InFlightStep, NewRow, SchedulerOutput
 from jaxllm.core.sparing import blocks_to_admit, is_spared, rank_in_row
+from jaxllm.core.standing_aside import StandingAside
 from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreOutput, EngineCoreRequest, EngineStats, StepOutputs
 
@@ -48,14 +49,6 @@ if TYPE_CHECKING:
     from jaxllm.engine.executor import ModelRunnerOutput
 
 BlockTableEntry = tuple[int, int, int]  # row, index in its block table, block id
-
-
-@dataclass(frozen=True, slots=True)
-class InFlightStep:
-    """What must be remembered of a step until its results are here."""
-
-    step_id: int
-    tenancies: np.ndarray  # int64 [n], aligned with the rows of the step
 
 
 class Scheduler:
@@ -89,15 +82,19 @@ class Scheduler:
             identity=plan.kv_identity,
             host_slots=plan.host_blocks,
             save_all=plan.offloading,
+            on_disk=plan.kv_files,
             for_all=plan.prefix_cache_scope == "all",
         )
         self.waiting = POLICIES[self.scheduling.policy](self.scheduling)
         self.rows = RowTable(plan.max_num_seqs, partial(rank_in_row, self.waiting))
+        long = self.scheduling.long_prefill_token_threshold or max(1, self.token_budget // 4)
+        self.aside = StandingAside(self.kv_cache, self.rows, self.waiting, long)
         self.requests: dict[str, Request] = {}  # every request that is not finished
         self.in_flight: deque[InFlightStep] = deque()
         self.num_preemptions = 0
         self.num_steps = 0
         self.num_corrupted = 0  # requests ended since no token could be drawn for them
+        self.forced: list[Request] = []  # with tokens that their rows do not know yet
         self._arrivals = count()
         self._left_rows: list[int] = []  # since the last step
         self._only: str | None = None  # see isolate()
@@ -143,7 +140,8 @@ class Scheduler:
     def finish(self, request: Request, reason: str) -> None:
         """Let a request leave for good. Telling its client is the caller's part."""
         if request.row is None:
-            self.waiting.remove(request.request_id)
+            if self.aside.remove(request.request_id) is None:
+                self.waiting.remove(request.request_id)
             self.kv_cache.give_up(request)
         else:
             self._leave_row(request, shared=reason != "error")
@@ -169,6 +167,7 @@ class Scheduler:
         self.kv_cache.expect_again(request)
         request.status = RequestStatus.PREEMPTED
         request.num_preemptions += 1
+        request.has_fetched = False
         self.num_preemptions += 1
         self.waiting.prepend(request)
 
@@ -187,6 +186,7 @@ class Scheduler:
     def isolate(self, request_id: str | None) -> None:
         """Admit this request only, until called with None. Does not touch what runs already."""
         self._only = request_id
+        self.aside.clear()
 
     @property
     def isolating(self) -> bool:
@@ -203,13 +203,17 @@ class Scheduler:
         Args:
             token_limit: of a step with decoding rows. It never keeps prefills from advancing.
         """
+        self.aside.come_back()
+        if not self.isolating:
+            self.aside.pick()
         if self.waiting.preempts and self._only is None:
             for request in victims_of_waiting(self, self.token_budget):
                 self._preempt(request)
         preemptions = self.num_preemptions
-        new_blocks = self._grow_decoding_rows()
+        known_tokens = take_forced(self)
+        new_blocks = self._grow_rows()
         decoding = self.rows.decoding_rows()
-        shares = self._prefill_shares(decoding.size, token_limit)
+        shares = shares_of_step(self, decoding.size, token_limit)
         chunks = self._continue_prefills(shares)
         new_rows: list[NewRow] = []
         # Admitting in a step that ran out of blocks would bring the victim straight back.
@@ -224,32 +228,11 @@ class Scheduler:
         self.waiting.decoded(self.rows.request[decoding])
         if not decoding.size and not chunks:
             return None
-        return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks)
+        known_tokens = [known for known in known_tokens if self.rows.request[known[0]] is not None]
+        return self._build_step(decoding, list(chunks.items()), new_rows, new_blocks, known_tokens)
 
-    def _prefill_shares(self, num_decode: int, token_limit: int | None) -> PrefillShares:
-        """Prefill tokens of this step: what is wanted, cut to fill a program rather than pad one.
-        Blocks may turn out to hold less.
-        """
-        most = self.token_budget
-        if num_decode and token_limit is not None:
-            most = min(most, max(token_limit, lowest_limit(self.plan.buckets, num_decode)))
-        threshold = self.scheduling.long_prefill_token_threshold or max(1, most // 4)
-        wanted, short = num_decode, 0
-        under_way = map(self.rows.num_to_prefill, self.rows.prefilling_rows().tolist())
-        waiting = map(self._num_to_compute, islice(self.waiting, self.rows.num_free))
-        for num_tokens in chain(under_way, waiting):
-            wanted += num_tokens
-            short += num_tokens if num_tokens <= threshold else 1  # to begin with
-            if wanted >= most <= 2 * short:
-                break
-        fed = tokens_to_feed(self.plan.buckets, min(wanted, most), num_decode)
-        return PrefillShares.of(fed - num_decode, threshold, short)
-
-    def _num_to_compute(self, request: Request) -> int:
-        return request.num_tokens - self.kv_cache.num_cached_tokens(request)
-
-    def _grow_decoding_rows(self) -> list[BlockTableEntry]:
-        """Give a block to each row that begins one; preempt the last in order where none is left.
+    def _grow_rows(self) -> list[BlockTableEntry]:
+        """Give blocks to each row that begins one; preempt the last in order where none is left.
 
         Victims never come before the row they are preempted for, and blocks are given in order,
         so no block just given is taken away again in the same step.
@@ -257,11 +240,12 @@ class Scheduler:
         new_blocks: list[BlockTableEntry] = []
         for row in self.rows.crossing_rows().tolist():
             request: Request | None = self.rows.request[row]
+            num_computed = int(self.rows.num_computed[row])
+            num_tokens = max(num_computed + 1, int(self.rows.prefill_len[row]))
             if request is not None:
-                num_computed = int(self.rows.num_computed[row])
                 self.kv_cache.note_computed(request, num_computed, pauses=False)
             while request is not None and request.row == row:
-                entries = self._allocate(request, int(self.rows.num_computed[row]) + 1)
+                entries = self._allocate(request, num_tokens)
                 if entries is not None:
                     new_blocks += entries
                     break
@@ -307,8 +291,8 @@ class Scheduler:
 
     def _admit(self, new_rows: list[NewRow], new_blocks: list[BlockTableEntry]) -> Request | None:
         """Give the next waiting request a row and blocks for all its known tokens, if there are."""
-        request = self._next_waiting()
-        if request is None or not self.rows.num_free:
+        request = self._next_waiting() if self.rows.num_free else None
+        if request is None:
             return None
         if is_spared(request) and self.pool.num_free < blocks_to_admit(self, request):
             return None
@@ -328,7 +312,12 @@ class Scheduler:
         if self._only is not None:
             request = self.requests.get(self._only)
             return request if request is not None and request.row is None else None
-        return self.waiting.peek() if len(self.waiting) else None
+        while len(self.waiting):
+            request = self.waiting.peek()
+            if not self.aside.takes(request):  # the leader may have begun in this step
+                return request
+            self.waiting.remove(request.request_id)
+        return None
 
     def _build_step(
         self,
@@ -336,6 +325,7 @@ class Scheduler:
         chunks: list[tuple[int, int]],
         new_rows: list[NewRow],
         new_blocks: list[BlockTableEntry],
+        known_tokens: list[KnownTokens],
     ) -> SchedulerOutput:
         table = self.rows
         rows = decoding.astype(np.int32)
@@ -361,9 +351,11 @@ class Scheduler:
             num_decode_rows=decoding.size,
             new_rows=tuple(new_rows),
             new_blocks=tuple(new_blocks),
+            known_tokens=tuple(known_tokens),
             block_saves=tuple(moves.saves),
             block_copies=tuple(moves.copies),
             block_loads=tuple(moves.loads),
+            block_writes=tuple(moves.writes),
             finished_rows=tuple(self._left_rows),
             request_ids=tuple(table.request_id[rows].tolist()),
         )
@@ -388,7 +380,7 @@ class Scheduler:
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self.rows.num_running,
-            num_waiting=len(self.waiting),
+            num_waiting=len(self.waiting) + len(self.aside),
             kv_cache_usage=self.pool.usage,
             num_preemptions=self.num_preemptions,
             num_steps=self.num_steps,
@@ -397,4 +389,6 @@ class Scheduler:
             num_prefix_hits=self.kv_cache.num_hit_tokens,
             num_blocks_saved=self.kv_cache.num_saved_blocks,
             num_blocks_loaded=self.kv_cache.num_loaded_blocks,
+            num_blocks_on_file=self.kv_cache.disk.num_stored,
+            num_blocks_read=self.kv_cache.disk.num_read,
         )

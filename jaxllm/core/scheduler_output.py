@@ -25,6 +25,14 @@ class NewRow:
 
 
 @dataclass(frozen=True, slots=True)
+class InFlightStep:
+    """What the scheduler must remember of a step until its results are here."""
+
+    step_id: int
+    tenancies: np.ndarray  # int64 [n], aligned with the rows of the step
+
+
+@dataclass(frozen=True, slots=True)
 class SchedulerOutput:
     """One step. The arrays are aligned: entry i is the i-th scheduled row; decode rows come first.
 
@@ -43,10 +51,14 @@ class SchedulerOutput:
     )
     new_rows: tuple[NewRow, ...] = ()
     new_blocks: tuple[tuple[int, int, int], ...] = ()  # (row, index in its block table, block id)
+    # (row, position of the first, token ids) that were found to be the only ones possible, and are
+    # fed like a prompt's; from the first that has not been fed yet
+    known_tokens: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     # Contents to be moved before the step writes anything, in this order and each at once:
     block_saves: tuple[tuple[int, int], ...] = ()  # (block, slot of the host's memory)
     block_copies: tuple[tuple[int, int], ...] = ()  # (from, to)
     block_loads: tuple[tuple[int, int], ...] = ()  # (slot, block)
+    block_writes: tuple[tuple[int, bytes], ...] = ()  # (index in block_saves, name): to a file, too
     # rows left since the last step; their state may be forgotten
     finished_rows: tuple[int, ...] = ()
     request_ids: tuple[str, ...] = field(default=())  # for logs and errors, aligned with rows

@@ -12,9 +12,11 @@ from typing import Any
 
 import msgspec
 
+from jaxllm.core.disk_tier import DiskNews
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.engine.block_files import BlockFiles, NoBlockFiles
 from jaxllm.engine.clock import Clock, MonotonicClock
 from jaxllm.engine.executor import Executor, ModelRunnerOutput
 from jaxllm.engine.latency_target import LatencyTarget
@@ -30,6 +32,8 @@ from jaxllm.messages import (
     EngineStats,
     StepOutputs,
 )
+
+MAX_WAIT_S = 0.05  # for files, when there is nothing else to do; messages wait as long
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +69,13 @@ class EngineCore:
         latency_target: LatencyTarget | None = None,
         clock: Clock | None = None,
         compilations: Callable[[], Compilations] = Compilations,
+        files: BlockFiles | None = None,
     ):
         self.scheduler = scheduler
         self.executor = executor
         self.async_scheduling = async_scheduling
         self.recovery = Recovery(scheduler)
+        self._files = files or NoBlockFiles()
         self._in_flight: Dispatched | None = None
         self._clock = clock or MonotonicClock()
         self._latency_target = latency_target
@@ -95,6 +101,7 @@ class EngineCore:
             plan.max_model_len,
             embeddings=plan.embeddings,
             attention_params=plan.attention_params,
+            taps=plan.tap_shapes,
         )
         self.scheduler.add_request(request)
         self._queue_times.add(request.request_id)
@@ -123,12 +130,16 @@ class EngineCore:
 
         Every request that was added gets exactly one output with a finish_reason, its last.
         """
+        news = self._files.take()
+        if news is not None:
+            self.hear(news)
         target = self._latency_target
         step = self.scheduler.schedule(None if target is None else target.token_limit)
         if step is not None and step.new_rows:
             self._admitted += self._queue_times.admit(step.new_rows)
+        self._files.read(self.scheduler.kv_cache.disk.take_asked())
         if step is None and self._in_flight is None and self.scheduler.has_work():
-            raise InvariantError("Requests wait, but none of them can be scheduled.")
+            self._wait_for_files()
         try:
             outputs = self._advance(step)
         except StepFailed as failure:
@@ -139,6 +150,19 @@ class EngineCore:
         outputs.events[:0] = self._events
         self._events = []
         return self._timed(outputs) if outputs.request_ids or outputs.events else None
+
+    def hear(self, news: DiskNews) -> None:
+        """What has become of files; ``step`` asks for it."""
+        self.scheduler.kv_cache.disk.hear(news)
+
+    def close(self) -> None:
+        """Nothing will be computed any more; what is on its way to a file gets there."""
+        self._files.close()
+
+    def _wait_for_files(self) -> None:
+        if not self.scheduler.kv_cache.disk.is_reading:
+            raise InvariantError("Requests wait, but none of them can be scheduled.")
+        self._files.wait(MAX_WAIT_S)
 
     def _timed(self, outputs: StepOutputs) -> StepOutputs:
         admitted, self._admitted = self._admitted, []

@@ -1,11 +1,13 @@
 """The border between scheduling and computing."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.messages import TapValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ class ModelRunnerOutput:
     # *after* the t-th fed one, so the last entry of a chunk scores the first token of the next.
     num_token_slots: int = 0  # of the program that ran, padding included
     embeddings: np.ndarray | None = None  # float32 [n, E]; None unless a row's prompt ends here
+    # (entry, token ids): the only ones that can follow what the entry's row has sampled. What the
+    # row samples in a step dispatched before this is known is void: theirs is its place.
+    forced: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    # By entry of the step's rows, in order of positions; of positions fed again, too.
+    taps: Mapping[int, Sequence[TapValue]] = field(default_factory=dict[int, Sequence[TapValue]])
 
 
 class Executor(Protocol):

@@ -11,6 +11,8 @@ import numpy as np
 from jaxllm.config.model import RowParam
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
+from jaxllm.taps.check import check_taps
+from jaxllm.taps.sites import TapShapes
 
 
 def validate_request(
@@ -20,9 +22,11 @@ def validate_request(
     *,
     embeddings: bool = False,
     attention_params: Sequence[RowParam] = (),
+    taps: TapShapes | None = None,
 ) -> None:
     """Check what the engine relies on. ``vocab_size`` is the width of the logits; ``embeddings``:
-    are there programs for them? ``attention_params``: what a request may bring.
+    are there programs for them? ``attention_params``: what a request may bring. ``taps``: what
+    the model has to read and change, None where there are no programs for it.
 
     Raises:
         InvalidRequestError: a field is out of range; ``param`` names it.
@@ -47,12 +51,24 @@ def validate_request(
         )
     check_attention_params(params.attention_params or {}, attention_params)
     _check_length(request, max_model_len)
+    thoughts = request.thoughts
+    if thoughts is not None and not (
+        all(thoughts.closings)
+        and thoughts.closings
+        and thoughts.opening_ids
+        and thoughts.closing_ids
+        and (thoughts.budget is None or thoughts.budget >= 0)
+    ):
+        raise InvalidRequestError("Thoughts have no end.", param="thinking_token_budget")
+    check_taps(params, len(request.prompt_token_ids), request.max_tokens, taps)
     for param, ids in (
         ("prompt", request.prompt_token_ids),
         ("eos_token_ids", request.eos_token_ids),
         ("stop_token_ids", params.stop_token_ids or ()),
         ("allowed_token_ids", params.allowed_token_ids or ()),
         ("logit_bias", tuple(params.logit_bias or ())),
+        ("thoughts", () if thoughts is None else thoughts.opening_ids + thoughts.closing_ids),
+        ("thoughts", () if thoughts is None else thoughts.after_ids),
         *(("bad_words", word) for word in request.bad_words_token_ids),
     ):
         _check_token_ids(param, ids, vocab_size)

@@ -37,6 +37,10 @@ def check_step(step: SchedulerOutput, plan: EnginePlan) -> None:
     _check_moves(step, plan)
     if step.finished_rows:
         _check("finished rows", np.array(step.finished_rows), 0, plan.max_num_seqs)
+    for row, start, token_ids in step.known_tokens:
+        _check("rows of known tokens", np.array((row,)), 0, plan.max_num_seqs)
+        _check("positions", np.array((start, start + len(token_ids))), 0, plan.max_model_len + 1)
+        _check("token ids", np.array(token_ids), 0, plan.model.vocab_size)
     for new in step.new_rows:
         _check("new rows", np.array((new.row,)), 0, plan.max_num_seqs)
         _check("num_computed", np.array((new.num_computed,)), 0, len(new.token_ids))
@@ -73,6 +77,13 @@ def check_output(step: SchedulerOutput, output: ModelRunnerOutput, plan: EngineP
             raise InvariantError(f"{name} has shape {shape}, the step has {step.rows.size} rows.")
     sampled = output.token_ids[step.samples & output.finite]
     _check("sampled token ids", sampled, 0, plan.model.vocab_size)
+    entries = [entry for entry, _ in output.forced]
+    if len(set(entries)) < len(entries) or not all(ids for _, ids in output.forced):
+        raise InvariantError("Forced tokens come twice for a row, or there are none.")
+    if entries:
+        _check("entries of forced tokens", np.array(entries), 0, step.rows.size)
+        ids = np.concatenate([ids for _, ids in output.forced])
+        _check("forced token ids", ids, 0, plan.model.vocab_size)
 
 
 def _check(name: str, values: np.ndarray, low: int, high: int) -> None:

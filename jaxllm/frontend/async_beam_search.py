@@ -32,7 +32,9 @@ async def beam_search(
     Raises:
         What ``EngineClient.generate`` raises, for any of the beams.
     """
-    step = step_params(beams, attention_params=params.attention_params)
+    step = step_params(
+        beams, attention_params=params.attention_params, interventions=params.interventions
+    )
     first = await _last(client.generate(prompt, step, request_id=request_id, **how))
     search = BeamSearch(first.prompt_token_ids, beams, client.info)
     search.advance([next_logprobs(first)])

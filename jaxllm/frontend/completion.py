@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from jaxllm.frontend.logprobs import position_logprobs
 from jaxllm.frontend.stop_strings import StopStrings
-from jaxllm.messages import EngineCoreOutput, TokenLogprobs
+from jaxllm.frontend.taps import taps_by_name
+from jaxllm.messages import EngineCoreOutput, TapValue, TokenLogprobs
 from jaxllm.outputs import CompletionOutput, PositionLogprobs
 from jaxllm.sampling_params import RequestOutputKind, SamplingParams
 from jaxllm.tokenizer.incremental import detokenizer
@@ -40,7 +41,8 @@ class Completion:
         self._token_ids: list[int] = []
         self._logprobs: list[PositionLogprobs] | None = None if params.logprobs is None else []
         self._cumulative_logprob = 0.0
-        self._taken_pieces = self._taken_tokens = 0
+        self._taps: list[TapValue] = []
+        self._taken_pieces = self._taken_tokens = self._taken_taps = 0
         self._taken_finish = False
 
     @property
@@ -62,6 +64,7 @@ class Completion:
 
     def add_output(self, output: EngineCoreOutput) -> bool:
         """An event of the engine. True: a stop string ended the completion first."""
+        self._taps += output.taps
         token_ids = output.new_token_ids
         last = len(token_ids) - 1
         silent_end = output.finish_reason == "stop" and not self._params.include_stop_str_in_output
@@ -86,13 +89,14 @@ class Completion:
 
     def take(self, kind: RequestOutputKind) -> CompletionOutput:
         """What is new since the last call (DELTA), or everything."""
-        tokens_from = pieces_from = 0
+        tokens_from = pieces_from = taps_from = 0
         if kind is RequestOutputKind.DELTA:
             tokens_from, pieces_from = self._taken_tokens, self._taken_pieces
+            taps_from = self._taken_taps
         else:
             self._pieces = ["".join(self._pieces)]
         self._taken_tokens, self._taken_pieces = len(self._token_ids), len(self._pieces)
-        self._taken_finish = self.finished
+        self._taken_finish, self._taken_taps = self.finished, len(self._taps)
         scored = self._logprobs is not None
         return CompletionOutput(
             index=self.index,
@@ -102,6 +106,7 @@ class Completion:
             logprobs=self._logprobs[tokens_from:] if self._logprobs is not None else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            taps=taps_by_name(self._taps[taps_from:]) if self._params.taps else None,
         )
 
     def _record(self, token_id: int, logprobs: TokenLogprobs | None) -> None:

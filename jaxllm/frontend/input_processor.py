@@ -9,9 +9,13 @@ from jaxllm.engine.request_validator import check_attention_params
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.frontend.client import Prompt
 from jaxllm.grammar.checker import GrammarChecker
-from jaxllm.messages import EngineCoreRequest, ModelInfo
+from jaxllm.messages import EngineCoreRequest, ModelInfo, Thoughts
+from jaxllm.parsers.choice import AUTO, NONE, choose
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.taps.check import check_taps
 from jaxllm.tokenizer.tokenizer import Tokenizer
+
+PROMPT_END = 64  # tokens that tell whether a prompt has begun the thoughts, or ended them
 
 
 def room_for(prompt_len: int, max_tokens: int | None, max_model_len: int) -> int:
@@ -140,6 +144,9 @@ class InputProcessor:
                 raise ValueError("structured_outputs have not been checked.")
             params = replace(params, structured_outputs=None)
         check_attention_params(params.attention_params or {}, self._info.attention_params)
+        check_taps(params, len(prompt_token_ids), max_tokens, self._info.taps)
+        thoughts = self._thoughts(params, prompt_token_ids, grammar)
+        params = replace(params, thoughts=None)
         if params.seed is None:
             params = replace(params, seed=self._seeds.getrandbits(63))
         return EngineCoreRequest(
@@ -150,10 +157,51 @@ class InputProcessor:
             eos_token_ids=self._info.eos_token_ids,
             bad_words_token_ids=self._bad_words(params.bad_words or ()),
             grammar=grammar,
+            thoughts=thoughts,
             priority=priority,
             arrival_time=arrival_time,
             tenant=tenant,
             cache_salt=cache_salt,
+        )
+
+    def _thoughts(
+        self, params: SamplingParams, prompt_token_ids: tuple[int, ...], grammar: str
+    ) -> Thoughts | None:
+        """None where nobody needs to know where they are."""
+        form, budget = params.thoughts, params.thinking_token_budget
+        if budget is None and (form is None or not grammar):
+            return None
+        if form is None:
+            template = self._tokenizer.chat_template
+            reasoning = choose(NONE, AUTO, None if template is None else template.text).reasoning
+            if reasoning is None or reasoning.marks is None:
+                raise InvalidRequestError(
+                    "This model's chat template does not tell how it marks its thoughts, so they "
+                    "cannot be ended: say it in SamplingParams.thoughts, or with the server's "
+                    "--reasoning-parser.",
+                    param="thinking_token_budget",
+                    code="no_thoughts",
+                )
+            end = self._tokenizer.decode(prompt_token_ids[-PROMPT_END:], skip_special_tokens=False)
+            form = reasoning.form(end)
+        if form is None:  # the prompt has ended them
+            return None
+
+        def ids(text: str) -> tuple[int, ...]:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+        opening_ids = ids(form.opening)
+        return Thoughts(
+            opening=form.opening,
+            closings=form.closings,
+            opening_ids=opening_ids,
+            closing_ids=ids(form.closings[0] + form.after),
+            after_ids=ids(form.after),
+            again=form.again,
+            begun=form.begun,
+            budget=budget,
+            # A word that begins thoughts ("Here") begins much else, and would draw it all to them.
+            offered=len(opening_ids) == 1 or opening_ids[0] in self._tokenizer.special_ids,
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:

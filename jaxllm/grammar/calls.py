@@ -9,7 +9,7 @@ from typing import Any
 from llguidance import LLTokenizer
 
 from jaxllm.grammar.arguments import AsJSON, argument_rules
-from jaxllm.grammar.lark import ANY, is_token, literal, spelled, without
+from jaxllm.grammar.lark import ANY, is_token, spelled, without
 
 MAX_CALLS = 32  # of one answer: a weak model would go on to its last token
 
@@ -23,7 +23,7 @@ def calls_grammar(forced: Mapping[str, Any], tokenizer: LLTokenizer, as_json: As
     form = forced["form"]
     trigger = "" if forced["required"] else form["trigger"]
     special = tokenizer if forced["special_tokens"] else None
-    rules = ["SPACES: /[ \\n]{1,4}/", f"TEXT: {ANY}"]
+    rules: list[str] = []
     begin = form["begin"] if form["opening"] else form["begin"].removeprefix(trigger)
     end, ends = _end(form["end"], special)
     calls: list[str] = []
@@ -32,18 +32,17 @@ def calls_grammar(forced: Mapping[str, Any], tokenizer: LLTokenizer, as_json: As
         opened = _sequence(f"{begin}{name}{form['before_arguments']}", special)
         calls.append(f"{opened} arguments_{index} {end}")
     rules.append("call: " + "\n  | ".join(calls))
-    rules.append(_thoughts(forced["thoughts"], tokenizer, rules))
     most = 0 if ends or not forced["parallel"] else MAX_CALLS - 1
     body = f"call ({_sequence(form['separator'], special)} call){{0,{most}}}" if most else "call"
     if form["opening"]:
         opening = _sequence(form["opening"].removeprefix(trigger), special)
         body = f"{opening} {body} {_sequence(form['closing'], special)}"
     if forced["required"]:
-        return "\n".join([*rules, f"start: thoughts {body}", ""])
-    rules += _prose(_sequence(trigger, special), forced["thoughts"])
+        return "\n".join([*rules, f"start: {body}", ""])
+    rules += _prose(_sequence(trigger, special))
     body = body if form["opening"] else "call"  # each call begins with the trigger
     times = f"{{0,{MAX_CALLS}}}" if forced["parallel"] else "?"
-    return "\n".join([*rules, f"start: thoughts (until_trigger {body}){times} REST?", ""])
+    return "\n".join([*rules, f"start: (until_trigger {body}){times} REST?", ""])
 
 
 def _sequence(text: str, special: LLTokenizer | None) -> str:
@@ -58,30 +57,10 @@ def _end(text: str, special: LLTokenizer | None) -> tuple[str, bool]:
     return " ".join(kept), len(kept) < len(pieces)
 
 
-def _prose(trigger: str, thoughts: Mapping[str, Any] | None) -> list[str]:
+def _prose(trigger: str) -> list[str]:
     """Text up to a call, and text without any."""
-    prose = ANY if is_token(trigger) else without(trigger)
-    if thoughts is not None and not thoughts["begun"]:
-        # Else thoughts that speak of calls could as well be prose.
-        prose = f"({prose} & ~(/\\s*/ {literal(thoughts['opening'])} {ANY}))"
-    rules = [f"REST: {prose}"]
     if is_token(trigger):
-        return [*rules, f"until_trigger: REST? {trigger}"]
-    return [*rules, f"UNTIL_TRIGGER: {prose} {trigger}", "until_trigger: UNTIL_TRIGGER"]
-
-
-def _thoughts(thoughts: Mapping[str, Any] | None, tokenizer: LLTokenizer, rules: list[str]) -> str:
-    """They may come first; where the prompt has begun them, they must end first."""
-    if thoughts is None:
-        return 'thoughts: ""'
-    special = tokenizer if thoughts["special_tokens"] else None
-    first, *more = spelled(thoughts["closing"], special)
-    rest = " ".join([*more, "SPACES?"])
-    if is_token(first):
-        inner = f"TEXT? {first} {rest}"
-    else:
-        rules.append(f"THOUGHT: {without(first)} {first}")
-        inner = f"THOUGHT {rest}"
-    if thoughts["begun"]:
-        return f"thoughts: {inner}"
-    return f"thoughts: ({_sequence(thoughts['opening'], special)} {inner})?"
+        return [f"REST: {ANY}", f"until_trigger: REST? {trigger}"]
+    prose = without(trigger)
+    rules = [f"REST: {prose}", f"UNTIL_TRIGGER: {prose} {trigger}"]
+    return [*rules, "until_trigger: UNTIL_TRIGGER"]

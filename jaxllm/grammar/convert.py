@@ -8,6 +8,7 @@ from llguidance import LLMatcher, LLTokenizer, StructTag, grammar_from
 from jaxllm.errors import InvalidRequestError
 from jaxllm.grammar.arguments import AsJSON
 from jaxllm.grammar.calls import calls_grammar
+from jaxllm.grammar.closing import close_named
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 
 # A blank, or a line break with indentation. Bounded: a model that once prefers blanks to an end
@@ -42,6 +43,8 @@ def _json(spec: StructuredOutputsParams) -> str:
 def _schema_grammar(spec: StructuredOutputsParams, schema: dict[str, Any]) -> str:
     if spec.disable_additional_properties:
         _close_objects(schema)
+    elif spec.closes:
+        close_named(schema)
     # Overrides go before whatever the schema says of itself under "x-guidance".
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_options(spec))  # pyright: ignore[reportArgumentType]
 

@@ -30,7 +30,8 @@ def compile_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 
 class GrammarCompiler:
-    """Compiles grammars that ``GrammarChecker`` has let through, and keeps the latest.
+    """Compiles grammars that ``GrammarChecker`` has let through, and keeps the latest. Knows the
+    model's tokens.
 
     ``load_tokenizer`` runs at once, in a thread of its own: it takes a second for a large
     vocabulary.
@@ -47,6 +48,14 @@ class GrammarCompiler:
             self._tokenizer.set_result(load_tokenizer())
         except Exception as error:  # kept for whoever needs the tokenizer; most models do without
             self._tokenizer.set_exception(error)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """A token's bytes; special tokens spelled out. Empty where nobody knows."""
+        try:
+            return self._tokenizer.result().decode_bytes([token_id])
+        except Exception:
+            logger.exception("Markers in the text cannot be found.")
+            return b""
 
     def compile(self, grammar: str) -> LLMatcher:
         """A matcher that shares nothing."""
@@ -77,6 +86,25 @@ class GrammarMatcher:
         self._token_ids: list[int] = []
         self._num_consumed = 0
         self._matcher: LLMatcher | None = None
+        self._failed = False
+
+    def fail(self) -> None:
+        """Something stands in the answer that no grammar has seen: allow nothing more."""
+        self._failed = True
+
+    def takes(self, token_id: int) -> bool:
+        """Whether the token may come next."""
+        matcher = self.advanced()
+        return matcher is not None and matcher.validate_tokens([token_id]) == 1
+
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that come next whatever is drawn, spelled as the tokenizer spells their text;
+        the end of the answer is none of them.
+        """
+        matcher = self.advanced()
+        if matcher is None or self._failed or matcher.is_error():
+            return ()
+        return tuple(matcher.compute_ff_tokens())
 
     def extend(self, token_ids: Sequence[int]) -> None:
         self._token_ids += token_ids
@@ -104,7 +132,7 @@ class GrammarMatcher:
             self._matcher = self._compiler.compile(self._grammar)
             self._matcher.consume_tokens(self._token_ids)
             _fill_one(self._matcher, out)
-        if self._matcher is None or self._matcher.is_error():
+        if self._failed or self._matcher is None or self._matcher.is_error():
             out[:] = 0
 
 

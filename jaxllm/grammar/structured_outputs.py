@@ -30,6 +30,7 @@ class StructuredOutputsParams:
     calls: str | None = None  # of tools: ``ForcedCalls.text()`` of jaxllm.parsers
     disable_any_whitespace: bool = False
     disable_additional_properties: bool = False  # where a schema does not mention them
+    closes: bool = False  # objects that name properties have no others, unless they speak of them
     whitespace_pattern: str | None = None  # what may stand between JSON tokens
     # The field of the user's request that all this came from; errors name it.
     param: str = field(default="structured_outputs", compare=False)

@@ -65,15 +65,20 @@ class _Batch:
             self.rows.pop(row, None)
         for row, name, num_known in step.new_rows:
             self.rows[row] = BatchRow(name, num_known)
+            del self.tokens[name][num_known:]  # drawn when it had left; drawn again
         for row, _, block_id in int32s(step.new_blocks).reshape(-1, 3).tolist():
             self.rows[row].table.append(block_id)
 
     def take(self, rows: tuple[StepRow, ...], result: Fetched) -> None:
-        """Sampled tokens by position, also those of requests that have left since."""
-        for row, token_id in zip(rows, int32s(result.token_ids).tolist(), strict=True):
+        """Sampled tokens by position, also those of requests that have left since. Where one is
+        known already, it was forced, and the sampled one is void.
+        """
+        forced = dict(result.forced)
+        token_ids = int32s(result.token_ids).tolist()
+        for entry, (row, token_id) in enumerate(zip(rows, token_ids, strict=True)):
             tokens, position = self.tokens[row.request_id], row.start + len(row.token_ids)
-            if row.samples and position <= len(tokens):
-                tokens[position:] = [token_id]
+            if row.samples and position == len(tokens):
+                tokens += [token_id, *forced.get(entry, ())]
 
     def rows_of(self, step: Decided) -> tuple[StepRow, ...]:
         columns = (int32s(step.rows), int32s(step.starts), int32s(step.num_new_tokens))

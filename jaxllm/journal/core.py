@@ -8,6 +8,7 @@ from typing import Any, override
 import jaxllm
 from jaxllm.config.plan import BatchBucket, EnginePlan
 from jaxllm.config.scheduling import SchedulingConfig
+from jaxllm.core.disk_tier import DiskNews
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.clock import Clock, MonotonicClock
@@ -15,7 +16,7 @@ from jaxllm.engine.engine_core import Dispatched, EngineCore, StepFailed
 from jaxllm.engine.executor import Executor, ModelRunnerOutput
 from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.journal.file import JournalWriter
-from jaxllm.journal.records import Aborted, Added, Failed, Header, Waited, decided, fetched
+from jaxllm.journal.records import Aborted, Added, Failed, Header, Heard, Waited, decided, fetched
 from jaxllm.messages import EngineCoreRequest, StepOutputs
 
 MAX_ERROR_CHARS = 500
@@ -29,6 +30,7 @@ def open_journal(
     *,
     async_scheduling: bool,
     scheduling: SchedulingConfig | None = None,
+    cache_key: bytes = b"",
 ) -> JournalWriter:
     """Raises ConfigError when the file cannot be made."""
     header = Header(
@@ -39,6 +41,7 @@ def open_journal(
         model=model,
         wall_time=time.time(),
         clock=time.monotonic(),
+        cache_key=cache_key if plan.kv_files else b"",
     )
     return JournalWriter(path, header, max_bytes)
 
@@ -93,6 +96,11 @@ class JournaledCore(EngineCore):
         names = tuple(request_ids)
         self._journal.write(Aborted(self._now(), names))
         super().abort(names)
+
+    @override
+    def hear(self, news: DiskNews) -> None:
+        self._journal.write(Heard(self._now(), news))
+        super().hear(news)
 
     @override
     def step(self) -> StepOutputs | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxllm.config.plan import EnginePlan
 from jaxllm.config.scheduling import SchedulingConfig
+from jaxllm.core.disk_tier import DiskNews
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
@@ -27,6 +28,7 @@ class Header(msgspec.Struct, frozen=True, tag="header"):
     model: str = ""  # as the user named it
     wall_time: float = 0.0  # seconds since 1970 at ``clock``
     clock: float = 0.0  # the engine's; all other times are on it
+    cache_key: bytes = b""  # for the hashes of blocks, where files are named by them
 
 
 class Added(msgspec.Struct, frozen=True, tag="add"):
@@ -52,9 +54,12 @@ class Decided(msgspec.Struct, frozen=True, tag="decide"):
     samples: bytes  # bool [n]
     new_rows: tuple[tuple[int, str, int], ...] = ()  # row, request id, tokens known
     new_blocks: bytes = b""  # int32 [k, 3]: row, index in its block table, block id
+    # row, position of the first, token ids
+    known_tokens: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     block_saves: tuple[tuple[int, int], ...] = ()  # block, slot of the host's memory
     block_copies: tuple[tuple[int, int], ...] = ()  # from, to
     block_loads: tuple[tuple[int, int], ...] = ()  # slot, block
+    block_writes: tuple[tuple[int, bytes], ...] = ()  # index in block_saves, name
     finished_rows: tuple[int, ...] = ()
     token_limit: int | None = None  # given to the scheduler
 
@@ -73,6 +78,14 @@ class Fetched(msgspec.Struct, frozen=True, tag="fetch"):
     step_id: int
     token_ids: bytes  # int32 [n], aligned with the step's rows
     finite: bytes = b""  # bool [n]; empty: all are
+    forced: tuple[tuple[int, tuple[int, ...]], ...] = ()  # entry, token ids
+
+
+class Heard(msgspec.Struct, frozen=True, tag="hear"):
+    """What had become of files, before the next turn."""
+
+    time: float
+    news: DiskNews
 
 
 class Failed(msgspec.Struct, frozen=True, tag="fail"):
@@ -89,7 +102,7 @@ class Full(msgspec.Struct, frozen=True, tag="full"):
     time: float
 
 
-Record = Header | Added | Aborted | Decided | Waited | Fetched | Failed | Full
+Record = Header | Added | Aborted | Heard | Decided | Waited | Fetched | Failed | Full
 
 
 def decided(
@@ -106,18 +119,20 @@ def decided(
         samples=step.samples.tobytes(),
         new_rows=tuple((n.row, n.request.request_id, len(n.token_ids)) for n in step.new_rows),
         new_blocks=int32_bytes(np.array(step.new_blocks)) if step.new_blocks else b"",
+        known_tokens=step.known_tokens,
         block_saves=step.block_saves,
         block_copies=step.block_copies,
         block_loads=step.block_loads,
+        block_writes=step.block_writes,
         finished_rows=step.finished_rows,
         token_limit=token_limit,
     )
 
 
 def fetched(output: ModelRunnerOutput, time: float) -> Fetched:
-    """Tokens and which rows were finite: all that decisions depend on."""
+    """Tokens, forced ones, and which rows were finite: all that decisions depend on."""
     finite = b"" if output.finite.all() else output.finite.tobytes()
-    return Fetched(time, output.step_id, int32_bytes(output.token_ids), finite)
+    return Fetched(time, output.step_id, int32_bytes(output.token_ids), finite, output.forced)
 
 
 def int32_bytes(array: np.ndarray) -> bytes:

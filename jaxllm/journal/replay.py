@@ -24,6 +24,7 @@ from jaxllm.journal.records import (
     Fetched,
     Full,
     Header,
+    Heard,
     Record,
     Waited,
     decided,
@@ -120,7 +121,7 @@ class ReplayedCore(EngineCore):
     def __init__(self, header: Header, records: _Records):
         self.clock = _RecordedClock()
         super().__init__(
-            Scheduler(header.plan, header.scheduling),
+            Scheduler(header.plan, header.scheduling, cache_key=header.cache_key),
             _NoDevice(),
             async_scheduling=header.async_scheduling,
             clock=self.clock,
@@ -185,6 +186,7 @@ def recorded_output(record: Fetched, step: SchedulerOutput, plan: EnginePlan) ->
         _zero_logprobs(step.num_tokens),
         step.bucket.num_tokens,
         np.zeros((n, 1), np.float32),
+        record.forced,
     )
 
 
@@ -244,6 +246,9 @@ def _turn(core: ReplayedCore, records: _Records, result: Replay, told: Told) -> 
     elif isinstance(record, Aborted):
         records.take()
         core.abort(record.request_ids)
+    elif isinstance(record, Heard):
+        records.take()
+        core.hear(record.news)
     elif isinstance(record, Decided | Waited):
         told(core.step(), core.clock.time)
         if records.next is record and isinstance(record, Waited):

@@ -9,9 +9,11 @@ import numpy as np
 
 from jaxllm.errors import ConfigError
 from jaxllm.lab.bench import Speed
+from jaxllm.lab.maps import AttentionMaps
 from jaxllm.lab.picture import SCORES, Picture
 
 MOST_DRAWN = 4  # heads that differ
+MOST_MAPPED = 9  # heads of a layer
 _MOST_LABELS = 48  # tokens with their text along an axis
 
 
@@ -45,6 +47,38 @@ def plot(
             axis.set_axis_off()
     if speeds:
         _speeds(parts[-1], speeds)
+    _save(figure, path)
+
+
+def plot_maps(title: str, maps: AttentionMaps, path: Path) -> None:
+    """A row of pictures for each layer: the mean of all heads, then the first heads.
+
+    Raises:
+        ConfigError: as ``plot``.
+    """
+    drawn = min(maps.probs.shape[1], MOST_MAPPED)
+    rows, columns = len(maps.layers), 1 + drawn
+    figure = _figure(figsize=(5 + 2.6 * drawn, 4.6 * rows), layout="constrained")
+    figure.suptitle(title, fontweight="bold")
+    ratios = [1.7, *[1.0] * drawn]
+    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
+    for row, (layer, probs) in enumerate(zip(maps.layers, maps.probs, strict=True)):
+        _map(axes[row, 0], probs.mean(axis=0))
+        axes[row, 0].set_title(f"layer {layer}: mean of {probs.shape[0]} heads")
+        _label(axes[row, 0], maps.tokens)
+        for head in range(drawn):
+            _map(axes[row, 1 + head], probs[head])
+            axes[row, 1 + head].set_title(f"head {head}")
+            axes[row, 1 + head].set(xticks=(), yticks=())
+    _save(figure, path)
+
+
+def _map(axis: Any, probs: np.ndarray) -> None:
+    """The square root, since a few keys take almost everything."""
+    axis.imshow(np.sqrt(probs), cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=110, format="png")
     except OSError as error:

@@ -10,6 +10,7 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.layers.linear import Linear
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable
+from jaxllm.layers.taps import Taps
 
 
 class Attention(nnx.Module):
@@ -28,11 +29,18 @@ class Attention(nnx.Module):
         self.spec = AttentionSpec.of(config, layer)
 
     def __call__(
-        self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
-    ) -> tuple[Float[Array, "T E"], Array]:
+        self,
+        x: Float[Array, "T E"],
+        kv: Array,
+        table: RotaryTable,
+        attend: StepAttention,
+        taps: Taps | None = None,
+    ) -> tuple[Float[Array, "T E"], Array, Taps | None]:
         q, kv = attend.write(self.qkv(x), kv, self._heads(table), self.spec)
         out = attend(q, kv, self.spec)
-        return self.o(out.reshape(x.shape[0], -1)), kv
+        if taps is not None:
+            out, taps = taps.heads(out, q, kv, attend, self.spec)
+        return self.o(out.reshape(x.shape[0], -1)), kv, taps
 
     def _heads(self, table: RotaryTable) -> HeadTransform:
         q_norm, k_norm = (

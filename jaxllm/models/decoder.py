@@ -21,6 +21,7 @@ from jaxllm.layers.linear import Linear, matmul
 from jaxllm.layers.mlp import GatedMLP
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable, rotary_table
+from jaxllm.layers.taps import Taps
 from jaxllm.weights.mapping import WeightRule
 
 
@@ -47,21 +48,26 @@ class DecoderLayer(nnx.Module):
         kv: Array,
         table: RotaryTable,
         attend: StepAttention,
-    ) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array]:
+        taps: Taps | None = None,
+    ) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array, Taps | None]:
         """The residual stream is ``x + branch``, coming in and going out: each norm adds the branch
         before it, in the pass over memory that it makes anyway.
         """
+        if taps is not None:
+            (x, taps), branch = taps.state(x, branch), None
         with jax.named_scope("attention"):
             normed, x = self.input_norm.add(x, branch)
-            branch, kv = self.attention(normed, kv, table, attend)
+            branch, kv, taps = self.attention(normed, kv, table, attend, taps)
             if self.attention_out_norm is not None:
                 branch = self.attention_out_norm(branch)
+            if taps is not None:
+                taps = taps.attention_out(branch)
         with jax.named_scope("mlp"):
             normed, x = self.mlp_norm.add(x, branch)
             branch = self.mlp(normed)
             if self.mlp_out_norm is not None:
                 branch = self.mlp_out_norm(branch)
-        return x, branch, kv
+        return x, branch, kv, taps
 
 
 @partial(jax.jit, static_argnames="structure")
@@ -73,13 +79,14 @@ def _layer(
     table: RotaryTable,
     attend: StepAttention,
     structure: tuple[Any, Any],
-) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array]:
+    taps: Taps | None = None,
+) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array, Taps | None]:
     """One layer as a function of its parameters, so that layers of the same structure are traced
     and lowered once instead of once each; the compiler inlines the calls.
     """
     graphdef, treedef = structure
     layer: DecoderLayer = nnx.merge(graphdef, jax.tree.unflatten(treedef, leaves))
-    return layer(x, branch, kv, table, attend)
+    return layer(x, branch, kv, table, attend, taps)
 
 
 class DecoderLM(nnx.Module):
@@ -114,16 +121,34 @@ class DecoderLM(nnx.Module):
         attend: StepAttention,
     ) -> tuple[Float[Array, "T E"], KVCache]:
         """Final hidden states of every token, and the cache with their keys and values written."""
+        hidden, kv, _ = self.tapped(tokens, positions, kv, attend, None)
+        return hidden, kv
+
+    def tapped(
+        self,
+        tokens: Int[Array, " T"],
+        positions: Int[Array, " T"],
+        kv: KVCache,
+        attend: StepAttention,
+        taps: Taps | None,
+    ) -> tuple[Float[Array, "T E"], KVCache, Taps | None]:
+        """The same, with activations read and changed on the way; None: neither."""
         x, branch = self.embed(tokens), None
         table = rotary_table(self.config.rope, jnp.maximum(positions, 0))
         written: list[Array] = []
-        for layer, layer_kv in zip(self.layers, kv, strict=True):
+        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
             graphdef, state = nnx.split(layer)
             leaves, treedef = jax.tree.flatten(state)
             structure = (graphdef, treedef)
-            x, branch, layer_kv = _layer(leaves, x, branch, layer_kv, table, attend, structure)
+            if taps is not None:
+                taps = taps.at(index)
+            x, branch, layer_kv, taps = _layer(
+                leaves, x, branch, layer_kv, table, attend, structure, taps
+            )
             written.append(layer_kv)
-        return self.norm.add(x, branch)[0], tuple(written)
+        if taps is not None:
+            (x, taps), branch = taps.at(self.config.num_layers).state(x, branch), None
+        return self.norm.add(x, branch)[0], tuple(written), taps
 
     def compute_logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
         """float32 logits."""

@@ -39,8 +39,8 @@ REASONING_PARSERS: Registry[ReasoningParser] = Registry(
     "reasoning parser",
     {
         "deepseek_r1": "jaxllm.parsers.reasoning.between:DEEPSEEK_R1",
-        "deepseek_v3": "jaxllm.parsers.reasoning.between:THINK",
-        "glm45": "jaxllm.parsers.reasoning.between:THINK",
+        "deepseek_v3": "jaxllm.parsers.reasoning.between:DEEPSEEK_V3",
+        "glm45": "jaxllm.parsers.reasoning.between:GLM45",
         "granite": "jaxllm.parsers.reasoning.between:GRANITE",
         "mistral": "jaxllm.parsers.reasoning.between:MISTRAL",
         "openai_gptoss": "jaxllm.parsers.tool.harmony:OPENAI_GPTOSS",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from secrets import choice, token_hex
 from string import ascii_letters, digits
 from typing import Any, Literal
@@ -36,25 +36,31 @@ class CallForm:
 
 @dataclass(frozen=True, slots=True)
 class ThoughtForm:
-    """How thoughts stand before the rest of an answer. ``begun``: by the prompt."""
+    """How thoughts stand before the rest of an answer: ``opening``, thoughts, one of ``closings``.
+
+    Where the model does not end them itself the first of these is written for it. ``after`` is
+    what it then writes before the rest, and ``answer`` before a rest that calls no tool.
+    ``again``: thoughts may come more than once. ``begun``: by the prompt.
+    """
 
     opening: str
-    closing: str
-    special_tokens: bool = False
+    closings: tuple[str, ...]
+    after: str = ""
+    answer: str = ""
+    again: bool = False
     begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ForcedCalls:
     """Which calls an answer must hold: one at least, each of one of ``tools``; if not ``required``,
-    which calls it may hold. Nothing stands before required ones but ``thoughts``.
+    which calls it may hold. Nothing stands before required ones but thoughts.
     """
 
     form: CallForm
     tools: Mapping[str, Any]  # name -> JSON schema of its arguments
     parallel: bool  # more than one may follow
     special_tokens: bool = False  # in the form, as such
-    thoughts: ThoughtForm | None = None
     required: bool = True
 
     def text(self) -> str:
@@ -93,18 +99,22 @@ class ToolParser:
 @dataclass(frozen=True, slots=True)
 class ReasoningParser:
     """``begun_by``: whether a prompt has begun the thoughts, which the answer then goes on with.
-    ``markers``: what they begin and end with when they are written by a grammar.
-    The other fields are as in ``ToolParser``.
+    ``marks``: how thoughts are written, where the engine must know. The other fields are as in
+    ``ToolParser``.
     """
 
     grammar: Grammar
     begun_by: Callable[[str], bool]
     special_tokens: bool = False
     reads_calls: bool = False
-    markers: tuple[str, str] | None = None
+    marks: ThoughtForm | None = None
 
-    def form(self, prompt: str) -> ThoughtForm | None:
-        """Of an answer to ``prompt``; None if nothing is known of it."""
-        if self.markers is None:
+    def form(self, prompt: str, *, calls: bool = False) -> ThoughtForm | None:
+        """Of an answer to ``prompt`` that may call tools, or may not; None if nothing is known of
+        it, or the prompt has ended the thoughts already.
+        """
+        marks = self.marks
+        if marks is None or prompt.rstrip().endswith(marks.closings):
             return None
-        return ThoughtForm(*self.markers, self.special_tokens, self.begun_by(prompt))
+        after = marks.after if calls else marks.after + marks.answer
+        return replace(marks, after=after, answer="", begun=self.begun_by(prompt))

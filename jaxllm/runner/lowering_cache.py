@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from jaxllm.layers.taps import Edits, Reads, TapArrays
 from jaxllm.runner.row_layout import RowBuffers
 from jaxllm.runner.step import StepSlots
 from jaxllm.sampling.metadata import Logprobs, SamplerOutput
@@ -31,7 +32,7 @@ MAX_BYTES, MAX_FILES = 2 * 2**30, 2000  # of a directory: what was of use last s
 _KERNEL_CALLS = ("mosaic_gpu_v2",)  # custom calls whose form is tied to the version in the key
 _SETTINGS = ("jax_default_matmul_precision", "jax_enable_x64", "jax_default_prng_impl")
 
-for _node in (RowBuffers, StepSlots, SamplerOutput, Logprobs):
+for _node in (RowBuffers, StepSlots, SamplerOutput, Logprobs, Edits, Reads, TapArrays):
     jax.export.register_pytree_node_serialization(
         _node,
         serialized_name=f"jaxllm.{_node.__name__}",

@@ -14,12 +14,13 @@ import psutil
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import row_params
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.plan import BatchKind, EnginePlan
+from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
 from jaxllm.runner.step import TOKENS_PER_RECOUNT
+from jaxllm.runner.tapped_step import TapSizes, edits_spec
 from jaxllm.sampling.logprobs import PROMPT_CHUNK
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.token_mask import mask_words
@@ -56,7 +57,7 @@ class Device:
 class ProgramMemory:
     """Bytes that a program takes beside its arguments. Updated arguments are no outputs."""
 
-    kind: str  # forward, sample, score, embed
+    kind: str  # forward, tapped, sample, score, embed
     shape: str
     temporary_bytes: int
     output_bytes: int
@@ -125,11 +126,12 @@ def memory_plan(
 
 
 def row_bytes(plan: EnginePlan) -> int:
-    """Row buffers, and one mask of full rows for every number of rows."""
+    """Row buffers, what rows change, and one mask of full rows for every number of rows."""
     layout = RowLayout(plan.max_blocks_per_row, row_params(plan.model))
     buffers = row_buffers_spec(layout, plan.max_num_seqs, plan.model.vocab_size)
     masked = sum({bucket.num_rows for bucket in plan.buckets})
-    return _bytes(jax.tree.leaves(buffers)) + masked * mask_words(plan.model.vocab_size) * 4
+    edits = _bytes(jax.tree.leaves(edits_spec(plan))) if plan.taps else 0
+    return _bytes(jax.tree.leaves(buffers)) + edits + masked * mask_words(plan.model.vocab_size) * 4
 
 
 def estimated_memory(plan: EnginePlan) -> WorkingMemory:
@@ -151,6 +153,8 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
         inside = tokens * widths * max(itemsize, 4) + rows * (2 * logits + row) + WORKSPACE_BYTES
         outputs = rows * (logits + 16) + tokens * model.hidden_size * itemsize
         programs.append(ProgramMemory("forward", str(bucket), inside, outputs))
+        if bucket.kind is BatchKind.MIXED and plan.taps:
+            programs.append(_tapped(plan, bucket, inside, outputs))
         if bucket.kind is BatchKind.MIXED:
             inside = 3 * PROMPT_CHUNK * logits + tokens * (4 * model.hidden_size + 2 * scores)
             inside += WORKSPACE_BYTES
@@ -166,6 +170,17 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
         programs.append(ProgramMemory("load", "", 2 * moved + WORKSPACE_BYTES, moved))
     programs.append(ProgramMemory("recount", "", 64 * TOKENS_PER_RECOUNT + WORKSPACE_BYTES, 0))
     return WorkingMemory(tuple(programs), ESTIMATED)
+
+
+def _tapped(plan: EnginePlan, bucket: BatchBucket, inside: int, outputs: int) -> ProgramMemory:
+    """Beside what ``forward`` takes: float32 copies of the residual stream and of vectors to be
+    added to it, what is read and how it was before, and one row's keys for probabilities.
+    """
+    model, sizes = plan.model, TapSizes.of(plan, plan.max_blocks_per_row)
+    read = sizes.num_bytes(plan)
+    keys = sizes.keys * (2 * model.num_heads * model.head_dim + 8 * model.num_heads) * 4
+    states = 4 * bucket.num_tokens * model.hidden_size * 4
+    return ProgramMemory("tapped", str(bucket), inside + states + 2 * read + keys, outputs + read)
 
 
 def this_device() -> Device:

@@ -63,10 +63,11 @@ def _empty(rows: RowState, layout: StepLayout) -> np.ndarray:
 
 def _pack_chunk(views, slot: int, plan: SchedulerOutput, rows: RowState, end: int) -> None:
     count, start = int(plan.num_new_tokens[slot]), int(plan.starts[slot])
-    known = rows.token_ids[int(plan.rows[slot])]
+    row = int(plan.rows[slot])
+    known, place = rows.token_ids[row], start - rows.first_known[row]
     tokens = slice(end - count, end)
-    views.token_ids[tokens] = known[start : start + count]
+    views.token_ids[tokens] = known[place : place + count]
     views.positions[tokens] = np.arange(start, start + count)
     views.token_slots[tokens] = slot
-    following = known[start + 1 : start + count + 1]
+    following = known[place + 1 : place + count + 1]
     views.targets[end - count : end - count + len(following)] = following

@@ -35,6 +35,7 @@ _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 _LIKELY_BLOCKS = 4096
 # Whether loading a block is faster than computing it, and what is then set aside.
 _SWAP_GIB = 4.0
+_STAGING_GIB = 1.0  # through which blocks go to files and back, where nothing else was asked for
 _LINK_BYTES_PER_S = 20e9  # PCIe 4 or 5 with 16 lanes, from memory that is not pinned
 _FLOPS = 300e12
 
@@ -76,10 +77,13 @@ def draft_plan(
         attention_backend=attention[0],
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
+        taps=config.taps,
         prefix_caching=config.enable_prefix_caching,
+        jump_forward=config.jump_forward,
         prefix_cache_scope=config.prefix_cache_scope,
         host_blocks=_host_blocks(config, model, platform, dtype, cache_head_dim),
         offloading=config.kv_offloading_size > 0,
+        kv_files=config.kv_offloading_dir is not None,
         attention_params=request_params(model.config),
         kv_cache_dtype=config.kv_cache_dtype,
         cache_head_dim=cache_head_dim,
@@ -170,6 +174,8 @@ def _host_blocks(
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)
         pays = platform != "cpu" and block / _LINK_BYTES_PER_S < flops / _FLOPS
         swap_space = _SWAP_GIB if pays else 0.0
+    if config.kv_offloading_dir is not None and not swap_space + config.kv_offloading_size:
+        swap_space = _STAGING_GIB
     wanted, there_is = swap_space + config.kv_offloading_size, psutil.virtual_memory().total / GIB
     if wanted > there_is:
         raise OutOfMemoryError(

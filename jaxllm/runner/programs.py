@@ -46,6 +46,7 @@ from jaxllm.runner.step import (
     score,
     step_slots,
 )
+from jaxllm.runner.tapped_step import TapSizes, edits_spec, reads_spec, set_edits, tapped_forward
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.token_mask import mask_words
 
@@ -67,10 +68,10 @@ class _Job:
         return " ".join(map(str, self.key))
 
 
-# What a program is compiled for: forward, sample, score or embed, and its bucket, or its rows and
-# mode; the others are the same for all.
+# What a program is compiled for: forward, tapped, sample, score or embed, and its bucket, or its
+# rows and mode; the others are the same for all.
 _Key = tuple[str] | tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
-_SHAPED_BY_BLOCKS = ("forward", "copy", "save", "load")
+_SHAPED_BY_BLOCKS = ("forward", "tapped", "copy", "save", "load")
 
 _FULL_ROWS = 64
 
@@ -123,6 +124,15 @@ class Programs:
         """Mixed buckets only, and only where the plan has embeddings."""
         return self._find(("embed", bucket))
 
+    def tapped(self, bucket: BatchBucket) -> Any:
+        """``forward`` with taps. Mixed buckets only, and only where the plan has taps."""
+        return self._find(("tapped", bucket))
+
+    @property
+    def edit(self) -> Any:
+        """Of what rows change. Only where the plan has taps."""
+        return self._find(("edit",))
+
     def move(self, kind: str) -> Any:
         """Of blocks: "copy", and where the plan has blocks on the host "save" and "load"."""
         return self._find((kind,))
@@ -150,6 +160,8 @@ class Programs:
         """
         largest = {bucket.kind: bucket for bucket in sorted(self.plan.buckets)}
         probes = [self._forward_job(bucket) for bucket in largest.values()]
+        if self.plan.taps:
+            probes.append(self._tapped_job(largest[BatchKind.MIXED]))
         self._compile([*probes, *self._move_jobs(), *self._fixed_jobs()], threads, progress=False)
         return self.working_memory()
 
@@ -168,6 +180,8 @@ class Programs:
     def compile(self, *, threads: int = 4, progress: bool = True) -> None:
         """Compile everything the plan's buckets need and that is not there yet, in parallel."""
         jobs = [self._forward_job(bucket) for bucket in self.plan.buckets]
+        if self.plan.taps:
+            jobs += [self._tapped_job(b) for b in self.plan.buckets if b.kind is BatchKind.MIXED]
         jobs += [*self._move_jobs(), *self._fixed_jobs()]
         missing = [job for job in jobs if job.key not in self._compiled]
         self._compile(missing, threads, progress=progress)
@@ -190,6 +204,8 @@ class Programs:
         ]
         jobs += [self._score_job(bucket) for bucket in mixed]
         jobs += [_Job(("recount",), recount, (self._row_buffers(), abstract_recount()), (0,))]
+        if self.plan.taps:
+            jobs.append(self._edit_job())
         return jobs + [self._embed_job(b) for b in mixed if self.plan.embeddings]
 
     def _compile(self, jobs: list[_Job], threads: int, *, progress: bool) -> None:
@@ -241,6 +257,19 @@ class Programs:
     def _forward_job(self, bucket: BatchBucket) -> _Job:
         function = partial(forward, program=self.step_program(bucket))
         return _Job(("forward", bucket), function, self._forward_args(bucket), donated=(1, 2))
+
+    def _tapped_job(self, bucket: BatchBucket) -> _Job:
+        sizes = TapSizes.of(self.plan, self.rows.max_blocks)
+        function = partial(tapped_forward, program=self.step_program(bucket), sizes=sizes)
+        reads = reads_spec(self.plan.model.num_layers, sizes)
+        args = (*self._forward_args(bucket), edits_spec(self.plan), reads)
+        return _Job(("tapped", bucket), function, args, donated=(1, 2))
+
+    def _edit_job(self) -> _Job:
+        edits = edits_spec(self.plan)
+        one = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape[1:], spec.dtype), edits)
+        row = jax.ShapeDtypeStruct((), jnp.int32)
+        return _Job(("edit",), set_edits, (edits, row, one), donated=(0,))
 
     def _score_job(self, bucket: BatchBucket) -> _Job:
         program = self.step_program(bucket)

@@ -3,6 +3,7 @@ to date.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,8 +11,10 @@ import numpy as np
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
+from jaxllm.grammar.thoughts import ThoughtGate
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout
+from jaxllm.runner.tapping import TapRows
 from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.rng import seed_words
 from jaxllm.sampling.token_mask import RowMask
@@ -52,9 +55,13 @@ class RowState:
         max_num_seqs: int,
         vocab_size: int,
         grammars: GrammarCompiler | None = None,
+        taps: TapRows | None = None,
+        *,
+        jumps: bool = True,
     ):
         self.layout = layout
-        self._grammars = grammars
+        self.taps = taps
+        self._grammars, self._jumps = grammars, jumps
         self.vocab_size = vocab_size
         self.scratch_row = max_num_seqs
         rows = max_num_seqs + 1
@@ -63,6 +70,7 @@ class RowState:
         self.logprobs = np.zeros(rows, np.bool_)
         self._modes = np.zeros(rows, np.int8)  # places in _MODES
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
+        self.first_known = [0] * rows  # position of the first of token_ids
         self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
         self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
@@ -75,6 +83,8 @@ class RowState:
         for new in plan.new_rows:
             self._enter(new)
         width, table = self.layout.width, self.layout.block_table
+        for row, start, token_ids in plan.known_tokens:
+            self.token_ids[row], self.first_known[row] = np.asarray(token_ids, np.int32), start
         for row, index, block in plan.new_blocks:
             self.patches.write(row * width + table + index, (block,))
 
@@ -94,6 +104,12 @@ class RowState:
         """Whether the step feeds the last token of a prompt whose embedding is wanted."""
         return bool((plan.starts + plan.num_new_tokens == self.embed_end[plan.rows]).any())
 
+    def taps_of(self, plan: SchedulerOutput) -> TapRows | None:
+        """Where a row of the step reads or changes activations."""
+        if self.taps is None or not self.taps.used[plan.rows].any():
+            return None
+        return self.taps
+
     def mode_of(self, plan: SchedulerOutput) -> SamplerMode:
         """The least that serves every row."""
         return _MODES[int(self._modes[plan.rows].max())]
@@ -105,17 +121,23 @@ class RowState:
 
     def _enter(self, new: NewRow) -> None:
         request, params, row = new.request, new.request.sampling_params, new.row
-        self.token_ids[row] = np.asarray(new.token_ids, np.int32)
+        self.token_ids[row], self.first_known[row] = np.asarray(new.token_ids, np.int32), 0
         self.masked[row] = _masked(request)
         self.logprobs[row] = params.logprobs is not None
         self._modes[row] = _MODES.index(_mode(params, self.masked[row]))
         scored = params.prompt_logprobs is not None
         self.scored_end[row] = len(request.prompt_token_ids) - 1 if scored else 0
         self.embed_end[row] = len(request.prompt_token_ids) if params.embed else 0
+        if self.taps is not None:
+            self.taps.enter(row, request)
         self.masks.pop(row, None)
         if self.masked[row]:
-            words, grammar = request.bad_words_token_ids, self._matcher(request)
-            mask = RowMask(self.vocab_size, params.allowed_token_ids, words, grammar)
+            words, thoughts = request.bad_words_token_ids, self._gate(request)
+            grammar = self._matcher(request) if thoughts is None else None
+            allowed = params.allowed_token_ids
+            jumps = self._jumps and not (params.taps or params.interventions)
+            mask = RowMask(self.vocab_size, allowed, words, grammar, thoughts, jumps=jumps)
+            mask.position = len(request.prompt_token_ids)
             mask.extend(new.token_ids[len(request.prompt_token_ids) :])
             self.masks[row] = mask
         if _penalised(params):
@@ -128,9 +150,21 @@ class RowState:
     def _matcher(self, request: EngineCoreRequest) -> GrammarMatcher | None:
         if not request.grammar:
             return None
+        return GrammarMatcher(self._compiler, request.grammar)
+
+    def _gate(self, request: EngineCoreRequest) -> ThoughtGate | None:
+        if request.thoughts is None:
+            return None
+        grammar = partial(GrammarMatcher, self._compiler, request.grammar)
+        ends = request.eos_token_ids
+        bytes_of = self._compiler.bytes_of
+        return ThoughtGate(request.thoughts, bytes_of, grammar if request.grammar else None, ends)
+
+    @property
+    def _compiler(self) -> GrammarCompiler:
         if self._grammars is None:
             raise InvariantError("A request has a grammar, but the engine has no compiler.")
-        return GrammarMatcher(self._grammars, request.grammar)
+        return self._grammars
 
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
@@ -171,7 +205,8 @@ class RowState:
 
 def _masked(request: EngineCoreRequest) -> bool:
     allowed = request.sampling_params.allowed_token_ids
-    return allowed is not None or bool(request.bad_words_token_ids or request.grammar)
+    by_tokens = request.bad_words_token_ids or request.grammar or request.thoughts
+    return allowed is not None or bool(by_tokens)
 
 
 def _mode(params: SamplingParams, masked: bool) -> SamplerMode:

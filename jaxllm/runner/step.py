@@ -64,6 +64,18 @@ def forward(
     """Returns the cache and rows (updated in place when donated), float32 logits, what ``sample``
     takes, and what ``score`` takes: final hidden states."""
     views = program.layout.views(packed)
+    tokens, rows = feed(rows, views, program)
+    attend = step_attention(rows.state, views, program)
+    model = program.model.merge(params)
+    hidden, kv = model(tokens, views.positions, kv, attend)
+    logits = model.compute_logits(hidden[views.logits_index])
+    return kv, rows, logits, step_slots(views), hidden
+
+
+def feed(
+    rows: RowBuffers, views: SimpleNamespace, program: StepProgram
+) -> tuple[Int[Array, " T"], RowBuffers]:
+    """The step's tokens, and the rows patched and told of them."""
     state = _patch(rows.state, views)
     tokens = jnp.where(
         views.token_ids < 0, rows.last_token[views.rows[views.token_slots]], views.token_ids
@@ -71,6 +83,12 @@ def forward(
     if program.bucket.kind is BatchKind.MIXED:
         rows = _clear_counts(rows, views)
     counts, seen = _count_tokens(rows, state, tokens, views, program.rows)
+    return tokens, RowBuffers(state, rows.last_token, counts, seen)
+
+
+def step_attention(
+    state: Int[Array, "S C"], views: SimpleNamespace, program: StepProgram
+) -> StepAttention:
     metadata = AttentionMetadata(
         positions=views.positions,
         token_slots=views.token_slots,
@@ -80,18 +98,13 @@ def forward(
         num_decode_rows=views.num_decode_rows[0],
         row_params=program.rows.row_params(state[views.rows]),
     )
-    attend = StepAttention.bind(
+    return StepAttention.bind(
         program.backend,
         metadata,
         program.bucket.kind,
         AttentionSpec.all_of(program.model.config),
         program.block_size,
     )
-    model = program.model.merge(params)
-    hidden, kv = model(tokens, views.positions, kv, attend)
-    logits = model.compute_logits(hidden[views.logits_index])
-    rows = RowBuffers(state, rows.last_token, counts, seen)
-    return kv, rows, logits, step_slots(views), hidden
 
 
 def score(

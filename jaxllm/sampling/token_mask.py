@@ -4,11 +4,13 @@ A mask for the next token needs the tokens before it on the host, so a step with
 dispatched in two halves: the mask is filled while the forward half runs.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxllm.grammar.matcher import GrammarMatcher, fill_masks
+from jaxllm.grammar.thoughts import ThoughtGate
 
 
 def mask_words(vocab_size: int) -> int:
@@ -25,26 +27,92 @@ class RowMask:
         allowed_token_ids: Sequence[int] | None,
         bad_words: Sequence[Sequence[int]],
         grammar: GrammarMatcher | None = None,
+        thoughts: ThoughtGate | None = None,
+        *,
+        jumps: bool = False,
     ):
+        """``thoughts`` has the grammar, if there is one and thoughts may come before it. ``jumps``:
+        text without an alternative is spelled in one way, and can be taken at once.
+        """
         self._base = np.full(mask_words(vocab_size), -1, np.int32)
         if allowed_token_ids is not None:
             self._base[:] = 0
             ids = np.asarray(allowed_token_ids, np.int64)
             np.bitwise_or.at(self._base.view(np.uint32), ids >> 5, _bits(ids))
-        self.grammar = grammar
+        self._grammar, self._thoughts = grammar, thoughts
+        self._jumps = jumps and allowed_token_ids is None and not bad_words
+        self._forced: deque[int] = deque()  # the only tokens that can come next
+        self._asked = -1  # position at which they were last looked for
+        self.position = 0  # of the token that comes next
         self._bad_words = tuple(tuple(word) for word in bad_words)
         self._longest = max((len(word) for word in self._bad_words), default=1)
         self._tail: list[int] = []  # the last tokens, as many as the longest bad word needs
 
     def extend(self, token_ids: Sequence[int]) -> None:
+        """What is forced depends on where it began, so after a preemption it is looked for all the
+        way again.
+        """
+        for token_id in token_ids if self._jumps else ():
+            self._look_ahead()
+            self._take((token_id,))
+            if self._forced:
+                self._forced.popleft()
+        if not self._jumps:
+            self._take(token_ids)
+
+    def _take(self, token_ids: Sequence[int]) -> None:
+        self.position += len(token_ids)
         self._tail = [*self._tail, *token_ids][-self._longest :]
-        if self.grammar is not None:
-            self.grammar.extend(token_ids)
+        for part in (self._grammar, self._thoughts):
+            if part is not None:
+                part.extend(token_ids)
+
+    @property
+    def grammar(self) -> GrammarMatcher | None:
+        """What the next token must follow, beside ``narrow``."""
+        self._look_ahead()
+        return None if self._forced else self._followed
+
+    @property
+    def _followed(self) -> GrammarMatcher | None:
+        return self._grammar if self._thoughts is None else self._thoughts.grammar
+
+    def take_forced(self, least: int) -> tuple[int, ...]:
+        """Extend by the tokens that alone can come next, if there are so many, and return them."""
+        self._look_ahead()
+        if len(self._forced) < least:
+            return ()
+        found = tuple(self._forced)
+        self.extend(found)
+        return found
+
+    def _look_ahead(self) -> None:
+        if not self._jumps or self._forced or self._asked == self.position:
+            return
+        self._asked = self.position
+        given = () if self._thoughts is None else self._thoughts.given
+        if not given and (grammar := self._followed) is not None and self._decided:
+            given = grammar.forced()
+        self._forced.extend(given)
+
+    @property
+    def _decided(self) -> bool:
+        """Whether the answer is past its thoughts, or has none."""
+        return self._thoughts is None or self._thoughts.answering
 
     def narrow(self, out: np.ndarray) -> None:
         """Clear in ``out`` (int32 words) what is not among the allowed tokens, or would complete a
-        bad word. The grammar's part is ``row_masks``'.
+        bad word; neither binds what is written for the model at the end of its thoughts. The
+        grammar's part is ``row_masks``'.
         """
+        self._look_ahead()
+        if self._forced:
+            out[:] = 0
+            words, first = out.view(np.uint32), self._forced[0]
+            words[first >> 5] |= _bits(np.asarray(first))
+            return
+        if self._thoughts is not None and self._thoughts.narrow(out):
+            return
         out &= self._base
         words = out.view(np.uint32)
         for *prefix, last in self._bad_words:
@@ -55,7 +123,8 @@ class RowMask:
 def row_masks(masks: Sequence[tuple[int, RowMask]], num_slots: int, vocab_size: int) -> np.ndarray:
     """int32 [slots, words] for a step: slots that are not among ``masks`` may draw anything."""
     out = np.full((num_slots, mask_words(vocab_size)), -1, np.int32)
-    fill_masks([(slot, mask.grammar) for slot, mask in masks if mask.grammar is not None], out)
+    grammars = [(slot, mask.grammar) for slot, mask in masks]
+    fill_masks([(slot, grammar) for slot, grammar in grammars if grammar is not None], out)
     for slot, mask in masks:
         mask.narrow(out[slot])
     return out

@@ -62,8 +62,23 @@ BUGS_OF_SHARING = (
     Bug(
         "nothing is kept",
         TABLES,
-        "            self.pool.keep(block_id)\n        if in",
-        "            pass\n        if in",
+        "        self.pool.keep(block_id)\n",
+        "",
+    ),
+    Bug(
+        "what nobody finds any more is kept",
+        TABLES,
+        "            self.pool.forget(forgotten)\n",
+        "            pass\n",
+        answers=False,
+        scenario="branches",
+    ),
+    Bug(
+        "a full block is forgotten with its continuations",
+        HASHES,
+        "        if self._blocks[oldest].hash is not None:\n            return None\n",
+        "",
+        scenario="branches",
     ),
     Bug(
         "what a failed request computed is shared",

@@ -118,8 +118,8 @@ BUGS_OF_STEPS = (
     Bug(
         "a block is asked for one token late",
         ROWS,
-        ">= self.capacity[rows]",
-        "> self.capacity[rows]",
+        ">= self.capacity[decoding]",
+        "> self.capacity[decoding]",
     ),
     Bug(
         "a row runs past its end",
@@ -178,7 +178,12 @@ BUGS_OF_STEPS = (
         "        self.waiting.remove(request.request_id)\n        row =",
         "        row =",
     ),
-    Bug("a preempted request is lost", SCHEDULER, "        self.waiting.prepend(request)\n", ""),
+    Bug(
+        "a preempted request is lost",
+        SCHEDULER,
+        "        self.num_preemptions += 1\n        self.waiting.prepend(request)\n",
+        "        self.num_preemptions += 1\n",
+    ),
     Bug("a preempted request waits behind all others", QUEUE, TO_FRONT, "self.add(request)"),
     Bug(
         "the oldest is preempted",
@@ -235,7 +240,7 @@ BUGS_OF_STEPS = (
     Bug(
         "tokens are taken from chunks that do not sample",
         COMMIT,
-        "plain = good & step.samples & ~eventful",
+        "plain = good & drawn & ~eventful",
         "plain = good & ~eventful",
     ),
     Bug(
@@ -279,6 +284,7 @@ BUGS_OF_STEPS = (
         LOOP,
         "        self._in_flight = None\n        self.executor",
         "        self.executor",
+        scenario="faults",
     ),
     Bug("the executor is not reset", LOOP, "        self.executor.reset()\n", ""),
     Bug("steps in flight outlive a reset", SCHEDULER, "        self.in_flight.clear()\n", ""),
@@ -287,6 +293,7 @@ BUGS_OF_STEPS = (
         RECOVERY,
         "MAX_FAILURES_ALONE = 2",
         "MAX_FAILURES_ALONE = 1",
+        scenario="faults",
     ),
     Bug(
         "isolation has no end",

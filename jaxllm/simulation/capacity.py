@@ -15,7 +15,7 @@ from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import SamplingParams
 from jaxllm.simulation.clock import VirtualClock
-from jaxllm.simulation.cost import CostTable
+from jaxllm.simulation.cost import CostTable, num_attended
 from jaxllm.simulation.trace import Times, TraceRequest, percentile
 
 
@@ -43,7 +43,7 @@ class CostExecutor:
 
     def dispatch(self, plan: SchedulerOutput) -> tuple[SchedulerOutput, float]:
         begins = max(self._clock.now(), self._free_at)
-        self._free_at = begins + self._costs.seconds(plan.bucket)
+        self._free_at = begins + self._costs.seconds(plan.bucket, num_attended(plan))
         return plan, self._free_at
 
     def fetch(self, handle: tuple[SchedulerOutput, float]) -> ModelRunnerOutput:

@@ -1,7 +1,9 @@
 """What each program costs: a table of seconds, as measured, that a prediction is driven by.
 
 The file is JSON: ``version``, ``source``, the ``plan`` that was measured, and ``programs``, each
-with its bucket, the mean ``seconds`` of a step, and of how many ``steps``.
+with its bucket, the mean ``seconds`` of a step, and of how many ``steps``; ``attended`` where steps
+that attend to few tokens and to many were told apart. ``jaxllm bench latency --json`` has the same
+as its ``cost``.
 """
 
 from bisect import bisect_left
@@ -11,8 +13,10 @@ from pathlib import Path
 from statistics import fmean
 
 import msgspec
+import numpy as np
 
 from jaxllm.config.plan import BatchBucket, EnginePlan
+from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.errors import ConfigError, JaxLLMError
 from jaxllm.journal.file import read_journal
 from jaxllm.journal.records import Decided, Failed, Fetched
@@ -25,6 +29,7 @@ class ProgramCost(msgspec.Struct, frozen=True):
     bucket: BatchBucket
     seconds: float  # from the end of the step before, or its own dispatch, to its results
     steps: int
+    attended: float | None = None  # as num_attended, the mean of these steps
 
 
 class CostTable(msgspec.Struct, frozen=True):
@@ -34,22 +39,40 @@ class CostTable(msgspec.Struct, frozen=True):
     source: str = ""
     version: int = VERSION
 
-    def seconds(self, bucket: BatchBucket) -> float:
+    def seconds(self, bucket: BatchBucket, attended: int = 0) -> float:
         """Of a step in this bucket: as measured, or between the measured ones of its kind, by
         tokens; beyond them in proportion. A kind never measured is taken for the other.
         """
         same = [p for p in self.programs if p.bucket.kind is bucket.kind] or self.programs
-        known = sorted((p.bucket.num_tokens, p.seconds) for p in same)
-        sizes = [size for size, _ in known]
+        points: dict[int, list[ProgramCost]] = defaultdict(list)
+        for program in same:
+            points[program.bucket.num_tokens].append(program)
+        sizes = sorted(points)
         i = bisect_left(sizes, bucket.num_tokens)
         if i < len(sizes) and sizes[i] == bucket.num_tokens:
-            return known[i][1]
+            return _at(points[sizes[i]], attended)
         if i == len(sizes):
-            return known[-1][1] * bucket.num_tokens / sizes[-1]
-        if i == 0:
-            return known[0][1]  # a smaller program is not dearer; how much cheaper is not known
-        (low, fast), (high, slow) = known[i - 1], known[i]
-        return fast + (slow - fast) * (bucket.num_tokens - low) / (high - low)
+            return _at(points[sizes[-1]], attended) * bucket.num_tokens / sizes[-1]
+        if i == 0:  # a smaller program is not dearer; how much cheaper is not known
+            return _at(points[sizes[0]], attended)
+        fast, slow = (_at(points[size], attended) for size in sizes[i - 1 : i + 1])
+        share = (bucket.num_tokens - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
+        return fast + (slow - fast) * share
+
+
+def _at(points: list[ProgramCost], attended: int) -> float:
+    """On the line through the points of one program; never below half of the cheapest."""
+    low, high = (f(points, key=lambda p: p.attended or 0.0) for f in (min, max))
+    if low.attended is None or high.attended is None or high.attended <= low.attended:
+        return fmean(point.seconds for point in points)
+    slope = max(0.0, (high.seconds - low.seconds) / (high.attended - low.attended))
+    return max(low.seconds + slope * (attended - low.attended), low.seconds / 2)
+
+
+def num_attended(step: SchedulerOutput) -> int:
+    """Pairs of a token fed and one it attends to, with causal attention."""
+    starts, fed = step.starts.astype(np.int64), step.num_new_tokens.astype(np.int64)
+    return int((fed * starts + fed * (fed + 1) // 2).sum())
 
 
 def cost_of_journal(path: Path) -> CostTable:
@@ -100,10 +123,18 @@ def write_cost(table: CostTable, path: Path) -> None:
         raise ConfigError(f"--cost {path}: {error.strerror}.") from error
 
 
+class _Report(msgspec.Struct, frozen=True):
+    """Of ``jaxllm bench latency``, or a table itself."""
+
+    cost: CostTable | None = None
+
+
 def read_cost(path: Path) -> CostTable:
     """Raises ConfigError when it is not a table of costs."""
     try:
-        table = msgspec.json.decode(path.read_bytes(), type=CostTable)
+        data = path.read_bytes()
+        report = msgspec.json.decode(data, type=_Report)
+        table = report.cost or msgspec.json.decode(data, type=CostTable)
     except OSError as error:
         raise ConfigError(f"--cost {path}: {error.strerror}.") from error
     except (msgspec.MsgspecError, JaxLLMError) as error:

@@ -13,7 +13,8 @@ from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import MAX_LOGPROBS
-from jaxllm.simulation.hash_model import next_token, score
+from jaxllm.simulation.fake_files import FakeFiles
+from jaxllm.simulation.hash_model import forced_tokens, is_forced, next_token, score
 from jaxllm.simulation.violation import Violation
 
 # Given the number of the dispatch and the step: "dispatch" or "fetch" if it is to raise there.
@@ -31,6 +32,8 @@ class FakeRow:
     identity: int  # of what keys and values depend on beside tokens, and of who may share
     table: list[int] = field(default_factory=list)
     last_token: int | None = None  # sampled in this row, still "on the device"
+    first_known: int = 0  # position of the first of token_ids
+    length: int = 0  # tokens that there are, sampled and forced ones too
 
 
 class FakeExecutor:
@@ -45,9 +48,11 @@ class FakeExecutor:
         plan: EnginePlan,
         fault: Fault = lambda number, step: None,
         not_finite: dict[str, int] | None = None,
+        files: FakeFiles | None = None,
     ):
         self.plan = plan
         self.fault = fault
+        self.files = files
         # The caller's own, who may add to it.
         self.not_finite = {} if not_finite is None else not_finite
         self.num_dispatched = 0
@@ -61,6 +66,8 @@ class FakeExecutor:
         shape = (self.plan.num_blocks, self.plan.block_size, 3)  # token, position, whose
         self.kv = np.full(shape, -1, np.int32)
         self.host: dict[int, np.ndarray] = {}
+        if self.files is not None:
+            self.files.forget()
         self.pending: deque[int] = deque()
         self.broken = False
         self.num_resets += 1
@@ -88,10 +95,18 @@ class FakeExecutor:
             del self.rows[row]
         for new in step.new_rows:
             self._join(new)
+        for number, position, token_ids in step.known_tokens:
+            self.rows[number].token_ids, self.rows[number].first_known = token_ids, position
         for row, index, block_id in step.new_blocks:
             if index != len(self.rows[row].table):
                 raise Violation("executor", "A block table has a gap.")
             self.rows[row].table.append(block_id)
+        for slot, content in () if self.files is None else self.files.contents():
+            self.host[slot] = content
+        for index, name in step.block_writes:
+            if self.files is None:
+                raise Violation("executor", "There are no files to write to.")
+            self.files.write(name, self.kv[step.block_saves[index][0]].copy())
         for block_id, slot in step.block_saves:
             self.host[slot] = self.kv[block_id].copy()
         if step.block_copies:
@@ -108,7 +123,7 @@ class FakeExecutor:
         sampled = empty_logprobs(n) if any(p.logprobs is not None for p in asked) else None
         scores_prompt = any(p.prompt_logprobs is not None for p in asked)
         prompt = empty_logprobs(step.num_tokens) if scores_prompt else None
-        offset = 0
+        offset, forced = 0, dict[int, tuple[int, ...]]()
         ends = (step.starts + step.num_new_tokens).tolist()
         for i, number in enumerate(step.rows.tolist()):
             decodes = i < step.num_decode_rows
@@ -123,27 +138,46 @@ class FakeExecutor:
                     self._score(
                         prompt, offset + position - start, context[: position + 1], following
                     )
-            if step.samples[i]:
-                seed = row.request.sampling_params.seed or 0
-                tokens[i] = row.last_token = next_token(context, seed, self.plan.model.vocab_size)
+            if step.samples[i] and end == row.length:
+                tokens[i] = self._sample(row, context)
+                if is_forced(row.request):
+                    forced[i] = forced_tokens(end, int(tokens[i]), self.plan.model.vocab_size)
+                    row.length += len(forced[i])
                 if sampled is not None:
-                    self._score(sampled, i, context, row.last_token)
+                    self._score(sampled, i, context, int(tokens[i]))
+            elif step.samples[i]:
+                tokens[i] = 0  # its place is taken
             offset += end - start
         if (self.kv[NULL_BLOCK] != -1).any():
             raise Violation("executor", "The null block was written.")
         return ModelRunnerOutput(
-            step.step_id, tokens, finite, sampled, prompt, step.bucket.num_tokens
+            step.step_id,
+            tokens,
+            finite,
+            sampled,
+            prompt,
+            step.bucket.num_tokens,
+            forced=tuple((entry, ids) for entry, ids in forced.items() if ids),
         )
+
+    def _sample(self, row: FakeRow, context: np.ndarray) -> int:
+        seed = row.request.sampling_params.seed or 0
+        row.last_token = next_token(context, seed, self.plan.model.vocab_size)
+        row.length += 1
+        return row.last_token
 
     def _join(self, new: NewRow) -> None:
         if new.row in self.rows:
             raise Violation("executor", f"Row {new.row} is taken.")
-        self.rows[new.row] = FakeRow(new.request, new.token_ids, self._identity(new.request))
+        self.rows[new.row] = FakeRow(
+            new.request, new.token_ids, self._identity(new.request), length=len(new.token_ids)
+        )
 
     def _write(self, row: FakeRow, start: int, end: int, *, from_device: bool) -> None:
         if from_device and row.last_token is None:
             raise Violation("executor", "A decode row feeds a token that was never sampled.")
-        fed = (row.last_token or 0,) if from_device else row.token_ids[start:end]
+        known = slice(start - row.first_known, end - row.first_known)
+        fed = (row.last_token or 0,) if from_device else row.token_ids[known]
         if len(fed) != end - start:
             raise Violation("executor", "Tokens are fed that nobody knows.")
         for position, token in zip(range(start, end), fed, strict=True):
@@ -159,8 +193,9 @@ class FakeExecutor:
 
     def _identity(self, request: EngineCoreRequest) -> int:
         tenant = "" if self.plan.prefix_cache_scope == "all" else request.tenant
-        params = request.sampling_params.attention_params
-        return crc32(repr((tenant, request.cache_salt, params)).encode()) & 0x7FFFFFFF
+        params = request.sampling_params
+        changed = (params.attention_params, params.interventions)
+        return crc32(repr((tenant, request.cache_salt, *changed)).encode()) & 0x7FFFFFFF
 
     def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:
         logprob, rank, top_ids, top_logprobs = score(context, token_id, self.plan.model.vocab_size)

@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 
+from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import MAX_LOGPROBS
 
 _RANKS = np.arange(MAX_LOGPROBS)
@@ -38,10 +39,30 @@ def as_context(token_ids: list[int]) -> np.ndarray:
     return np.array([(token, position) for position, token in enumerate(token_ids)], np.int32)
 
 
-def next_tokens(prompt: list[int], seed: int, vocab_size: int) -> Iterator[int]:
-    """All tokens after ``prompt``, each at a cost that does not grow with those before it."""
+def next_tokens(
+    prompt: list[int], seed: int, vocab_size: int, *, forced: bool = False
+) -> Iterator[int]:
+    """All tokens after ``prompt``, each at a cost that does not grow with those before it.
+    ``forced``: some as ``forced_tokens`` has it.
+    """
     value, position = crc32(as_context(prompt).tobytes(), seed & 0xFFFFFFFF), len(prompt)
     while True:
-        token = value % vocab_size
-        yield token
-        value, position = crc32(_ENTRY.pack(token, position), value), position + 1
+        drawn = value % vocab_size
+        for token in (drawn, *(forced_tokens(position, drawn, vocab_size) if forced else ())):
+            yield token
+            value, position = crc32(_ENTRY.pack(token, position), value), position + 1
+
+
+def is_forced(request: EngineCoreRequest) -> bool:
+    """Whether its "grammar" forces tokens. Those that are scored are drawn."""
+    return bool(request.grammar) and request.sampling_params.logprobs is None
+
+
+def forced_tokens(position: int, token: int, vocab_size: int) -> tuple[int, ...]:
+    """What a "grammar" leaves no choice about behind a token that was drawn at ``position``; often
+    nothing.
+    """
+    value = crc32(_ENTRY.pack(position, token))
+    if value % 3:
+        return ()
+    return tuple((value >> shift) % vocab_size for shift in range(2 + value % 11))

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from jaxllm.messages import EngineCoreRequest, TokenLogprobs
-from jaxllm.simulation.hash_model import as_context, next_tokens, score
+from jaxllm.simulation.hash_model import as_context, is_forced, next_tokens, score
 
 
 @dataclass
@@ -27,7 +27,8 @@ def run_alone(request: EngineCoreRequest, vocab_size: int) -> Answer:
             _scored(prompt[:i], prompt[i], params.prompt_logprobs, vocab_size)
             for i in range(1, len(prompt))
         ]
-    for token in islice(next_tokens(prompt, params.seed or 0, vocab_size), request.max_tokens):
+    drawn = next_tokens(prompt, params.seed or 0, vocab_size, forced=is_forced(request))
+    for token in islice(drawn, request.max_tokens):
         if params.logprobs is not None:
             answer.logprobs.append(_scored(tokens, token, params.logprobs, vocab_size))
         tokens.append(token)

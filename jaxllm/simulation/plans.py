@@ -34,6 +34,7 @@ def make_plan(
     prefix_caching: bool = True,
     host_blocks: int = 0,
     offloading: bool = False,
+    kv_files: bool = False,
 ) -> EnginePlan:
     rows = tuple(sorted({min(2**i, max_num_seqs) for i in range(1, 12)}))
     tokens = tuple(sorted({min(2**i, max_num_batched_tokens) for i in range(3, 15)}))
@@ -51,4 +52,5 @@ def make_plan(
         prefix_caching=prefix_caching,
         host_blocks=host_blocks,
         offloading=offloading,
+        kv_files=kv_files,
     )

@@ -20,7 +20,7 @@ class Promises:
         self._scheduler, self._last_limit = scheduler, last_limit
         self._policy = scheduler.scheduling.policy
         self._running: dict[str, int] = {}  # priority by id, after the step before
-        self._num_preemptions = 0
+        self._num_preemptions = self._num_aside = 0  # then
 
     def check(self, step: SchedulerOutput) -> None:
         scheduler = self._scheduler
@@ -31,7 +31,8 @@ class Promises:
                 self._check_way_made(new)
             self._check_short_ones(step)
             self._check_limit(step)
-        self._num_preemptions = scheduler.num_preemptions
+            self._check_nothing_twice(step, new)
+        self._num_preemptions, self._num_aside = scheduler.num_preemptions, len(scheduler.aside)
         running = (r for r in scheduler.requests.values() if r.row is not None)
         self._running = {r.request_id: r.core_request.priority for r in running}
 
@@ -82,6 +83,8 @@ class Promises:
         could_begin = first.num_tokens <= threshold and self._fits_alone(first)
         if not could_begin or scheduler.num_preemptions != self._num_preemptions:
             return
+        if len(scheduler.aside) > self._num_aside:
+            return  # for those a row and tokens were set aside in vain
         if any(new.num_computed for new in step.new_rows):
             return  # a long one before it may have become short: its beginning is being computed
         chunks = slice(step.num_decode_rows, None)
@@ -99,3 +102,36 @@ class Promises:
             least = lowest_limit(self._scheduler.plan.buckets, step.num_decode_rows)
             most = max(limit, least)
             require(step.num_tokens <= most, "limit", f"{step.num_tokens} tokens, limit {most}.")
+
+    def _check_nothing_twice(self, step: SchedulerOutput, new: list[Request]) -> None:
+        """A long prefill does not begin while another is about to compute the same."""
+        scheduler, rows = self._scheduler, self._scheduler.rows
+        threshold = scheduler.scheduling.long_prefill_token_threshold
+        if threshold is None or not scheduler.plan.prefix_caching or not new:
+            return
+        chunks = zip(step.rows.tolist(), step.starts.tolist(), strict=True)
+        prefills = {row: start for row, start in chunks if start < rows.prefill_len[row]}
+        joined = [request.row for request in new]
+        for place, request in enumerate(new):
+            size, row = scheduler.plan.block_size, request.row
+            if row is None or request.owes_prompt_logprobs:
+                continue
+            begins = prefills[row] - prefills[row] % size
+            if request.num_tokens - begins <= threshold:
+                continue
+            for other in prefills.keys() - set(joined[place:]):
+                leader: Request = rows.request[other]
+                common = self._num_common(request, leader) // size * size
+                worse = rows.rank[other] > rows.rank[row]
+                require(worse or common <= begins, "twice", f"{request.request_id} should wait.")
+
+    def _num_common(self, request: Request, leader: Request) -> int:
+        one, other = request.core_request, leader.core_request
+        scope_all = self._scheduler.plan.prefix_cache_scope == "all"
+        if one.cache_salt != other.cache_salt or (one.tenant != other.tenant and not scope_all):
+            return 0
+        pairs = zip(request.token_ids[:-1], leader.token_ids, strict=False)
+        return next(
+            (i for i, (a, b) in enumerate(pairs) if a != b),
+            min(request.num_tokens - 1, leader.num_tokens),
+        )

@@ -48,7 +48,9 @@ class Scenario:
     tenants: tuple[str, ...] = ("",)
     salts: tuple[str, ...] = ("", "", "", "salt")
     host: tuple[float, ...] = (0.0, 0.3, 2.0)  # blocks on the host, as a share of those beside it
+    files: float = 0.0  # share of runs whose blocks get files, where the host has room for any
     scored: float = 0.1  # share of requests that ask for log-probabilities
+    forced: float = 0.1  # share of requests with a grammar that forces tokens
     max_model_len: tuple[int, ...] = (12, 24, 40)
     max_num_seqs: tuple[int, ...] = (1, 3, 5, 8)
     max_num_batched_tokens: tuple[int, ...] = (8, 9, 16, 64)
@@ -83,6 +85,7 @@ class Scenario:
             prefix_caching=random.random() < 0.9,
             host_blocks=round(random.choice(self.host) * blocks),
             offloading=random.random() < 0.5,
+            kv_files=self.files > 0 and random.random() < self.files,
         )
 
 
@@ -135,7 +138,26 @@ SCENARIOS = {
         pool=(0.2, 0.5),
         tenants=("", "", "t"),
     ),
+    "branches": Scenario(
+        about="many continuations of one beginning",
+        prompts="branches",
+        block_size=(2, 8),
+        pool=(0.3, 1.0),
+        salts=("",),
+    ),
     "siblings": Scenario(about="n completions of one prompt", prompts="siblings"),
+    "aside": Scenario(
+        about="siblings of prompts that take many steps, where leaders leave and steps fail",
+        prompts="siblings",
+        max_model_len=(40,),
+        max_num_batched_tokens=(8, 9),
+        aborts=0.05,
+        transient=0.01,
+        policies=("fcfs", "priority", "fair"),
+        priorities=(0, 0, 1),
+        tenants=("a", "b"),
+        journals=0.2,
+    ),
     "priorities": Scenario(
         about="requests of unequal priority", priorities=(-1, 0, 0, 3), policies=("priority",)
     ),
@@ -161,6 +183,33 @@ SCENARIOS = {
         priorities=(0, 0, 1),
         tenants=("a", "b"),
         limits=1.0,
+    ),
+    "forced-tokens": Scenario(
+        about="grammars that leave no choice, under pressure",
+        forced=0.8,
+        journals=0.3,
+        pool=(0.15, 0.3, 1.0),
+        policies=("fcfs", "priority", "fair"),
+        priorities=(0, 0, 1),
+        tenants=("a", "b"),
+    ),
+    "files": Scenario(
+        about="blocks on file that are slow, damaged or gone; engines that die and find them again",
+        prompts="shared",
+        files=1.0,
+        host=(0.2, 0.6),
+        deaths=0.003,
+        transient=0.002,
+        aborts=0.03,
+        arrivals=0.5,
+        journals=0.3,
+        policies=("fcfs", "fcfs", "priority", "fair"),
+        priorities=(0, 0, 1),
+        tenants=("a", "a", "b"),
+        salts=("",),
+        max_model_len=(24, 40),
+        block_size=(2, 4),
+        pool=(0.15,),
     ),
     "deaths": Scenario(about="the engine process dies; clients ask again", deaths=0.01),
 }

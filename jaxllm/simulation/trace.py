@@ -6,6 +6,7 @@ from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 
@@ -65,6 +66,28 @@ def make_trace(workload: str, n: int | None, rate: float, seed: int = 0) -> list
         trace.append(TraceRequest(now, len(prompt), output))
         now += random.expovariate(rate) if rate != float("inf") else 0.0
     return trace
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Of ``jaxllm bench throughput``. Raises ConfigError if it is none."""
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise ConfigError(f"--against {path}: {error.strerror}.") from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"--against {path} is no report: {error}") from error
+    if report.get("benchmark") != "throughput":
+        raise ConfigError(f"--against {path} is no report of jaxllm bench throughput.")
+    return report
+
+
+def report_trace(report: dict[str, Any]) -> list[TraceRequest]:
+    """The requests of a throughput benchmark, all at once."""
+    name, n = report["workload"], report["n"]
+    lengths = () if name == "b" else (report["in_tokens"] // n, report["out_tokens"] // n)
+    work = make_workload(name, n, *lengths)
+    pairs = zip(work.prompts, work.output_lens, strict=True)
+    return [TraceRequest(0.0, len(prompt), length) for prompt, length in pairs]
 
 
 class Times:

@@ -54,12 +54,19 @@ def _shared(traffic: "Traffic") -> Prompt:
     return (*text, *_tokens(random, random.randint(0, min(6, longest - len(text)))))
 
 
+def _branches(traffic: "Traffic") -> Prompt:
+    """One beginning, and then of many kinds."""
+    own = _tokens(traffic.random, traffic.random.randint(1, 7))
+    return (*traffic.texts[0][:4], *own)
+
+
 PROMPTS: dict[str, Callable[["Traffic"], Prompt]] = {
     "mixed": _mixed,
     "short": _short,
     "long-beside-short": _long_beside_short,
     "conversation": _conversation,
     "shared": _shared,
+    "branches": _branches,
     "siblings": _mixed,
 }
 
@@ -118,6 +125,7 @@ class Traffic:
             sampling_params=params,
             max_tokens=max_tokens,
             eos_token_ids=(EOS, EOS + 1),
+            grammar="forces" if random.random() < self.scenario.forced else "",
             priority=random.choice(self.scenario.priorities),
             tenant=random.choice(self.scenario.tenants),
             cache_salt=random.choice(self.scenario.salts),

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+import msgspec
+
 from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import JaxLLMError
 from jaxllm.ipc import ChannelClosedError, IPCError, SyncChannel
@@ -27,6 +29,7 @@ from jaxllm.messages import (
     StepOutputs,
     ToEngine,
 )
+from jaxllm.taps.check import MAX_TAP_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class Core(Protocol):
     def step(self) -> StepOutputs | None: ...
     def has_work(self) -> bool: ...
     def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
 
 
 class BuiltEngine(Protocol):
@@ -87,7 +91,25 @@ def run_worker(
         ServeLoop(engine.core, inbox, channel.send).run()
     except ChannelClosedError:
         return 0
+    engine.core.close()
     return 0
+
+
+def in_parts(outputs: StepOutputs) -> list[StepOutputs]:
+    """A step's results in as many messages as their taps need: at most ``MAX_TAP_BYTES`` of them in
+    each, or those of one request, which are no more.
+    """
+    parts: list[list[EngineCoreOutput]] = [[]]
+    size = 0
+    for event in outputs.events:
+        mine = sum(len(value.data) for value in event.taps)
+        if parts[-1] and size + mine > MAX_TAP_BYTES:
+            parts.append([])
+            size = 0
+        parts[-1].append(event)
+        size += mine
+    first = msgspec.structs.replace(outputs, events=parts[0])
+    return [first, *(StepOutputs(outputs.step_id, events=events) for events in parts[1:])]
 
 
 def _read_forever(
@@ -136,8 +158,8 @@ class ServeLoop:
             self._refused = []
         if self._core.has_work():
             outputs = self._core.step()
-            if outputs is not None:
-                self._send(outputs)
+            for part in in_parts(outputs) if outputs is not None else ():
+                self._send(part)
         self._report(idle=not self._core.has_work())
         return True
 

@@ -1,7 +1,6 @@
 """Builds an engine from its configuration: files, plan, parameters, programs, core. Imports JAX."""
 
 import logging
-import secrets
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
 from jaxllm.grammar.matcher import GrammarCompiler
 from jaxllm.journal.core import JournaledCore, open_journal
 from jaxllm.journal.file import JournalWriter
+from jaxllm.kv_files.store import BlockStore
 from jaxllm.messages import ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
@@ -49,6 +49,7 @@ from jaxllm.weights.loader import dummy_params, load_params
 from jaxllm.weights.model_sources import check_source
 from jaxllm.weights.resolve import ModelFiles, resolve_model
 from jaxllm.weights.sources import TensorSource
+from jaxllm.worker.block_files import open_block_files
 from pallas_kernels.norm.add_rms_norm_sm90 import refuses_add_rms_norm_sm90
 
 logger = logging.getLogger(__name__)
@@ -99,18 +100,21 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     logger.info("Attention backend: %s", programs.plan.attention_reason)
     memory = size_programs(config, programs, device)
     loading = time.monotonic()
-    params = _load_params(config, opened)
+    params = load_weights(config, opened)
     load_seconds = time.monotonic() - loading
     compile_programs(programs, memory)
     plan = programs.plan
     info = _model_info(config, opened.files, plan)
-    journal = _open_journal(config, plan)
+    files, cache_key = open_block_files(config, opened.files, plan)
+    plan = replace(plan, kv_files=files is not None)
+    journal = _open_journal(config, plan, cache_key)
     core = (EngineCore if journal is None else partial(JournaledCore, journal=journal))(
-        Scheduler(plan, config.scheduling, cache_key=secrets.token_bytes(32)),
-        _start_runner(params, programs, memory, _grammars(info)),
+        Scheduler(plan, config.scheduling, cache_key=cache_key),
+        _start_runner(params, programs, memory, _grammars(info), files),
         async_scheduling=config.async_scheduling,
         latency_target=_latency_target(config, plan),
         compilations=compilations,
+        files=files,
     )
     summary = _summary(programs, memory) | {
         "load_seconds": round(load_seconds, 2),
@@ -125,7 +129,7 @@ def _latency_target(config: EngineConfig, plan: EnginePlan) -> LatencyTarget | N
     return LatencyTarget(plan.buckets, config.target_itl_ms / 1000)
 
 
-def _open_journal(config: EngineConfig, plan: EnginePlan) -> JournalWriter | None:
+def _open_journal(config: EngineConfig, plan: EnginePlan, cache_key: bytes) -> JournalWriter | None:
     if config.journal is None:
         return None
     path, max_bytes = Path(config.journal), config.journal_max_bytes
@@ -136,6 +140,7 @@ def _open_journal(config: EngineConfig, plan: EnginePlan) -> JournalWriter | Non
         config.model,
         async_scheduling=config.async_scheduling,
         scheduling=config.scheduling,
+        cache_key=cache_key,
     )
 
 
@@ -227,13 +232,17 @@ def _grammars(info: ModelInfo) -> GrammarCompiler:
 
 
 def _start_runner(
-    params: Params, programs: Programs, memory: MemoryPlan, grammars: GrammarCompiler
+    params: Params,
+    programs: Programs,
+    memory: MemoryPlan,
+    grammars: GrammarCompiler,
+    files: BlockStore | None,
 ) -> ModelRunner:
     """Allocates the cache. What steps will need is allocated once too, in one piece, and given back
     at once: so that it is known now that they will find it.
     """
     try:
-        runner = ModelRunner(programs.plan, params, programs, grammars)
+        runner = ModelRunner(programs.plan, params, programs, grammars, files)
         if memory.device.platform != "cpu":
             jnp.zeros((memory.working.total,), jnp.uint8).block_until_ready()
             runner.warm_up()
@@ -289,7 +298,8 @@ def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:
     return AttentionTarget(*where, device_kind=device.device_kind, page_dtype=pages)
 
 
-def _load_params(config: EngineConfig, opened: OpenedModel) -> Params:
+def load_weights(config: EngineConfig, opened: OpenedModel) -> Params:
+    """The model's parameters, in its order. Raises ConfigError."""
     files, source, model = opened.files, opened.source, opened.model
     spec = dict(zip(model.names, model.specs, strict=True))
     if config.load_format == "dummy":
@@ -311,6 +321,7 @@ def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> Mo
         bos_token_id=plan.model.bos_token_id,
         attention_params=plan.attention_params,
         embedding_size=plan.model.hidden_size if plan.embeddings else 0,
+        taps=plan.tap_shapes,
     )
 
 

@@ -35,24 +35,74 @@ def paged_attention_reference(
     asked. ``seq_lens``, how far rows have been written, bounds a variant with lookahead.
     A position of -1 marks padding, whose output is zero. Returns float32.
     """
-    tokens, heads, dim = q.shape
-    groups = heads // kv.shape[2]
-    gathered = widened(kv[block_tables[token_rows]], jnp.float32)  # [T, M, 2, K, B, D]
-    gathered = gathered.transpose(2, 0, 3, 1, 4, 5).reshape(2, tokens, kv.shape[2], -1, dim)
-    keys, values = jnp.repeat(gathered, groups, axis=2)  # [T, H, M * B, D] each
+    weights = attention_probs(
+        q,
+        kv,
+        block_tables,
+        token_rows,
+        positions,
+        scale=scale,
+        window=window,
+        variant=variant,
+        row_params=row_params,
+        seq_lens=seq_lens,
+    )
+    values = _gathered(kv, 1, block_tables, token_rows, q.shape[1])
+    values = jnp.where((weights != 0)[..., None], values, 0.0)
+    return jnp.einsum("thn,thnd->thd", weights, values)
+
+
+def attention_probs(
+    q: Float[Array, "T H D"],
+    kv: Float[Array, "P 2 K B D"],
+    block_tables: Int[Array, "R M"],
+    token_rows: Int[Array, " T"],
+    positions: Int[Array, " T"],
+    *,
+    scale: float,
+    window: int | None = None,
+    variant: AttentionVariant = CAUSAL,
+    row_params: Params | None = None,
+    seq_lens: Int[Array, " R"] | None = None,
+) -> Float[Array, "T H N"]:
+    """The weights of that attention, float32: of the key at position n of the token's row, for
+    ``N = M * B``. What is hidden has zero; with sinks they do not sum to one.
+    """
+    heads = q.shape[1]
+    keys = _gathered(kv, 0, block_tables, token_rows, heads)[..., : q.shape[2]]
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale
     arrays = param_arrays(variant, heads, block_tables.shape[0], row_params)
     scores, visible = modified_scores(
         scores, token_rows, positions, variant, arrays, window=window, seq_lens=seq_lens
     )
+    sink = None if variant.sinks is None else arrays[variant.sinks]
+    return masked_softmax(scores, visible, sink)
+
+
+def masked_softmax(
+    scores: Float[Array, "T H N"], visible: Bool[Array, "T H N"], sink: Float[Array, " H"] | None
+) -> Float[Array, "T H N"]:
+    """Zero where nothing is visible. ``sink`` is the logit of one more key."""
     logits = jnp.where(visible, scores, -jnp.inf)
-    if variant.sinks is not None:  # one more key, whose value is zero
-        sink = arrays[variant.sinks][None, :, None]
-        logits = jnp.concatenate([logits, jnp.broadcast_to(sink, (tokens, heads, 1))], axis=2)
-    weights = jax.nn.softmax(logits, axis=-1)[:, :, : keys.shape[2]]
-    weights = jnp.where(visible, weights, 0.0)  # also turns the NaN of an all-masked row to zero
-    values = jnp.where(visible[..., None], values, 0.0)
-    return jnp.einsum("thn,thnd->thd", weights, values)
+    if sink is not None:
+        more = jnp.broadcast_to(sink[None, :, None], (*logits.shape[:2], 1))
+        logits = jnp.concatenate([logits, more], axis=2)
+    weights = jax.nn.softmax(logits, axis=-1)[:, :, : scores.shape[2]]
+    return jnp.where(visible, weights, 0.0)  # also turns the NaN of an all-masked row to zero
+
+
+def _gathered(
+    kv: Float[Array, "P 2 K B D"],
+    part: int,
+    block_tables: Int[Array, "R M"],
+    token_rows: Int[Array, " T"],
+    heads: int,
+) -> Float[Array, "T H N D"]:
+    """Keys (part 0), or values, of each token's row in order of positions, float32."""
+    found = widened(kv[block_tables[token_rows], part], jnp.float32)  # [T, M, K, B, D]
+    tokens, _, kv_heads, _, dim = found.shape
+    found = found.transpose(0, 2, 1, 3, 4).reshape(tokens, kv_heads, -1, dim)
+    return jnp.repeat(found, heads // kv_heads, axis=1)
 
 
 def modified_scores(

@@ -40,7 +40,7 @@ async def messages(request: Request) -> Response:
     outputs = about(
         serving.generate(
             [prompt],
-            turns.params(body.sampling_params()),
+            turns.params(body.sampling_params(thinks=serving.parsers.reasoning is not None)),
             request_id=draft.id,
             record=record_of(request),
             priority=body.priority or 0,

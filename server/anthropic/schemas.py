@@ -93,6 +93,7 @@ class ToolChoice(RequestObject):
 
 class Thinking(RequestObject):
     type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
 
 
 class ConversationRequest(ModelRequest):
@@ -118,9 +119,16 @@ class MessagesRequest(ConversationRequest, SamplingRequest):
     max_tokens: Annotated[int, Field(ge=1, le=INT32)]
     stop_sequences: Stops | None = None
 
-    def sampling_params(self) -> SamplingParams:
-        """Raises InvalidRequestError for values that do not go together."""
+    def sampling_params(self, *, thinks: bool) -> SamplingParams:
+        """Where nobody knows how the model ``thinks``, a budget for that ends nothing; Anthropic's
+        clients have to send one.
+
+        Raises:
+            InvalidRequestError: values do not go together.
+        """
         overrides: dict[str, Any] = {"max_tokens": self.max_tokens}
         if self.stop_sequences:
             overrides["stop"] = self.stop_sequences
+        if thinks and self.thinking is not None and self.thinking.type == "enabled":
+            overrides["thinking_token_budget"] = self.thinking.budget_tokens
         return self._sampling_params(**overrides)

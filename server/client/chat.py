@@ -20,6 +20,7 @@ from server.client.options import ChatOptions
 HELP = """\
 /reset         forget what was said
 /system TEXT   set the system prompt, and forget what was said; without TEXT: none
+/thoughts      show what the model thought before its last answer
 /quit          leave (or Ctrl-D)
 Ctrl-C stops an answer."""
 PROMPT = "> "
@@ -84,6 +85,8 @@ def _command(line: str, conversation: Conversation) -> None:
     elif name == "/system":
         conversation.system = rest.strip() or None
         conversation.reset()
+    elif name == "/thoughts":
+        print(printable(conversation.thoughts.strip()) or "There were none.", file=sys.stderr)
     elif name == "/help":
         print(HELP, file=sys.stderr)
     else:
@@ -103,9 +106,14 @@ def _answer(loop: "_Loop", conversation: Conversation, text: str) -> bool:
 
 
 async def _print(conversation: Conversation, text: str) -> None:
+    """Thoughts are only said to be there."""
+    thinking = False
     async with aclosing(conversation.ask(text)) as parts:
         try:
             async for part in parts:
+                if not part and not thinking:
+                    thinking = True
+                    print("(thinking; /thoughts shows it)", file=sys.stderr)
                 print(printable(part), end="", flush=True)
         finally:
             print(flush=True)

@@ -19,15 +19,17 @@ class Conversation:
     def __init__(self, endpoint: Endpoint, fields: dict[str, Any], system: str | None = None):
         self.system = system
         self.messages: list[dict[str, str]] = []
+        self.thoughts = ""  # of the latest answer
         self._endpoint = endpoint
         self._fields = fields
 
     def reset(self) -> None:
         self.messages.clear()
+        self.thoughts = ""
 
     async def ask(self, text: str) -> AsyncGenerator[str]:
-        """The answer in parts. Closing it early aborts the answer and keeps what had come; of a
-        question that got no answer at all nothing is kept.
+        """The answer in parts; empty ones while the model thinks. Closing it early aborts the
+        answer and keeps what had come; of a question that got no answer at all nothing is kept.
 
         Raises:
             RequestFailedError: there is no answer, or no more of it; the message says why.
@@ -41,14 +43,17 @@ class Conversation:
             **self._fields,
         }
         said: list[str] = []
+        self.thoughts = ""
         try:
             async with (
                 self._endpoint.post(ROUTE, body) as answer,
                 aclosing(_deltas(answer)) as deltas,
             ):
-                async for delta in deltas:
-                    said.append(delta)
-                    yield delta
+                async for text, thoughts in deltas:
+                    self.thoughts += thoughts
+                    if text:
+                        said.append(text)
+                    yield text
         except (OSError, HTTPError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise RequestFailedError(f"No answer: {reason}.") from error
@@ -57,7 +62,8 @@ class Conversation:
                 self.messages += [question, {"role": "assistant", "content": "".join(said)}]
 
 
-async def _deltas(answer: Answer) -> AsyncGenerator[str]:
+async def _deltas(answer: Answer) -> AsyncGenerator[tuple[str, str]]:
+    """Text and thoughts."""
     if answer.status != 200:
         raise RequestFailedError(reason_of(await read_body(answer), answer.status))
     parser = EventStreamParser()
@@ -66,18 +72,20 @@ async def _deltas(answer: Answer) -> AsyncGenerator[str]:
             for data in parser.feed(part):
                 if data == "[DONE]":
                     return
-                text = _delta(data)
-                if text:
-                    yield text
+                delta = _delta(data)
+                if any(delta):
+                    yield delta
     raise HTTPError("it was cut off")
 
 
-def _delta(data: str) -> str:
+def _delta(data: str) -> tuple[str, str]:
     try:
         chunk = json.loads(data)
         if "error" in chunk:
             raise RequestFailedError(str(chunk["error"]["message"]))
-        return "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+        deltas = [choice["delta"] for choice in chunk["choices"]]
+        thoughts = [d.get("reasoning") or d.get("reasoning_content") or "" for d in deltas]
+        return "".join(d.get("content") or "" for d in deltas), "".join(thoughts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HTTPError("it is not as OpenAI's API has it") from error
 

@@ -69,12 +69,19 @@ class ChatAnswerMessage(Answer):
     reasoning_content: str | None = None
 
 
+class TapObject(Answer):
+    positions: list[int]
+    shape: list[int]  # the first is of positions
+    data: str  # base64 of float32, little-endian
+
+
 class ChatChoice(Answer):
     index: int
     message: ChatAnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
     stop_reason: int | str | None
+    taps: dict[str, TapObject] | None = None
 
 
 PromptLogprobs = list[dict[str, dict[str, Any]] | None]
@@ -105,6 +112,7 @@ class CompletionChoice(Answer):
     finish_reason: Literal["stop", "length"]
     stop_reason: int | str | None
     prompt_logprobs: PromptLogprobs | None = None
+    taps: dict[str, TapObject] | None = None
 
 
 class Completion(Answer):

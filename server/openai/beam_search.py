@@ -26,11 +26,13 @@ _NEUTRAL: dict[str, tuple[float | bool, ...]] = {
     "stop_token_ids": (),
     "prompt_logprobs": (),
     "response_format": (),
+    "taps": (),
     "structured_outputs": (),
     "guided_json": (),
     "guided_regex": (),
     "guided_choice": (),
     "guided_grammar": (),
+    "thinking_token_budget": (),
 }
 
 

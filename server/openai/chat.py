@@ -17,6 +17,7 @@ from server.openai.reply import Reply, finish_reason
 from server.openai.said import delta_of, message_of
 from server.openai.schemas import ChatCompletionRequest
 from server.openai.stream import Choice, Outputs, about, stream_chunks
+from server.openai.taps import taps_object
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
@@ -80,6 +81,7 @@ async def _answer(
             scored_prompt = prompt_logprobs(output.prompt_logprobs)
             for completion in output.outputs:
                 message = message_of(turns.read(completion.index, completion))
+                taps = completion.taps
                 choices.append(
                     {
                         "index": completion.index,
@@ -88,6 +90,7 @@ async def _answer(
                         "finish_reason": _reason(completion, turns, completion.index),
                         "stop_reason": completion.stop_reason,
                     }
+                    | ({} if taps is None else {"taps": taps_object(taps)})
                 )
     answer = reply.with_choices(choices, usage=reply.usage.as_object(), system_fingerprint=None)
     return answer if scored_prompt is None else answer | {"prompt_logprobs": scored_prompt}

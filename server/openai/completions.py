@@ -15,6 +15,7 @@ from server.openai.logprobs import CompletionLogprobs, prompt_logprobs
 from server.openai.reply import Reply, finish_reason
 from server.openai.schemas import CompletionRequest
 from server.openai.stream import Choice, Outputs, stream_chunks
+from server.openai.taps import taps_object
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
@@ -98,6 +99,8 @@ class _Choices:
         choice["stop_reason"] = completion.stop_reason
         if self._body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
+        if completion.taps is not None:
+            choice["taps"] = taps_object(completion.taps)
         return choice
 
     def _scored_choice(self, index: int) -> CompletionLogprobs:

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from jaxllm.errors import InvalidRequestError
-from jaxllm.parsers.describe import described
+from jaxllm.parsers.describe import described, in_words
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.openai.fields import (
     CONTENT_FORMS,
@@ -154,6 +154,8 @@ async def render(
     form = serving.parsers.calling().tool
     if options.chosen_tools().required and form and "tools" not in _variables_of(tokenizer):
         messages = _with_tools(messages, described(form.form, options.tools or ()))
+    if form and _knows_no_calls(tokenizer) and any(map(_of_tools, messages)):
+        messages = in_words(messages, form.form)
     variables = options.template_variables()
     unread = variables.keys() - _variables_of(tokenizer)
     serving.note_ignored(f"chat_template_kwargs.{name}" for name in unread)
@@ -171,6 +173,15 @@ async def render(
         if error.param == "messages":
             error.param = param
         raise
+
+
+def _knows_no_calls(tokenizer: Tokenizer) -> bool:
+    template = tokenizer.chat_template
+    return template is not None and "tool_calls" not in template.text
+
+
+def _of_tools(message: dict[str, Any]) -> bool:
+    return "tool_calls" in message or message["role"] in ("tool", "function")
 
 
 def _with_tools(messages: list[dict[str, Any]], tools: str) -> list[dict[str, Any]]:

@@ -58,6 +58,12 @@ def _prompt_form(value: Any) -> str | None:
     return f"{TAG}lists" if isinstance(value[0], list) else f"{TAG}many"
 
 
+def _number_or_numbers(value: Any) -> str | None:
+    if isinstance(value, list):
+        return f"{TAG}many"
+    return f"{TAG}one" if type(value) in (int, float) else None
+
+
 _CHOICES = ("none", "auto", "required")
 
 
@@ -65,6 +71,11 @@ def _union(discriminator: Any, expected: str) -> Discriminator:
     return Discriminator(
         discriminator, custom_error_type="invalid_type", custom_error_message=expected
     )
+
+
+def number_or_list() -> Discriminator:
+    """Of a union of a number, tagged ``ONE``, and a list of them, tagged ``MANY``."""
+    return _union(_number_or_numbers, "a number or an array of numbers")
 
 
 def text_or_list(expected: str) -> Discriminator:
@@ -119,20 +130,38 @@ def tool_choice_field(inside: str | None) -> Any:
     required: list[Any] = list(function)
     extra: dict[str, Any] = {"type": "object", "properties": function, "required": required}
     words: dict[str, Any] = {"enum": [*_CHOICES, None]}
-    return Field(json_schema_extra={"anyOf": [words, extra]})
+    some = {"mode": {"enum": ["auto", "required"]}, "tools": {"type": "array", "items": extra}}
+    nested: dict[str, Any] = {"type": "object", "properties": some, "required": list(some)}
+    allowed: dict[str, Any] = {"type": {"const": "allowed_tools"}}
+    allowed |= some if inside is None else {"allowed_tools": nested}
+    several = {"type": "object", "properties": allowed, "required": list(allowed)}
+    return Field(json_schema_extra={"anyOf": [words, extra, several]})
 
 
 def checked_tool_choice(value: Any, inside: str | None) -> Any:
     """For a validator of such a field."""
     if value is None or (isinstance(value, str) and value in _CHOICES):
         return value
-    if isinstance(value, dict) and value.get("type") == "function":
-        function = value if inside is None else value.get(inside)
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            return value
+    if _names_function(value, inside):
+        return value
+    if isinstance(value, dict) and value.get("type") == "allowed_tools":
+        allowed = value if inside is None else value.get("allowed_tools")
+        if isinstance(allowed, dict) and allowed.get("mode") in ("auto", "required"):
+            tools = allowed.get("tools")
+            if isinstance(tools, list) and all(_names_function(tool, inside) for tool in tools):
+                return value
     raise PydanticCustomError(
-        "unsupported_value", "it must be 'none', 'auto', 'required' or a function with its name"
+        "unsupported_value",
+        "it must be 'none', 'auto', 'required', a function with its name, or allowed_tools with a "
+        "mode ('auto' or 'required') and functions with their names",
     )
+
+
+def _names_function(value: Any, inside: str | None) -> bool:
+    if not isinstance(value, dict) or value.get("type") != "function":
+        return False
+    function = value if inside is None else value.get(inside)
+    return isinstance(function, dict) and isinstance(function.get("name"), str)
 
 
 def either(*schemas: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ GENERATION = {
     "truncate_prompt_tokens": "prompts are never cut; shorten it",
     "logits_processors": "a request cannot bring code",
     "vllm_xargs": "a request cannot bring code",
-    "thinking_token_budget": "use max_tokens",
     "repetition_detection": "use repetition_penalty",
     "logprob_token_ids": "use logprobs",
     "prompt_logprob_token_ids": "use prompt_logprobs",
@@ -29,7 +28,10 @@ GENERATION = {
     "kv_transfer_params": _OTHER_SERVERS,
     "ec_transfer_params": _OTHER_SERVERS,
 }
-COMPLETION = GENERATION | {"suffix": "this model does not fill in the middle"}
+COMPLETION = GENERATION | {
+    "suffix": "this model does not fill in the middle",
+    "thinking_token_budget": "use /v1/chat/completions, which knows how thoughts are marked",
+}
 CHAT = GENERATION | {
     "echo": "use continue_final_message, or /v1/completions",
     "chat_template": "the model's own template is used",

@@ -16,6 +16,7 @@ from server.openai.fields import (
     MAX_MESSAGES,
     MAX_TOOLS,
     ONE,
+    Count,
     LogprobCount,
     RequestObject,
     both,
@@ -127,7 +128,10 @@ class FunctionTool(RequestObject):
 
 
 class ReasoningOptions(RequestObject):
+    """``max_tokens`` is OpenRouter's name of vLLM's ``thinking_token_budget``."""
+
     effort: Annotated[str, Field(max_length=32)] | None = None
+    max_tokens: Count | None = None
 
 
 class TextOptions(RequestObject):
@@ -154,6 +158,7 @@ class ResponsesRequest(SamplingRequest):
     )
     top_logprobs: LogprobCount | None = None
     reasoning: ReasoningOptions | None = None
+    thinking_token_budget: Count | None = None
     text: TextOptions | None = None
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[Any, tool_choice_field(None)] = None
@@ -172,8 +177,12 @@ class ResponsesRequest(SamplingRequest):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError for values that do not go together."""
+        budget = self.thinking_token_budget
+        if budget is None and self.reasoning is not None:
+            budget = self.reasoning.max_tokens
         return self._sampling_params(
             max_tokens=self.max_output_tokens,
+            thinking_token_budget=budget,
             logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
         )
 
@@ -196,7 +205,7 @@ class ResponsesRequest(SamplingRequest):
         tools = [tool.as_template_tool() for tool in self.tools or ()]
         choice = self.tool_choice
         if isinstance(choice, dict):
-            choice = {"type": "function", "function": {"name": choice["name"]}}
+            choice = _as_chat_choice(choice)
         return TemplateOptions(reasoning_effort=effort, tools=tools or None, tool_choice=choice)
 
     def messages(self) -> list[dict[str, Any]]:
@@ -210,6 +219,15 @@ class ResponsesRequest(SamplingRequest):
         for item in self.input:
             _add(messages, item)
         return messages
+
+
+def _as_chat_choice(choice: dict[str, Any]) -> dict[str, Any]:
+    """As chat completions have it."""
+    if choice["type"] == "allowed_tools":
+        tools = [_as_chat_choice(tool) for tool in choice["tools"]]
+        allowed = {"mode": choice["mode"], "tools": tools}
+        return {"type": "allowed_tools", "allowed_tools": allowed}
+    return {"type": "function", "function": {"name": choice["name"]}}
 
 
 def _add(messages: list[dict[str, Any]], item: InputItem) -> None:

@@ -24,7 +24,9 @@ from server.openai.conversation import Messages, TemplateOptions
 from server.openai.fields import (
     INT32,
     INT64,
+    MANY,
     MAX_SEQUENCES,
+    ONE,
     BadWords,
     Count,
     LengthPenalty,
@@ -43,6 +45,7 @@ from server.openai.fields import (
     conflict,
     either,
     given,
+    number_or_list,
     prompts_of,
 )
 from server.openai.structured import (
@@ -54,9 +57,13 @@ from server.openai.structured import (
     guided_params,
     only_one,
 )
+from server.openai.taps import Interventions, TapNames, TapPositionsField, check_alone, made
 
 # What the engine's attention variant declares: a number, or a list of them.
-AttentionParam = float | Annotated[list[float], Field(fail_fast=True, max_length=64)]
+AttentionParam = Annotated[
+    Annotated[float, ONE] | Annotated[list[float], Field(fail_fast=True, max_length=64), MANY],
+    number_or_list(),
+]
 
 
 class StreamOptions(RequestObject):
@@ -161,6 +168,9 @@ _SAMPLING_FIELDS = (
 )
 
 
+_ALONE = {"properties": {"stream": {"enum": [False, None]}, "n": {"enum": [1, None]}}}
+
+
 class GenerationRequest(SamplingRequest):
     """What completions and chat completions take beyond that."""
 
@@ -168,6 +178,7 @@ class GenerationRequest(SamplingRequest):
         json_schema_extra=both(
             either(absent("stream_options"), given("stream", const=True)),
             either(absent("prompt_logprobs"), {"properties": {"stream": {"enum": [False, None]}}}),
+            either(absent("taps"), _ALONE),
             beam_search.SCHEMA,
         )
     )
@@ -179,6 +190,9 @@ class GenerationRequest(SamplingRequest):
     best_of: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None  # beams; default: n
     prompt_logprobs: LogprobCount | None = None
     response_format: ResponseFormat | None = None
+    taps: TapNames | None = None
+    tap_positions: TapPositionsField | None = None
+    interventions: Interventions | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -189,6 +203,7 @@ class GenerationRequest(SamplingRequest):
         beam_search.check(
             self.use_beam_search is True, self.num_choices, self.best_of, self.__dict__
         )
+        check_alone(self.taps, self.stream, self.num_choices)
         return self
 
     def _structured_outputs(self) -> list[StructuredOutputsParams]:
@@ -220,9 +235,11 @@ class GenerationRequest(SamplingRequest):
         )
 
     def _choice_params(self, **overrides: Any) -> SamplingParams:
-        return self._sampling_params(
-            **{"n": self.num_choices, "prompt_logprobs": self.prompt_logprobs} | overrides
-        )
+        own: dict[str, Any] = {"n": self.num_choices, "prompt_logprobs": self.prompt_logprobs}
+        own |= {"taps": self.taps, "interventions": made(self.interventions)}
+        if self.tap_positions is not None:
+            own["tap_positions"] = self.tap_positions
+        return self._sampling_params(**own | overrides)
 
 
 class CompletionRequest(GenerationRequest):
@@ -237,6 +254,7 @@ class CompletionRequest(GenerationRequest):
     def _check_size(self) -> Self:
         if len(self.prompts) * self.num_sequences > MAX_SEQUENCES:
             raise conflict("n", f"prompts times n must not be more than {MAX_SEQUENCES}")
+        check_alone(self.taps, self.stream, len(self.prompts))
         return self
 
     @property
@@ -264,6 +282,7 @@ class ChatCompletionRequest(GenerationRequest, TemplateOptions):
     add_special_tokens: bool | None = None
     modalities: list[Literal["text"]] | None = None
     include_reasoning: bool | None = None
+    thinking_token_budget: Count | None = None
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
@@ -276,5 +295,6 @@ class ChatCompletionRequest(GenerationRequest, TemplateOptions):
         limit = self.max_completion_tokens
         return self._choice_params(
             max_tokens=self.max_tokens if limit is None else limit,
+            thinking_token_budget=self.thinking_token_budget,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )

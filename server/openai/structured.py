@@ -85,7 +85,7 @@ class TextFormat(RequestObject):
             return None
         if self.type == "json_object":
             return StructuredOutputsParams(json_object=True, param=param)
-        return StructuredOutputsParams(json=self.schema_, param=param)
+        return StructuredOutputsParams(json=self.schema_, param=param, closes=True)
 
 
 class ResponseFormat(RequestObject):
@@ -110,7 +110,8 @@ class ResponseFormat(RequestObject):
             tag = {"structures": self.structures or [], "triggers": self.triggers or []}
             return StructuredOutputsParams(structural_tag=tag, param=param)
         if self.type == "json_schema" and self.json_schema is not None:
-            return StructuredOutputsParams(json=self.json_schema.schema_, param=param)
+            schema = self.json_schema.schema_
+            return StructuredOutputsParams(json=schema, param=param, closes=True)
         if self.type == "json_object":
             return StructuredOutputsParams(json_object=True, param=param)
         return None

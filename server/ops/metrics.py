@@ -165,6 +165,11 @@ class ServerMetrics(Collector):
                 stats.num_blocks_loaded,
             ),
             (
+                "jaxllm:kv_blocks_read",
+                "KV-cache blocks read from files.",
+                stats.num_blocks_read,
+            ),
+            (
                 "vllm:corrupted_requests",
                 "Requests ended since no token could be drawn: NaN, or all forbidden.",
                 stats.num_corrupted,

@@ -5,6 +5,7 @@ import { TokenAligner } from "./tokens.js";
 
 export class Answer {
   text = "";
+  thoughts = "";
   failure = null; // RequestFailed
   stopped = false; // by whoever asked
   #abort = new AbortController();
@@ -19,14 +20,14 @@ export class Answer {
     this.#abort.abort();
   }
 
-  /** Reads the answer to its end, however it ends; `show` gets its pieces. */
-  async read(body, key, show) {
+  /** Reads the answer to its end, however it ends; `show` gets its pieces, `think` its thoughts. */
+  async read(body, key, show, think) {
     const aligner = new TokenAligner();
     try {
       const options = { key, body, signal: this.#abort.signal };
       for await (const chunk of stream("v1/chat/completions", options)) {
         this.#usage = chunk.usage ?? this.#usage;
-        for (const choice of chunk.choices) this.#take(choice, aligner, show);
+        for (const choice of chunk.choices) this.#take(choice, aligner, show, think);
       }
     } catch (error) {
       if (!this.stopped) this.failure = error;
@@ -34,13 +35,19 @@ export class Answer {
     show(aligner.finish());
   }
 
-  #take(choice, aligner, show) {
+  #take(choice, aligner, show, think) {
     this.#reason = choice.finish_reason ?? this.#reason;
     const text = choice.delta.content ?? "";
-    const tokens = choice.logprobs?.content ?? [];
-    if (!text && !tokens.length) return;
+    const thoughts = choice.delta.reasoning ?? choice.delta.reasoning_content ?? "";
+    const tokens = thoughts ? [] : (choice.logprobs?.content ?? []); // thoughts have no colours
+    if (!text && !thoughts && !tokens.length) return;
     this.#last = performance.now();
     this.#first ??= this.#last;
+    if (thoughts) {
+      this.thoughts += thoughts;
+      think(thoughts);
+    }
+    if (!text && !tokens.length) return;
     this.text += text;
     show(tokens.length ? aligner.feed(text, tokens) : [...aligner.finish(), { text, token: null }]);
   }

@@ -51,7 +51,8 @@ async function answer() {
     ...knobs.fields(),
   };
   const current = running;
-  await current.read(body, knobs.key, (pieces) => view.add(pieces));
+  const show = (pieces) => view.add(pieces);
+  await current.read(body, knobs.key, show, (text) => view.think(text));
   if (running === current) {
     running = null;
     busy(false);

@@ -36,6 +36,7 @@ export class AnswerView {
   #message = element("div", "message assistant waiting");
   #text = element("div", "text");
   #under = element("div", "under");
+  #thoughts = null; // made with the first of them
 
   constructor() {
     this.#message.append(this.#text, this.#under);
@@ -54,6 +55,19 @@ export class AnswerView {
         }
         this.#text.append(span);
       }
+    });
+  }
+
+  /** Thoughts stand above the answer, folded. */
+  think(text) {
+    growing(() => {
+      if (!this.#thoughts) {
+        this.#thoughts = element("details", "thoughts");
+        this.#thoughts.append(element("summary", "", "Thoughts"), element("div", "thought"));
+        this.#message.prepend(this.#thoughts);
+      }
+      this.#message.classList.replace("waiting", "running");
+      this.#thoughts.lastChild.append(text);
     });
   }
 

@@ -1,5 +1,7 @@
 """The choice of a backend: the first that does not refuse, and the log says why."""
 
+from dataclasses import replace
+
 import pytest
 
 from jaxllm.attention import select
@@ -8,13 +10,14 @@ from jaxllm.attention.backends import xla
 from jaxllm.attention.select import BACKENDS, select_backend
 from jaxllm.errors import ConfigError
 from jaxllm.registry import Registry
+from pallas_kernels.attention.variants.alibi import ALIBI
 
 WIDE, WINDOWED = AttentionSpec(8, 2, 128, 0.1), AttentionSpec(8, 2, 128, 0.1, window=16)
 GPU, CPU = (AttentionTarget(platform, "", 64, "bfloat16") for platform in ("gpu", "cpu"))
 
 
 class Picky:
-    """Refuses windows, and every platform but one."""
+    """Refuses windows, a variant, and every platform but one."""
 
     name = "picky"
 
@@ -24,6 +27,8 @@ class Picky:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu":
             return f"no {target.platform}"
+        if spec.variant is ALIBI:
+            return "no slopes"
         return None if spec.window is None else "no windows"
 
 
@@ -56,6 +61,20 @@ def test_one_refused_layer_is_enough_and_the_reason_is_told_once() -> None:
     assert backend is xla.BACKEND
     assert reason == "xla on gpu; picky refused: no windows"
     assert select_backend([WIDE], CPU)[1] == "xla on cpu; picky refused: no cpu"
+
+
+@pytest.mark.usefixtures("two_backends")
+def test_a_variant_that_costs_the_first_backend_is_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sloped = replace(WIDE, variant=ALIBI)
+    select_backend([WIDE, sloped, replace(sloped, scale=0.2)], GPU)
+    (warning,) = caplog.messages
+    assert "alibi is not served by picky" in warning and "no slopes" in warning
+    caplog.clear()
+    select_backend([WIDE, WINDOWED, replace(WINDOWED, variant=ALIBI)], GPU)
+    select_backend([sloped], CPU)
+    assert not caplog.messages, "they are refused without it, too"
 
 
 def test_no_backend_left_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:

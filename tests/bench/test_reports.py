@@ -16,6 +16,7 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import ConfigError, ContextLengthExceededError, RequestFailedError
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.simulation.cost import CostTable, ProgramCost, read_cost
 from tests.fakes.plans import make_plan
 
 VOCAB = 1000
@@ -66,9 +67,15 @@ def _read_rate() -> float:
     return READ_RATE
 
 
+def _costs(llm: FakeLLM, longest: int) -> CostTable:
+    assert llm.running and longest == 27
+    return CostTable(llm.plan, (ProgramCost(llm.plan.buckets[0], 0.25, 3, 17.0),))
+
+
 @pytest.fixture(autouse=True)
 def fake_llm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jaxllm.bench.latency.measured_read_rate", _read_rate)
+    monkeypatch.setattr("jaxllm.bench.latency.measure_costs", _costs)
     monkeypatch.setattr("jaxllm.bench.start.LLM", FakeLLM)
     monkeypatch.setattr("jaxllm.bench.throughput.time.perf_counter", lambda: FakeLLM.now)
     monkeypatch.setattr(FakeLLM, "missing_tokens", 0)
@@ -121,6 +128,7 @@ def test_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         floor = (row["weight_bytes_read"] + row["kv_bytes_read"]) / READ_RATE * 1000
         assert row["floor_ms"] == pytest.approx(floor)
         assert row["step_to_floor"] == pytest.approx(10 / floor)
+    assert read_cost(path).programs[0].seconds == 0.25  # as scripts/simulate.py reads it
     printed = capsys.readouterr().out
     assert "TTFT" in printed and "step/floor" in printed and "0.0 GB/s measured" in printed
 

@@ -43,6 +43,21 @@ def test_openai(run: Run, default_url: str, program: str, environment: str) -> N
         assert told["async"] == [told["chat"]] * 4
 
 
+def test_ai_sdk(run: Run, default_url: str) -> None:
+    properties = {"city": CITY, "days": {"type": "integer", "minimum": 1, "maximum": 3}}
+    schema = {"type": "object", "properties": properties, "required": ["city", "days"]}
+    told = run("ai_sdk_use.mjs", "node", url=f"{default_url}/v1", schema=schema, **GIVEN)
+    assert "Paris" in told["text"] and told["text"] == told["text_stream"]
+    assert 0 < told["usage"] == told["usage_stream"] <= 12
+    assert told["object"] == told["object_stream"] == told["object_partial"]
+    ((name, given),) = told["calls"]
+    assert name == "get_weather" and told["calls_stream"] == told["calls"]
+    assert told["results"] == [given] and told["reason"] == "tool-calls"
+    for found in (told["object"], given):
+        Draft202012Validator(schema).validate(found)
+        assert found.keys() == properties.keys()
+
+
 def test_langchain(run: Run, default_url: str) -> None:
     told = use(run, "langchain_use.py", "langchain", default_url)
     assert "Paris" in told["chat"] and told["chat"] == told["chat_stream"]
@@ -83,7 +98,8 @@ def test_anthropic(run: Run, default_url: str) -> None:
 
 def test_instructor(run: Run, default_url: str) -> None:
     told = use(run, "instructor_use.py", "instructor", default_url)
-    assert told["TOOLS"]["name"] in ("Paris", "London", "Rome") and 1 <= told["TOOLS"]["rank"] <= 9
+    for mode in ("TOOLS", "JSON_SCHEMA"):
+        assert told[mode]["name"] in ("Paris", "London", "Rome") and 1 <= told[mode]["rank"] <= 9
     assert told["partial"] == told["TOOLS"]
 
 

@@ -18,6 +18,7 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.kv_cache_manager import BlockMoves, KVCacheManager
 from jaxllm.core.prefix_cache import BlockHasher, PrefixCache
 from jaxllm.core.request import Request
+from jaxllm.taps.interventions import AblateHead
 from tests.fakes.plans import make_request
 
 MAX_MODEL_LEN = 24
@@ -96,10 +97,13 @@ class Allocator:
         salt, tenant, window = random.choice(("", "", "s")), random.choice(("", "", "t")), None
         if random.random() < 0.2:
             params["attention_params"] = {"window": (window := 8)}
+        head = random.choice((None, None, None, None, 1))
+        if head is not None:
+            params["interventions"] = [AblateHead(0, head)]
         core_request = make_request(f"r{self.num_requests}", prompt, 99, **params)
         core_request = replace(core_request, cache_salt=salt, tenant=tenant)
         request = Request(core_request, self.num_requests, MAX_MODEL_LEN)
-        identity = salt, "" if self.for_all else tenant, window
+        identity = salt, "" if self.for_all else tenant, window, head
         self.waiting.append(Held(request, tuple(tokens), identity))
 
     def one_gives_up(self) -> None:
@@ -290,6 +294,7 @@ BROKEN = {
     "attention params": (BlockHasher, "root", root_without(1)),
     "tenants": (BlockHasher, "root", root_without(2)),
     "salts": (BlockHasher, "root", root_without(3)),
+    "interventions": (BlockHasher, "root", root_without(4)),
     "what makes way is still found": (KVCacheManager, "_discard", lambda *args: None),
     "slots outlive the device": (HostTier, "clear", lambda self: None),
     "contents are never given out": (BlockPool, "free", lambda self, ids: None),

@@ -39,10 +39,25 @@ def test_the_longest_common_beginning_is_found():
 def test_few_continuations_are_remembered():
     cache = PrefixCache()
     for block_id in range(1, 3 * MOST_CONTINUATIONS):
-        cache.add(block_id, b"p", np.array([block_id], np.int32), None)
+        forgotten = cache.add(block_id, b"p", np.array([block_id], np.int32), None)
+        assert forgotten == (
+            block_id - MOST_CONTINUATIONS if block_id > MOST_CONTINUATIONS else None
+        )
+    assert len(cache.block_ids()) == MOST_CONTINUATIONS
     assert cache.find_similar(b"p", np.array([1], np.int32))[1] == 0
     newest = 3 * MOST_CONTINUATIONS - 1
     assert cache.find_similar(b"p", np.array([newest], np.int32)) == (newest, 1)
     for block_id in range(1, 3 * MOST_CONTINUATIONS):
         cache.discard(block_id)
     assert cache.block_ids() == set() and not cache._continuations
+
+
+def test_a_full_block_is_found_by_its_hash_when_newer_continuations_came():
+    cache = PrefixCache()
+    cache.add(1, b"p", TOKENS[:4], b"full")
+    for block_id in range(2, 2 + MOST_CONTINUATIONS):
+        assert cache.add(block_id, b"p", np.array([block_id], np.int32), None) is None
+    assert cache.find_similar(b"p", TOKENS[:4])[1] == 0
+    assert cache.find(b"full") == 1
+    cache.discard(1)
+    assert cache.find(b"full") is None

@@ -113,7 +113,7 @@ def request(
 ) -> EngineCoreRequest:
     eos = params.pop("eos_token_ids", ())
     bad_words = params.pop("bad_words_token_ids", ())
-    grammar = params.pop("grammar", "")
+    grammar, thoughts = params.pop("grammar", ""), params.pop("thoughts", None)
     sampling = {"temperature": 0.0, "seed": 0, "max_tokens": max_tokens} | params
     return EngineCoreRequest(
         request_id,
@@ -123,4 +123,5 @@ def request(
         eos,  # pyright: ignore[reportArgumentType]
         bad_words,  # pyright: ignore[reportArgumentType]
         grammar,  # pyright: ignore[reportArgumentType]
+        thoughts,  # pyright: ignore[reportArgumentType]
     )

@@ -46,6 +46,9 @@ class FakeCore:
             if self.requests.pop(request_id, None) is not None:
                 self.aborted.append(request_id)
 
+    def close(self) -> None:
+        return None
+
     def has_work(self) -> bool:
         return bool(self.requests)
 

@@ -1,6 +1,7 @@
 """Every wrong request is refused before the engine hears of it."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,3 +117,32 @@ def test_bad_words_with_and_without_a_space(inputs: InputProcessor, tokenizer: T
     expected = tuple(tuple(tokenizer.encode(w)) for w in ("ab", " ab", "c", " c"))
     assert request(inputs, params).bad_words_token_ids == expected
     assert request(inputs, SamplingParams()).eos_token_ids == (257,)
+
+
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}<think>{# </think> #}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun"), [("Hi", False), ("Hi<think>\n", True), ("<think></think>\n", None)]
+)
+def test_a_budget_for_thoughts(tiny_tokenizer_dir: Path, prompt: str, begun: bool | None) -> None:
+    backend = Tokenizer.from_dir(tiny_tokenizer_dir).backend
+    tokenizer = Tokenizer(backend, chat_template=TEMPLATE)
+    info = ModelInfo("fake", str(tiny_tokenizer_dir), 256, 258, (257,))
+    inputs = InputProcessor(info, tokenizer, random.Random(0))
+    params = SamplingParams(thinking_token_budget=5)
+    request = inputs.process("a", tuple(tokenizer.encode(prompt)), params)
+    thoughts = request.thoughts
+    if begun is None:
+        assert thoughts is None
+        return
+    assert thoughts is not None and (thoughts.begun, thoughts.budget) == (begun, 5)
+    assert tokenizer.decode(thoughts.closing_ids) == "</think>\n\n"
+    assert tokenizer.decode(thoughts.opening_ids) == "<think>" and not thoughts.offered
+    assert inputs.process("b", (1, 2), SamplingParams()).thoughts is None
+
+
+def test_a_budget_needs_to_know_thoughts(inputs: InputProcessor) -> None:
+    with pytest.raises(InvalidRequestError, match="does not tell") as caught:
+        inputs.process("a", (1, 2), SamplingParams(thinking_token_budget=5))
+    assert caught.value.param == "thinking_token_budget"

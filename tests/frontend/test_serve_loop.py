@@ -6,15 +6,18 @@ from typing import Any
 
 from jaxllm.messages import (
     AbortRequests,
+    EngineCoreOutput,
     EngineCoreRequest,
     EngineStats,
     Ping,
     Shutdown,
     StepOutputs,
+    TapValue,
     ToEngine,
 )
 from jaxllm.sampling_params import SamplingParams
-from jaxllm.worker.serve_loop import ServeLoop
+from jaxllm.taps.check import MAX_TAP_BYTES
+from jaxllm.worker.serve_loop import ServeLoop, in_parts
 from tests.frontend.fake_worker import REFUSED, FakeCore
 
 
@@ -92,3 +95,15 @@ def test_stats_about_once_a_second() -> None:
     sent = Scenario({0: [request("a", max_tokens=12)]}).run()
     busy = [m for m in sent[:-1] if isinstance(m, EngineStats)]
     assert 3 <= len(busy) <= 5
+
+
+def test_taps_of_many_requests_do_not_fill_one_message() -> None:
+    half = TapValue("resid.0", 0, bytes(MAX_TAP_BYTES // 2))
+    events = [EngineCoreOutput(str(i), taps=(half,) * (i % 3)) for i in range(7)]
+    step = StepOutputs(3, ["x"], [1], events, 2.5, num_step_tokens=[8])
+    parts = in_parts(step)
+    assert [event for part in parts for event in part.events] == events
+    assert parts[0].timestamp == 2.5 and all(not part.request_ids for part in parts[1:])
+    sizes = [sum(len(v.data) for e in part.events for v in e.taps) for part in parts]
+    assert len(parts) == 4 and max(sizes) == MAX_TAP_BYTES
+    assert in_parts(StepOutputs(1)) == [StepOutputs(1)]

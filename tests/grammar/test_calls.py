@@ -16,7 +16,7 @@ from jaxllm.errors import InvalidRequestError
 from jaxllm.grammar.convert import to_llguidance
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
-from jaxllm.parsers.choice import REASONING_PARSERS, TOOL_PARSERS, Parsers
+from jaxllm.parsers.choice import TOOL_PARSERS, Parsers
 from jaxllm.parsers.events import Content, Event, ToolArguments, ToolCallStart
 from server.tool_choice import ToolChoice
 from tests.grammar.rounds import open_llm
@@ -59,7 +59,7 @@ def answers(llm: LLM, params: SamplingParams, count: int = COUNT) -> list[Any]:
 
 def forced(family: str, choice: ToolChoice, *, parallel: bool = True) -> SamplingParams:
     plain = SamplingParams(temperature=1.0, max_tokens=400)
-    return choice.params(plain, Parsers(TOOL_PARSERS.load(family)), "", parallel=parallel)
+    return choice.params(plain, Parsers(TOOL_PARSERS.load(family)), parallel=parallel)
 
 
 def read(parsers: Parsers, tools: dict[str, Any], text: str, rng: random.Random) -> list[Event]:
@@ -168,9 +168,9 @@ def test_what_a_form_cannot_say_is_refused(llm: LLM, schema: Any, reason: str) -
     assert (caught.value.param, caught.value.code) == ("tools", "invalid_grammar")
 
 
-def walk(llm: LLM, parsers: Parsers, choice: ToolChoice, text: str, prompt: str = "") -> str:
+def walk(llm: LLM, choice: ToolChoice, text: str) -> str:
     """How much of ``text`` the grammar allows; with "$" behind it if the answer may end there."""
-    params = choice.params(SamplingParams(), parsers, prompt, parallel=True)
+    params = choice.params(SamplingParams(), Parsers(TOOL_PARSERS.load("hermes")), parallel=True)
     spec = params.structured_outputs
     assert isinstance(spec, StructuredOutputsParams)
     info = llm.info
@@ -196,33 +196,20 @@ F, G = '<tool_call>\n{"name": "f", "arguments": {"a": 1', '<tool_call>\n{"name":
         (f'{G}{{"any": []}}}}\n</tool_call>', "$"),
         ("<tool_call>\nx", "<tool_call>\n"),
         ('<tool_call>\n{"name": "h"', '<tool_call>\n{"name": "'),
-        (f"<think>Not {F}x </think>\n\n{F}}}}}\n</tool_call>", "$"),
-        (f"<think></think>{F[:-1]}x", f"<think></think>{F[:-1]}"),
     ],
 )
 def test_strict_calls_may_come(llm: LLM, text: str, allowed: str) -> None:
-    parsers = Parsers(TOOL_PARSERS.load("hermes"), REASONING_PARSERS.load("qwen3"))
-    assert walk(llm, parsers, STRICT, text) == (text + "$" if allowed == "$" else allowed)
+    assert walk(llm, STRICT, text) == (text + "$" if allowed == "$" else allowed)
 
 
-@pytest.mark.parametrize(
-    ("prompt", "text", "allowed"),
-    [
-        ("x", f"{F}}}}}\n</tool_call>", "$"),
-        ("x", "<think>Hm.\n</think>\n\n<tool_call>", "<think>Hm.\n</think>\n\n<tool_call>"),
-        ("x", "Hm.", ""),
-        ("<think>\n", "Hm.</think>Well.", "Hm.</think>"),
-        ("<think>\n", f"Hm.</think>{F}}}}}\n</tool_call>", "$"),
-    ],
-)
-def test_thoughts_before_required_calls(llm: LLM, prompt: str, text: str, allowed: str) -> None:
-    parsers = Parsers(TOOL_PARSERS.load("hermes"), REASONING_PARSERS.load("qwen3"))
+@pytest.mark.parametrize(("text", "allowed"), [(f"{F}}}}}\n</tool_call>", "$"), ("Hm.", "")])
+def test_nothing_stands_before_required_calls(llm: LLM, text: str, allowed: str) -> None:
     choice = replace(STRICT, required=True)
-    assert walk(llm, parsers, choice, text, prompt) == (text + "$" if allowed == "$" else allowed)
+    assert walk(llm, choice, text) == (text + "$" if allowed == "$" else allowed)
 
 
 def test_without_a_trigger_strict_changes_nothing() -> None:
     params = SamplingParams()
     parsers = Parsers(TOOL_PARSERS.load("llama3_json"))
-    assert STRICT.params(params, parsers, "", parallel=True) is params
-    assert STRICT.params(params, Parsers(), "", parallel=True) is params
+    assert STRICT.params(params, parsers, parallel=True) is params
+    assert STRICT.params(params, Parsers(), parallel=True) is params

@@ -25,7 +25,7 @@ WRONG = AttentionVariant("wrong", mask_mod=seen, kv_range=span)
 def guided(tmp_path: Path) -> str:
     """The guide's variant, from its text."""
     text = (ROOT / "jaxllm" / "lab" / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "longer.py").write_text(code)
     return f"{tmp_path / 'longer.py'}:LOG_N"
 

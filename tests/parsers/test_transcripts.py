@@ -14,8 +14,9 @@ from jaxllm.parsers.choice import (
     choose,
     marked,
 )
+from jaxllm.parsers.describe import in_words, written
 from jaxllm.parsers.events import ToolArguments, ToolCallStart, merged
-from jaxllm.parsers.family import CallForm, ToolParser
+from jaxllm.parsers.family import ToolParser
 from jaxllm.parsers.machine import Machine
 from tests.parsers.transcripts import TOOLS, Said, cut, golden, parse
 
@@ -114,27 +115,6 @@ CALLS = [
 ]
 
 
-def written(form: CallForm, calls: list[tuple[str, dict[str, Any]]]) -> str:
-    """Calls as the form says."""
-
-    def arguments(given: dict[str, Any]) -> str:
-        if form.arguments == "json":
-            return json.dumps(given)
-        if form.arguments == "python":
-            return ", ".join(f"{name}={value!r}" for name, value in given.items())
-        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in given.items()}
-        return "".join(form.tag.format(name=n, value=v) for n, v in texts.items())
-
-    return (
-        form.opening
-        + form.separator.join(
-            f"{form.begin}{name}{form.before_arguments}{arguments(given)}{form.end}"
-            for name, given in calls
-        )
-        + form.closing
-    )
-
-
 @pytest.mark.parametrize("name", TOOL_PARSERS.names())
 def test_what_is_written_in_the_familys_form_is_read(name: str) -> None:
     parser = TOOL_PARSERS.load(name)
@@ -142,6 +122,29 @@ def test_what_is_written_in_the_familys_form_is_read(name: str) -> None:
     said = Said.of(parse(Machine(parser.grammar, TOOLS), [written(parser.form, calls)]))
     assert [(c["name"], json.loads(c["arguments"])) for c in said.calls] == calls
     assert said.content == ""
+
+
+@pytest.mark.parametrize("name", TOOL_PARSERS.names())
+def test_a_conversation_in_words_is_read_as_it_was_called(name: str) -> None:
+    parser = TOOL_PARSERS.load(name)
+    calls = CALLS[:1] if name == "glm4" else CALLS
+    called = [{"function": {"name": n, "arguments": a}, "id": "x"} for n, a in calls]
+    told = in_words(
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "", "tool_calls": called},
+            {"role": "tool", "content": "Rain.", "tool_call_id": "x"},
+            {"role": "tool", "content": "Noon.", "tool_call_id": "x"},
+            {"role": "user", "content": [{"type": "text", "text": "And?"}]},
+        ],
+        parser.form,
+    )
+    assert [message["role"] for message in told] == ["user", "assistant", "user"]
+    assert all("tool_calls" not in message for message in told)
+    said = Said.of(parse(Machine(parser.grammar, TOOLS), [told[1]["content"]]))
+    assert [(c["name"], json.loads(c["arguments"])) for c in said.calls] == calls
+    answers = "The tool answered: Rain.\n\nThe tool answered: Noon.\n\nAnd?"
+    assert told[2]["content"] == answers
 
 
 def test_a_choice_narrows_the_tools() -> None:

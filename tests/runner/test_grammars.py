@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.grammar import matcher as module
-from jaxllm.messages import EngineCoreRequest
+from jaxllm.messages import EngineCoreRequest, Thoughts
+from jaxllm.runner import model_runner
 from jaxllm.runner.model_runner import ModelRunner, StepHandle
-from tests.fakes.ascii_tokenizer import EOS, regex, text_of
+from tests.fakes.ascii_tokenizer import EOS, ids_of, regex, text_of
 from tests.fakes.tiny_engine import Answer, TinyEngine, request
 
 PATTERNS = ("[a-z]{2,9}", "(yes|no)(, (yes|no)){1,3}", "x{0,200}", "[0-9]{3}-[0-9]{4}", "(ab|cd)+")
@@ -109,6 +112,101 @@ def test_other_parameters_still_hold(engine: TinyEngine) -> None:
     for name, answer in engine.run(constrained(5, **params)).items():
         assert len(answer.logprobs) == len(answer.token_ids), name
         assert not set(answer.token_ids) & set(range(65, 81))
+
+
+FORCING = (
+    r'\{"customer_name": "[a-z]{1,3}", "shipping_address": [0-9]{2}\}',
+    "(yes, that is so|no, that is not so)",
+    "[ab]{3} and then there is a rest that is longer than any answer may be",
+)
+THOUGHTS = Thoughts(
+    "<a>", ("</a>",), tuple(ids_of("<a>")), tuple(ids_of("</a>  ")), tuple(ids_of("  ")), budget=5
+)
+
+
+def forcing(**params: Any) -> list[EngineCoreRequest]:
+    """Some think first, and are ended; some end in the middle of forced text."""
+    grammars = [regex(pattern) for pattern in FORCING]
+    thinking = (None, THOUGHTS, msgspec.structs.replace(THOUGHTS, begun=True))
+    settings = {"temperature": 1.0, "eos_token_ids": (EOS,)} | params
+    return [
+        request(
+            f"f{i}", [i % 90 + 1] * (1 + 3 * i), 47 + i, seed=i, presence_penalty=float(i % 2),
+            grammar=("", *grammars)[i % 4], thoughts=thinking[i % 3], **settings,
+        )
+        for i in range(12)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of forced tokens is worth a step."""
+    monkeypatch.setitem(model_runner.MIXED_COST, "cpu", 0.0)
+    monkeypatch.setattr(model_runner, "LEAST_FORCED", 1)
+
+
+@pytest.fixture(scope="module")
+def drawn(engine: TinyEngine) -> dict[str, Answer]:
+    """Every token of every answer."""
+    core = engine.core()
+    core.executor = engine.runner(replace(engine.plan, jump_forward=False))
+    return engine.run(forcing(), core)
+
+
+@pytest.mark.usefixtures("eager")
+def test_forced_text_is_what_would_have_been_drawn(
+    engine: TinyEngine, drawn: dict[str, Answer]
+) -> None:
+    """Here there is one way to spell a text."""
+    whole = 0
+    for i, (name, answer) in enumerate(drawn.items()):
+        text = text_of(answer.token_ids)
+        if thought := i % 3 == 2 or (i % 3 == 1 and text.startswith("<a>")):
+            thoughts, closing, text = text.partition("</a>")
+            assert len(thoughts.removeprefix("<a>")) <= 5, name
+            assert closing or not i % 4, name  # without a grammar an answer may end there
+        if i % 4 and answer.finish_reason == "stop":
+            text = text.removeprefix("  ") if thought else text
+            assert re.fullmatch(FORCING[i % 4 - 1], text), text
+            whole += 1
+    assert whole > 3
+    assert engine.run([*forcing(), *plain(4)]) == drawn | engine.run(plain(4))
+
+
+def test_where_mixed_steps_are_dear_only_long_runs_jump(
+    engine: TinyEngine, drawn: dict[str, Answer]
+) -> None:
+    core = engine.core()
+    assert engine.run(forcing(), core) == drawn
+    assert core.stats().num_steps > 40
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("async_scheduling", [True, False], ids=["ahead", "in step"])
+def test_forced_text_saves_steps_and_survives_preemption(
+    engine: TinyEngine, drawn: dict[str, Answer], async_scheduling: bool
+) -> None:
+    core = engine.core(async_scheduling=async_scheduling, num_blocks=9)
+    assert engine.run(forcing(), core) == drawn
+    assert core.stats().num_preemptions > 0
+    alone = forcing()[1]
+    core = engine.core(async_scheduling=async_scheduling)
+    answer = engine.run([alone], core)[alone.request_id]
+    assert answer == drawn[alone.request_id]
+    assert core.stats().num_steps < len(answer.token_ids) / 2
+
+
+@pytest.mark.usefixtures("eager")
+def test_forced_text_survives_failed_steps(engine: TinyEngine, drawn: dict[str, Answer]) -> None:
+    core = engine.core()
+    core.executor = Failing(engine.runner(), (3, 20))
+    assert engine.run(forcing(), core) == drawn
+
+
+def test_scored_tokens_are_all_drawn(engine: TinyEngine, drawn: dict[str, Answer]) -> None:
+    for name, answer in engine.run(forcing(logprobs=0)).items():
+        assert len(answer.logprobs) == len(answer.token_ids)
+        assert answer.token_ids == drawn[name].token_ids
 
 
 @pytest.fixture

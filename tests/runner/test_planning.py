@@ -87,6 +87,8 @@ def test_a_small_cache_shortens_the_length_nobody_asked_for() -> None:
         ({"swap_space": 2.0**19}, "this host has"),
         ({"swap_space": 1.0, "enable_prefix_caching": False}, "--swap-space keeps"),
         ({"kv_offloading_size": 1.0, "enable_prefix_caching": False}, "--kv-offloading-size"),
+        ({"kv_offloading_dir": "d", "enable_prefix_caching": False}, "--kv-offloading-dir keeps"),
+        ({"kv_offloading_dir": "d", "kv_offloading_dir_size": 0.0}, "more than 0"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
@@ -100,6 +102,8 @@ def test_swapping_and_offloading_share_the_hosts_memory() -> None:
     assert abs(both.host_blocks - 3 * one.host_blocks) <= 2
     assert (one.offloading, both.offloading) == (False, True)
     assert make_plan().host_blocks == make_plan(swap_space=0.0).host_blocks == 0
+    staged = make_plan(kv_offloading_dir="kv")
+    assert staged.kv_files and staged.host_blocks == 4 * one.host_blocks
 
 
 def test_eight_bits_hold_twice_the_tokens_of_sixteen() -> None:

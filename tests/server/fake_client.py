@@ -17,10 +17,13 @@ from jaxllm.messages import (
     EngineStats,
     ModelInfo,
     StepOutputs,
+    TapValue,
     TokenLogprobs,
 )
 from jaxllm.outputs import RequestOutput
 from jaxllm.sampling_params import SamplingParams
+from jaxllm.taps.positions import tapped_between
+from jaxllm.taps.sites import parse_site
 from jaxllm.tokenizer.tokenizer import Tokenizer
 
 ANSWER = "Hello, wörld!"
@@ -143,6 +146,17 @@ class FakeClient:
             logprobs=tuple(map(_scored, ids)),
             prompt_logprobs=tuple(map(_scored, child.prompt_token_ids[1:])) if wants_prompt else (),
             embedding=self._embedding(child) if child.sampling_params.embed else None,
+            taps=self._taps(child) if step == 0 and child.sampling_params.taps else (),
+        )
+
+    def _taps(self, child: EngineCoreRequest) -> tuple[TapValue, ...]:
+        """Of the prompt; every number is the position."""
+        params, length, shapes = child.sampling_params, len(child.prompt_token_ids), self.info.taps
+        assert shapes is not None
+        return tuple(
+            TapValue(name, at, struct.pack("<f", at) * int(parse_site(name).num_values(at, shapes)))
+            for at in tapped_between(params.tap_positions, length, 0, length)
+            for name in params.taps or ()
         )
 
     def _embedding(self, child: EngineCoreRequest) -> bytes:

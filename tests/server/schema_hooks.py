@@ -21,7 +21,10 @@ REASONS = re.compile(
             "must not exceed max_tokens",
             "must not be less than n",  # of two fields
             "This server's operator",
-            "was not started for embeddings",
+            "was not started for (embeddings|taps)",
+            "Invalid 'interventions'",  # how often, and how large when multiplied
+            "the base64 of float32",
+            "it takes one prompt",
             "Invalid 'tool_choice': (a call is required|there is no tool)",
             "Invalid 'tools'",  # what a grammar of their calls cannot say
             "got a decimal number instead",  # 3.0 is an integer to a schema, but not to OpenAI

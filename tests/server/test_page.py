@@ -20,6 +20,7 @@ from server.settings import ServerSettings
 from server.ui.page import page_routes
 from tests.server import chromium
 from tests.server.fake_client import ANSWER, OTHER_ID, FakeClient
+from tests.server.test_tools import THOUGHTS, says
 from tests.server.wire import running
 
 FOLDER = Path(__file__).parents[2] / "server" / "ui"
@@ -293,6 +294,25 @@ def test_tokens_are_coloured_and_show_their_alternatives(
     fresh.wait_for("document.querySelectorAll('.under button').length === 4")
     assert fresh.run("document.querySelectorAll('.assistant:last-child .token').length") == 0
     assert fresh.run(TEXT) == ANSWER
+
+
+def test_thoughts_are_folded_above_the_answer(page: chromium.Page, engine: FakeClient) -> None:
+    says(engine, THOUGHTS)
+    settings = ServerSettings(served_model_names=("fake",), ui=True, reasoning_parser="qwen3")
+    with running(create_app(engine, settings)) as port:
+        page.look(width=1200, height=800)
+        page.open(f"http://127.0.0.1:{port}/")
+        page.wait_for("document.querySelector('#model').options.length === 1")
+        say(page, "Hi")
+        idle(page)
+        assert page.run(TEXT) == "Yes."
+        assert page.run("document.querySelector('.thought').textContent") == "Hm, é."
+        assert page.run("document.querySelector('.thoughts').open") is False
+        assert page.run("document.querySelector('.thought').checkVisibility()") is False
+        assert page.run("document.querySelectorAll('.text .token').length") > 0
+        say(page, "And now?")
+        page.wait_for("document.querySelectorAll('.under button').length === 4")
+    assert "Hm, é." not in str(engine.prompts[1])
 
 
 def test_the_stop_button_aborts(fresh: chromium.Page, engine: FakeClient) -> None:

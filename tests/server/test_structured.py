@@ -43,9 +43,9 @@ ANYWHERE: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 COMPLETION_FORMATS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"type": "json_object"}, {"json_object": True}),
-    (as_format(SCHEMA), {"json": SCHEMA}),
-    (as_format(SCHEMA, strict=True, description="d"), {"json": SCHEMA}),
-    (as_format(SCHEMA, strict=False), {"json": SCHEMA}),
+    (as_format(SCHEMA), {"json": SCHEMA, "closes": True}),
+    (as_format(SCHEMA, strict=True, description="d"), {"json": SCHEMA, "closes": True}),
+    (as_format(SCHEMA, strict=False), {"json": SCHEMA, "closes": True}),
     ({"type": "structural_tag"} | TAG, {"structural_tag": TAG}),
 ]
 
@@ -74,7 +74,10 @@ def test_response_format(
     ("value", "wanted"),
     [
         ({"type": "json_object"}, {"json_object": True}),
-        ({"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}, {"json": SCHEMA}),
+        (
+            {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True},
+            {"json": SCHEMA, "closes": True},
+        ),
     ],
 )
 def test_text_format_of_responses(

@@ -25,6 +25,7 @@ from server.client.endpoint import LocalEndpoint, read_body
 from server.client.options import ChatOptions
 from server.settings import ServerSettings
 from tests.server.fake_client import ANSWER, FakeClient
+from tests.server.test_tools import THOUGHTS, says
 from tests.server.wire import running
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,21 @@ def test_commands(
     assert "one" not in prompts[1] and "two" in prompts[1]
     assert "Sing." in prompts[2] and "two" not in prompts[2]
     assert "There is no /what." in capsys.readouterr().err
+
+
+def test_thoughts_stand_apart(
+    engine: FakeClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(engine, THOUGHTS)
+    settings = ServerSettings(served_model_names=("fake",), reasoning_parser="qwen3")
+    with running(create_app(engine, settings)) as port:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\n/thoughts\nAnd?\n/reset\n/thoughts\n"))
+        assert cli.main(["chat", "--url", f"http://127.0.0.1:{port}"]) == 0
+    told = capsys.readouterr()
+    assert told.out == "Yes.\nYes.\n"
+    assert told.err.count("(thinking") == 2 and told.err.count("Hm, é.") == 1
+    assert "There were none." in told.err
+    assert "Yes." in str(engine.prompts[1]) and "Hm, é." not in str(engine.prompts[1])
 
 
 def test_failures_are_told_and_forgotten(

@@ -137,6 +137,64 @@ def test_strict_functions(serve: Serve, engine: FakeClient, path: str) -> None:
     assert engine.params[-1].structured_outputs is None
 
 
+ALLOWED: dict[str, Any] = {
+    CHAT: lambda mode: {
+        "type": "allowed_tools",
+        "allowed_tools": {"mode": mode, "tools": [NAMED[CHAT]]},
+    },
+    RESPONSES: lambda mode: {"type": "allowed_tools", "mode": mode, "tools": [NAMED[RESPONSES]]},
+}
+
+
+@pytest.mark.parametrize("path", ALLOWED)
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools(serve: Serve, engine: FakeClient, path: str, mode: str) -> None:
+    """The model is told of all, and calls none but these."""
+    http = serve(tool_call_parser="hermes")
+    with_template(engine, "{{ tools | length }}")
+    ask(http, path, tools=TOOLS[path], tool_choice=ALLOWED[path](mode))
+    asked = calls_of(engine)
+    assert [name for name, _ in asked["tools"]] == ["now"]
+    assert asked["required"] == (mode == "required")
+    assert engine.prompts[-1] == "2"
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"mode": "auto", "tools": [{"type": "function", "function": {"name": "x"}}]}, "'x'"),
+        ({"mode": "auto", "tools": []}, "say 'none'"),
+        ({"mode": "any", "tools": []}, "a mode"),
+        ({"mode": "auto", "tools": [{"type": "function"}]}, "a mode"),
+        (None, "a mode"),
+    ],
+)
+def test_allowed_tools_that_are_not_there(http: TestClient, choice: Any, reason: str) -> None:
+    given = {"type": "allowed_tools", "allowed_tools": choice}
+    answer = post(http, CHAT, tools=TOOLS[CHAT], tool_choice=given)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "tool_choice")
+    assert reason in error["message"]
+
+
+def test_calls_in_words_where_the_template_has_none_for_them(
+    http: TestClient, engine: FakeClient
+) -> None:
+    with_template(engine, "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
+    call = {"id": "x", "type": "function", "function": CALLED}
+    messages = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "No.", "tool_call_id": "x"},
+    ]
+    ask(http, CHAT, messages=messages)
+    words = f"[user] Rain?\n[assistant] {CALL}\n[user] The tool answered: No.\n"
+    assert engine.prompts[-1] == words
+    with_template(engine, "{{ messages[1].tool_calls[0].function.name }} {{ messages[2].role }}")
+    ask(http, CHAT, messages=messages)
+    assert engine.prompts[-1] == "get_weather tool"
+
+
 def test_a_template_without_tools_gets_them_in_words(http: TestClient, engine: FakeClient) -> None:
     with_template(engine, "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
     system = {"role": "system", "content": "Be brief."}

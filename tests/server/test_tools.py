@@ -261,3 +261,57 @@ def test_unknown_names_are_refused_at_the_start(field: str) -> None:
     settings: dict[str, Any] = {field: "nobody"}
     with pytest.raises(ConfigError, match=r"'nobody'; there are .*qwen3.*, auto and none"):
         ServerSettings(**settings)
+
+
+BUDGETS: dict[str, dict[str, Any]] = {
+    PATH: {"messages": MESSAGES, "thinking_token_budget": 4},
+    "/v1/responses": {"input": "Hi", "reasoning": {"max_tokens": 4}},
+    "/v1/messages": {
+        "messages": MESSAGES,
+        "max_tokens": 20,
+        "thinking": {"type": "enabled", "budget_tokens": 4},
+    },
+}
+
+
+@pytest.mark.parametrize("path", BUDGETS)
+def test_a_budget_for_thoughts_reaches_the_engine(
+    serve: Serve, engine: FakeClient, path: str
+) -> None:
+    http = serve(reasoning_parser="qwen3")
+    assert http.post(path, json={"model": "fake"} | BUDGETS[path]).status_code == 200
+    params = engine.params[-1]
+    assert params.thinking_token_budget == 4 and params.thoughts is not None
+    assert (params.thoughts.opening, params.thoughts.closings) == ("<think>", ("</think>",))
+
+
+@pytest.mark.parametrize("path", BUDGETS)
+def test_a_budget_where_nobody_knows_thoughts(serve: Serve, engine: FakeClient, path: str) -> None:
+    """Anthropic's clients cannot ask for thoughts without one."""
+    answer = serve(reasoning_parser="none").post(path, json={"model": "fake"} | BUDGETS[path])
+    if path == "/v1/messages":
+        assert answer.status_code == 200 and engine.params[-1].thinking_token_budget is None
+    else:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "thinking_token_budget")
+
+
+def test_a_prompt_that_has_ended_the_thoughts_needs_no_budget(
+    serve: Serve, engine: FakeClient
+) -> None:
+    with_template(engine, "<think>\n\n</think>\n\n")
+    ask(serve(reasoning_parser="qwen3"), thinking_token_budget=4)
+    assert (engine.params[-1].thinking_token_budget, engine.params[-1].thoughts) == (None, None)
+
+
+def test_a_format_follows_the_thoughts(serve: Serve, engine: FakeClient) -> None:
+    http = serve(reasoning_parser="openai_gptoss", tool_call_parser="openai")
+    final = "<|start|>assistant<|channel|>final<|message|>"
+    for fields, after in (({}, final), ({"tools": TOOLS}, final)):
+        ask(http, response_format={"type": "json_object"}, **fields)
+        thoughts = engine.params[-1].thoughts
+        assert thoughts is not None and thoughts.after == after
+    with_template(engine, "{% if tools %}...{% endif %}")
+    ask(http, tools=TOOLS, tool_choice="required")
+    thoughts = engine.params[-1].thoughts
+    assert thoughts is not None and thoughts.after == "<|start|>assistant"

@@ -1,8 +1,9 @@
 """Thoughts between two markers, at the beginning of an answer and nowhere else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from jaxllm.parsers.family import ReasoningParser
+from jaxllm.parsers.family import ReasoningParser, ThoughtForm
 from jaxllm.parsers.machine import Grammar
 from jaxllm.parsers.reader import Markers, Mismatch, Reader, Steps
 
@@ -42,20 +43,22 @@ def _not_closed(prompt: str) -> bool:
     return not prompt.rstrip().endswith(TAGS[1])
 
 
-def _written(markers: tuple[tuple[str, ...], tuple[str, ...]]) -> tuple[str, str]:
+def _marks(markers: tuple[tuple[str, ...], tuple[str, ...]], after: str) -> ThoughtForm:
     openings, closings = markers
-    return openings[0], closings[0]
+    return ThoughtForm(openings[0], closings, after)
 
 
 # R1's answers begin with thoughts whether or not prompt or model have written the tag.
-DEEPSEEK_R1 = ReasoningParser(_between(*TAGS), _not_closed, markers=_written(TAGS))
-THINK = ReasoningParser(_between(*TAGS), _ends_with(*TAGS[0]), markers=_written(TAGS))
+DEEPSEEK_R1 = ReasoningParser(_between(*TAGS), _not_closed, marks=_marks(TAGS, "\n\n"))
+THINK = ReasoningParser(_between(*TAGS), _ends_with(*TAGS[0]), marks=_marks(TAGS, "\n\n"))
+DEEPSEEK_V3 = replace(THINK, marks=_marks(TAGS, ""))
+GLM45 = replace(THINK, marks=_marks(TAGS, "\n"))
 MISTRAL = ReasoningParser(
     _between(*BRACKETS),
     _ends_with(*BRACKETS[0]),
     special_tokens=True,
-    markers=_written(BRACKETS),
+    marks=_marks(BRACKETS, ""),
 )
 GRANITE = ReasoningParser(
-    _between(*SENTENCES), _ends_with(*SENTENCES[0]), markers=_written(SENTENCES)
+    _between(*SENTENCES), _ends_with(*SENTENCES[0]), marks=_marks(SENTENCES, " ")
 )

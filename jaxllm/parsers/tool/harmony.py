@@ -6,7 +6,7 @@ The prompt ends with ``<|start|>assistant``, so an answer begins with the rest o
 
 import re
 
-from jaxllm.parsers.family import CallForm, ReasoningParser, ToolParser
+from jaxllm.parsers.family import CallForm, ReasoningParser, ThoughtForm, ToolParser
 from jaxllm.parsers.reader import Emit, Markers, Mismatch, Reader, Steps
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
@@ -74,5 +74,11 @@ OPENAI_GPTOSS = ReasoningParser(
     lambda _: False,
     special_tokens=True,
     reads_calls=True,
-    markers=(f"{CHANNEL}analysis{MESSAGE}", f"{END}{START}assistant"),
+    marks=ThoughtForm(
+        f"{CHANNEL}analysis{MESSAGE}",
+        (END,),
+        after=f"{START}assistant",
+        answer=f"{CHANNEL}final{MESSAGE}",
+        again=True,
+    ),
 )

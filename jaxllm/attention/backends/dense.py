@@ -1,0 +1,106 @@
+"""Attention over one whole sequence in float32, to be differentiated: it serves nothing."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxllm.attention.backend import (
+    AttentionSpec,
+    AttentionTarget,
+    HeadTransform,
+    SlotMapping,
+)
+from jaxllm.attention.metadata import AttentionMetadata, StepAttention
+from jaxllm.config.plan import BatchKind
+from pallas_kernels.attention.reference import masked_softmax, modified_scores
+from pallas_kernels.attention.variant_params import Params
+from pallas_kernels.kv_write.xla import rope_and_write_xla
+
+
+class DenseBackend:
+    """The cache of a layer is one page as long as the sequence. What layers share (``shared``) is
+    one layer's: the values of its variant's params, which may be learned.
+    """
+
+    name = "dense"
+
+    def on(self, target: AttentionTarget) -> "DenseBackend":
+        return self
+
+    def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
+        return "it has no pages"
+
+    def prepare(
+        self,
+        metadata: AttentionMetadata,
+        kind: BatchKind,
+        specs: tuple[AttentionSpec, ...],
+        page_size: int,
+    ) -> Params:
+        return {}
+
+    def write(
+        self,
+        qkv: Float[Array, "T C"],
+        kv: Float[Array, "1 2 K T D"],
+        slots: SlotMapping,
+        heads: HeadTransform,
+        spec: AttentionSpec,
+    ) -> tuple[Float[Array, "T H D"], Float[Array, "1 2 K T D"]]:
+        return rope_and_write_xla(
+            qkv,
+            heads.cos,
+            heads.sin,
+            slots.pages,
+            slots.offsets,
+            kv,
+            heads.q_norm,
+            heads.k_norm,
+            eps=heads.eps,
+            interleaved=heads.interleaved,
+        )
+
+    def attend(
+        self,
+        q: Float[Array, "T H D"],
+        kv: Float[Array, "1 2 K T D"],
+        metadata: AttentionMetadata,
+        shared: Params,
+        spec: AttentionSpec,
+    ) -> Float[Array, "T H D"]:
+        groups, variant = spec.num_heads // spec.num_kv_heads, spec.variant
+        keys, values = jnp.repeat(kv[0].astype(jnp.float32), groups, axis=1)  # [H, T, D] each
+        scores = jnp.einsum("thd,hnd->thn", q.astype(jnp.float32), keys) * spec.scale
+        scores, visible = modified_scores(
+            scores,
+            metadata.token_slots,
+            metadata.positions,
+            variant,
+            shared,
+            window=spec.window,
+            seq_lens=metadata.seq_lens,
+        )
+        sink = None if variant.sinks is None else shared[variant.sinks]
+        weights = masked_softmax(scores, visible, sink)
+        return jnp.einsum("thn,hnd->thd", weights, values).astype(q.dtype)
+
+
+def whole_sequence(num_tokens: int, params: Params) -> StepAttention:
+    """One layer's attention over a sequence; ``params`` as ``param_arrays`` gives them."""
+    positions = jnp.arange(num_tokens, dtype=jnp.int32)
+    metadata = AttentionMetadata(
+        positions=positions,
+        token_slots=jnp.zeros_like(positions),
+        query_start_loc=jnp.asarray([0, num_tokens], jnp.int32),
+        seq_lens=jnp.asarray([num_tokens], jnp.int32),
+        block_tables=jnp.zeros((1, 1), jnp.int32),
+        num_decode_rows=jnp.int32(0),
+    )
+    return StepAttention(_BACKEND, metadata, metadata.slot_mapping(num_tokens), params)
+
+
+def empty_page(spec: AttentionSpec, num_tokens: int, dtype: jnp.dtype) -> jax.Array:
+    return jnp.zeros((1, 2, spec.num_kv_heads, num_tokens, spec.head_dim), dtype)
+
+
+_BACKEND = DenseBackend()
