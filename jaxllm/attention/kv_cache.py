@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxllm.config.model import ModelConfig
+from pallas_kernels.kv_write.narrow import FP8
 
 KVCache = tuple[jax.Array, ...]  # one [P, 2, K, B, D] per layer
 
@@ -31,8 +32,14 @@ def bytes_per_block(
     return config.num_layers * elements * jnp.dtype(dtype).itemsize
 
 
+def stored_dtype(page_dtype: str) -> str:
+    """Float8 is kept as bytes: pallas_kernels/kv_write/narrow.py says why."""
+    return FP8 if page_dtype == "float8_e4m3fn" else page_dtype
+
+
 def kv_cache_spec(
     config: ModelConfig, num_blocks: int, block_size: int, dtype: str, head_dim: int | None = None
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
     shape = (num_blocks, *page_shape(config, block_size, head_dim))
-    return (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)),) * config.num_layers
+    stored = jnp.dtype(stored_dtype(dtype))
+    return (jax.ShapeDtypeStruct(shape, stored),) * config.num_layers

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from jaxllm.config.plan import EnginePlan
 
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def decode_step_bytes(
     embedded = batch_size * model.hidden_size * itemsize
     windows = (model.window(layer) for layer in range(model.num_layers))
     seen = sum(context if window is None else min(context, window) for window in windows)
-    per_token = 2 * model.num_kv_heads * model.head_dim * itemsize
+    per_token = 2 * model.num_kv_heads * model.head_dim * _ITEMSIZE[plan.page_dtype]
     return StepBytes(weight_bytes - table + embedded, batch_size * seen * per_token)
 
 

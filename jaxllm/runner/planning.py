@@ -11,7 +11,7 @@ import psutil
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.plan import EnginePlan, make_buckets
+from jaxllm.config.plan import EnginePlan, make_buckets, page_dtype
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.memory import (
@@ -85,6 +85,7 @@ def draft_plan(
         offloading=config.kv_offloading_size > 0,
         kv_files=config.kv_offloading_dir is not None,
         attention_params=request_params(model.config),
+        kv_cache_dtype=config.kv_cache_dtype,
         cache_head_dim=cache_head_dim,
     )
 
@@ -166,7 +167,8 @@ def _host_blocks(
     """
     if not config.enable_prefix_caching:
         return 0
-    block = bytes_per_block(model.config, config.block_size, dtype, cache_head_dim)
+    pages = page_dtype(config.kv_cache_dtype, dtype)
+    block = bytes_per_block(model.config, config.block_size, pages, cache_head_dim)
     swap_space = config.swap_space
     if swap_space is None:
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)

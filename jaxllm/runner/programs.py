@@ -240,7 +240,7 @@ class Programs:
     def _kv(self) -> Any:
         plan = self.plan
         return kv_cache_spec(
-            plan.model, plan.num_blocks, plan.block_size, plan.dtype, plan.cache_head_dim
+            plan.model, plan.num_blocks, plan.block_size, plan.page_dtype, plan.cache_head_dim
         )
 
     def _row_buffers(self) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, kv_spans, param_arrays
+from pallas_kernels.kv_write.narrow import widened
 
 TILE = 32  # queries of one row that are attended together in prefill
 SPAN = 128  # key positions per loop iteration
@@ -151,7 +152,11 @@ def _walk(
     def body(index: Int[Array, ""], state: _Softmax) -> _Softmax:
         wanted = jnp.minimum(index * pages + jnp.arange(pages), block_tables.shape[1] - 1)
         block = kv[block_tables[:, wanted]]  # [N, pages, 2, K, B, D]
-        block = block.transpose(2, 0, 3, 1, 4, 5).reshape(2, n, kv_heads, span, dim)
+        block = (
+            widened(block, packed.dtype)
+            .transpose(2, 0, 3, 1, 4, 5)
+            .reshape(2, n, kv_heads, span, dim)
+        )
         kv_pos = index * span + jnp.arange(span)
         # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is
         # NaN.

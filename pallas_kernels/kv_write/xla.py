@@ -5,6 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.head_dims import pad_heads
+from pallas_kernels.kv_write.narrow import narrow
 
 
 def kv_write(
@@ -16,7 +17,7 @@ def kv_write(
 ) -> Float[Array, "P 2 K B W"]:
     """Puts token t at ``kv[pages[t], :, :, offsets[t]]``, and zeros behind it where pages hold
     wider heads; a page of P or more drops the token."""
-    update = pad_heads(jnp.stack([k, v], axis=1).astype(kv.dtype), kv.shape[-1])  # [T, 2, K, W]
+    update = pad_heads(narrow(jnp.stack([k, v], axis=1), kv.dtype), kv.shape[-1])  # [T, 2, K, W]
     return kv.at[pages, :, :, offsets].set(update, mode="drop")
 
 

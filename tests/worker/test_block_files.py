@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,8 @@ def test_the_key_is_the_model_s_and_the_directory_s(tmp_path: Path, files: Model
     plan = tiny_plan(kv_files=True)
     keys: list[bytes] = []
 
-    def note(config: EngineConfig, block_size: int = 16) -> None:
-        store, key = open_block_files(config, files, replace(plan, block_size=block_size))
+    def note(config: EngineConfig, **changes: Any) -> None:
+        store, key = open_block_files(config, files, replace(plan, **changes))
         assert store is not None
         store.close()
         keys.append(key)
@@ -36,10 +37,11 @@ def test_the_key_is_the_model_s_and_the_directory_s(tmp_path: Path, files: Model
     note(config)
     assert keys[0] == keys[1]
     note(config, block_size=32)
+    note(config, kv_cache_dtype="fp8")
     note(replace(config, kv_offloading_dir=str(tmp_path / "other")))
     os.utime(files.path / "model.safetensors", (1, 1))
     note(config)
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
 
 
 def test_a_second_engine_goes_without(
