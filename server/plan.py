@@ -59,8 +59,8 @@ def _table(report: dict[str, Any]) -> list[str]:
     notes = {
         "temporaries": report["temporaries"],
         "KV cache": f"{report['kv_blocks']} blocks of {report['block_size']} tokens, "
-        f"{report['kv_block_bytes'] / 2**20:.2f} MiB each: {report['kv_tokens']:,} tokens"
-        f"{_padding(report)}",
+        f"{report['kv_block_bytes'] / 2**20:.2f} MiB each: {report['kv_tokens']:,} tokens "
+        f"in {report['kv_cache_dtype']}{_padding(report)}",
     }
     for name, key in _PARTS:
         if report[key] is not None:

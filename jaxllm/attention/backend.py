@@ -44,8 +44,9 @@ class AttentionTarget:
     platform: str  # "cpu", "gpu"
     compute_capability: str  # "9.0"; "" where there is none
     page_size: int
-    dtype: str  # of activations and cache
+    dtype: str  # of activations
     device_kind: str = ""  # "NVIDIA H200": whose tuned configs to use
+    page_dtype: str = ""  # of the cache; "": that of activations
 
 
 class HeadTransform(NamedTuple):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxllm.attention.backend import AttentionSpec
 from jaxllm.config.model import ModelConfig
+from pallas_kernels.kv_write.narrow import FP8
 
 KVCache = tuple[jax.Array, ...]  # one [P, 2 or 1, K, B, D] per layer
 
@@ -34,6 +35,11 @@ def bytes_per_block(
     return elements * jnp.dtype(dtype).itemsize
 
 
+def stored_dtype(page_dtype: str) -> str:
+    """Float8 is kept as bytes: pallas_kernels/kv_write/narrow.py says why."""
+    return FP8 if page_dtype == "float8_e4m3fn" else page_dtype
+
+
 def kv_cache_spec(
     config: ModelConfig,
     num_blocks: int,
@@ -42,7 +48,8 @@ def kv_cache_spec(
     head_dims: tuple[int, ...] = (),
 ) -> tuple[jax.ShapeDtypeStruct, ...]:
     pages = _pages(config, block_size, head_dims)
-    return tuple(jax.ShapeDtypeStruct((num_blocks, *page), jnp.dtype(dtype)) for page in pages)
+    stored = jnp.dtype(stored_dtype(dtype))
+    return tuple(jax.ShapeDtypeStruct((num_blocks, *page), stored) for page in pages)
 
 
 def most_padded(config: ModelConfig, head_dims: tuple[int, ...]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from jaxllm.config.plan import EnginePlan
 
-_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,10 @@ def decode_step_bytes(
     embedded = batch_size * model.hidden_size * itemsize
     windows = (model.window(layer) for layer in range(model.num_layers))
     seen = sum(context if window is None else min(context, window) for window in windows)
-    per_token = 2 * model.num_kv_heads * model.head_dim * itemsize
+    channels = 2 * model.num_kv_heads * model.head_dim
     if model.latent is not None:
-        per_token = (model.latent.kv_rank + model.latent.rope_dim) * itemsize
+        channels = model.latent.kv_rank + model.latent.rope_dim
+    per_token = channels * _ITEMSIZE[plan.page_dtype]
     return StepBytes(weight_bytes - table + embedded, batch_size * seen * per_token)
 
 

@@ -6,6 +6,7 @@ Nothing here is ever changed after construction: what was decided from it is an 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from jaxllm.config.plan import KV_CACHE_DTYPES
 from jaxllm.config.scheduling import POLICY_NAMES, SchedulingConfig
 from jaxllm.errors import ConfigError
 
@@ -38,6 +39,12 @@ class EngineConfig:
     block_size: int = flag(64, "tokens per KV-cache block")
     gpu_memory_utilization: float = flag(0.92, "share of the accelerator's memory to use")
     kv_cache_memory_bytes: int | None = flag(None, "size of the KV cache; default: measured")
+    kv_cache_dtype: str = flag(
+        "auto",
+        "of cached keys and values; fp8: e4m3, not scaled, room for twice the tokens; "
+        "auto: as activations",
+        choices=KV_CACHE_DTYPES,
+    )
     num_gpu_blocks_override: int | None = flag(None, "number of KV-cache blocks; default: measured")
     max_num_seqs: int | None = flag(None, "requests that run at once; default by device")
     max_num_batched_tokens: int | None = flag(None, "tokens per step; default by device")

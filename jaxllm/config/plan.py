@@ -6,6 +6,15 @@ from enum import StrEnum
 from jaxllm.config.model import ModelConfig, RowParam
 from jaxllm.taps.sites import TapShapes
 
+# What --kv-cache-dtype takes, and the dtype that it stands for; auto is that of activations.
+_PAGE_DTYPES = {"auto": "", "fp8": "float8_e4m3fn", "fp8_e4m3": "float8_e4m3fn"}
+KV_CACHE_DTYPES = tuple(_PAGE_DTYPES)
+
+
+def page_dtype(kv_cache_dtype: str, dtype: str) -> str:
+    """The dtype of cached keys and values, with activations in ``dtype``."""
+    return _PAGE_DTYPES[kv_cache_dtype] or dtype
+
 
 class BatchKind(StrEnum):
     DECODE = "decode"  # one token per row: num_tokens == num_rows
@@ -44,6 +53,7 @@ class EnginePlan:
     offloading: bool = False  # it takes any block that must leave, not only preempted requests'
     kv_files: bool = False  # what it takes is written to files, too
     attention_params: tuple[RowParam, ...] = ()  # what requests may bring for attention variants
+    kv_cache_dtype: str = "auto"
     # Channels of a head in each layer's KV pages; () where the backend pads none.
     cache_head_dims: tuple[int, ...] = ()
     taps: bool = False  # whether requests may read and change activations
@@ -58,6 +68,17 @@ class EnginePlan:
     @property
     def max_blocks_per_row(self) -> int:
         return -(-self.max_model_len // self.block_size)
+
+    @property
+    def page_dtype(self) -> str:
+        """The dtype of cached keys and values."""
+        return page_dtype(self.kv_cache_dtype, self.dtype)
+
+    @property
+    def kv_identity(self) -> str:
+        """What keys and values depend on beside weights and tokens."""
+        how = (self.model.architecture, self.dtype, self.page_dtype, self.attention_backend)
+        return " ".join(how)
 
     @property
     def kv_tokens(self) -> int:

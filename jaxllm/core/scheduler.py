@@ -80,7 +80,7 @@ class Scheduler:
             plan.max_model_len,
             caching=plan.prefix_caching,
             key=cache_key,
-            identity=f"{plan.model.architecture} {plan.dtype} {plan.attention_backend}",
+            identity=plan.kv_identity,
             host_slots=plan.host_blocks,
             save_all=plan.offloading,
             on_disk=plan.kv_files,

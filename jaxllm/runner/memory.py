@@ -122,7 +122,7 @@ def memory_plan(
 ) -> MemoryPlan:
     """``num_blocks`` of ``plan`` does not matter; its max_model_len must be the one that programs
     are compiled for."""
-    block = bytes_per_block(plan.model, plan.block_size, plan.dtype, plan.cache_head_dims)
+    block = bytes_per_block(plan.model, plan.block_size, plan.page_dtype, plan.cache_head_dims)
     return MemoryPlan(device, _bytes(model.specs), row_bytes(plan), working, block)
 
 
@@ -166,7 +166,7 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     rows = max(bucket.num_rows for bucket in plan.buckets)
     inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))
-    block = bytes_per_block(model, plan.block_size, plan.dtype, plan.cache_head_dims)
+    block = bytes_per_block(model, plan.block_size, plan.page_dtype, plan.cache_head_dims)
     moved = (BLOCKS_PER_MOVE + 1) * block
     programs.append(ProgramMemory("copy", "", moved + WORKSPACE_BYTES, 0))
     if plan.host_blocks:

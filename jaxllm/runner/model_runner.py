@@ -107,7 +107,7 @@ class ModelRunner:
             jumps=plan.jump_forward,
         )
         specs = kv_cache_spec(
-            plan.model, plan.num_blocks, plan.block_size, plan.dtype, plan.cache_head_dims
+            plan.model, plan.num_blocks, plan.block_size, plan.page_dtype, plan.cache_head_dims
         )
         self._kv = tuple(_zeros(spec) for spec in specs)
         buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)

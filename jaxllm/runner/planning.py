@@ -12,7 +12,7 @@ from jaxllm.attention.backend import AttentionSpec
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.plan import EnginePlan, make_buckets
+from jaxllm.config.plan import EnginePlan, make_buckets, page_dtype
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.memory import (
@@ -88,6 +88,7 @@ def draft_plan(
         kv_files=config.kv_offloading_dir is not None,
         # All other rows may decode in the step that feeds a span whole.
         attention_params=request_params(model.config, max_tokens - max_num_seqs + 1),
+        kv_cache_dtype=config.kv_cache_dtype,
         cache_head_dims=cache_head_dims,
     )
 
@@ -169,7 +170,8 @@ def _host_blocks(
     """
     if not config.enable_prefix_caching:
         return 0
-    block = bytes_per_block(model.config, config.block_size, dtype, head_dims)
+    pages = page_dtype(config.kv_cache_dtype, dtype)
+    block = bytes_per_block(model.config, config.block_size, pages, head_dims)
     swap_space = config.swap_space
     if swap_space is None:
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)

@@ -243,7 +243,7 @@ class Programs:
     def _kv(self) -> Any:
         plan = self.plan
         return kv_cache_spec(
-            plan.model, plan.num_blocks, plan.block_size, plan.dtype, plan.cache_head_dims
+            plan.model, plan.num_blocks, plan.block_size, plan.page_dtype, plan.cache_head_dims
         )
 
     def _row_buffers(self) -> Any:

@@ -306,5 +306,6 @@ BUGS_OF_STEPS = (
         LOOP,
         FORGET + "        self.recovery.advance()\n",
         FORGET,
+        scenario="faults",
     ),
 )

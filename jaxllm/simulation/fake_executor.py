@@ -147,6 +147,8 @@ class FakeExecutor:
                 if sampled is not None:
                     self._score(sampled, i, context, int(tokens[i]))
             elif step.samples[i]:
+                if not is_forced(row.request):
+                    raise Violation("executor", "A row samples before it was fed all it knows.")
                 tokens[i] = 0  # its place is taken
             offset += end - start
         if (self.kv[NULL_BLOCK] != -1).any():

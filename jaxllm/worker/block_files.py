@@ -48,7 +48,7 @@ def _identity(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> str:
     """A digest of all that keys and values depend on beside tokens. Weights count by the names,
     sizes and times of their files: to read them all would take as long as to load them.
     """
-    parts = [jaxllm.__version__, repr(plan.model), plan.dtype, plan.attention_backend]
+    parts = [jaxllm.__version__, repr(plan.model), plan.kv_identity]
     parts += [str(plan.block_size), config.load_format, str(config.seed)]
     root = files.path
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:

@@ -89,6 +89,7 @@ def _report(opened: OpenedModel, kind: str, plan: EnginePlan, memory: MemoryPlan
     return {
         "model": opened.files.name,
         "dtype": plan.dtype,
+        "kv_cache_dtype": plan.page_dtype,
         "device": kind,
         "platform": memory.device.platform,
         "attention": plan.attention_reason,

@@ -17,7 +17,7 @@ from jaxllm.attention.variants import choose_attention
 from jaxllm.config.engine import EngineConfig
 from jaxllm.config.env import cache_dir, cpu_count, prepare_accelerator
 from jaxllm.config.model import ModelConfig
-from jaxllm.config.plan import EnginePlan
+from jaxllm.config.plan import EnginePlan, page_dtype
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.engine.latency_target import LatencyTarget
@@ -293,7 +293,8 @@ def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:
     device: Any = jax.devices()[0]
     capability = str(getattr(device, "compute_capability", ""))
     where = (jax.default_backend(), capability, config.block_size, dtype)
-    return AttentionTarget(*where, device_kind=device.device_kind)
+    pages = page_dtype(config.kv_cache_dtype, dtype)
+    return AttentionTarget(*where, device_kind=device.device_kind, page_dtype=pages)
 
 
 def load_weights(config: EngineConfig, opened: OpenedModel) -> Params:
@@ -340,6 +341,7 @@ def _summary(programs: Programs, memory: MemoryPlan) -> dict[str, str | int | fl
     return {
         "device": device.device_kind,
         "dtype": plan.dtype,
+        "kv_cache_dtype": plan.page_dtype,
         "attention": plan.attention_reason,
         "max_model_len": plan.max_model_len,
         "max_num_seqs": plan.max_num_seqs,

@@ -42,9 +42,11 @@ def paged_decode(
     """
     heads = q.shape[1]
     kv_heads, page_size, dim = kv.shape[2:]
-    config = config or default_decode_config(dim, page_size, heads // kv_heads)
-    dtype = str(kv.dtype) if q.dtype == kv.dtype else f"{q.dtype} over {kv.dtype}"
-    reason = refuses_decode_sm90(heads, kv_heads, dim, page_size, dtype, platform, config)
+    config = config or default_decode_config(
+        dim, page_size, heads // kv_heads, itemsize=kv.dtype.itemsize
+    )
+    facts = (heads, kv_heads, dim, page_size, str(q.dtype), platform, config)
+    reason = refuses_decode_sm90(*facts, pages=str(kv.dtype))
     if reason is None:
         if plan is None:
             plan = plan_decode(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.head_dims import HEAD_DIMS
+from pallas_kernels.kv_write.narrow import FP8
 
 PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
@@ -52,17 +53,20 @@ class DecodeConfig:
         is two stages there."""
         return self.block if head_dim > 128 else max(self.block, page_size)
 
-    def smem_bytes(self, page_size: int, head_dim: int, group: int) -> int:
-        """Shared memory of one CTA with 16-bit pages, an upper bound."""
+    def smem_bytes(self, page_size: int, head_dim: int, group: int, itemsize: int = 2) -> int:
+        """Shared memory of one CTA, an upper bound. ``itemsize``: bytes of a number in the pages,
+        2 or 1; what has one is widened in shared memory."""
         block, heads = self.block_tokens(page_size, head_dim), padded_group(group)
-        ring = self.stages * 2 * block * head_dim * 2
+        ring = self.stages * 2 * block * head_dim * itemsize
+        if itemsize == 1:
+            ring += 2 * block * head_dim * 2
         queries = 2 * heads * head_dim * 2
         outputs = heads * head_dim * 2
         return ring + queries + outputs + heads * block * 2 + _RESERVED_BYTES
 
 
 def default_decode_config(
-    head_dim: int, page_size: int, group: int, *, num_sms: int = 132
+    head_dim: int, page_size: int, group: int, *, num_sms: int = 132, itemsize: int = 2
 ) -> DecodeConfig:
     """Two CTAs per SM, one computing while the other waits, where three stages of each fit."""
     for ctas in (2, 1):
@@ -71,7 +75,7 @@ def default_decode_config(
             config
             for stages in (8, 7, 6, 5, 4, 3, 2)
             if (config := DecodeConfig(stages=stages, num_ctas=ctas * num_sms)).smem_bytes(
-                page_size, head_dim, group
+                page_size, head_dim, group, itemsize
             )
             <= room
         ]
@@ -92,16 +96,22 @@ def refuses_decode_sm90(
     dtype: str,
     platform: str,
     config: DecodeConfig,
+    pages: str | None = None,
 ) -> str | None:
-    """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries and
-    pages.
+    """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries, ``pages``
+    that of the cache; None: the same.
     """
+    pages = pages or dtype
     if platform != "sm_90":
         return f"the decode kernel is built for sm_90, not {platform}"
     if dtype not in ("bfloat16", "float16"):
         return f"the decode kernel takes bfloat16 and float16, not {dtype}"
+    if pages not in (dtype, FP8):
+        return f"the decode kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if head_dim not in HEAD_DIMS:
         return f"the decode kernel takes head dims {HEAD_DIMS}, not {head_dim}"
+    if pages == FP8 and head_dim > 128:
+        return f"the decode kernel takes bytes in heads of up to 128 channels, not {head_dim}"
     if page_size not in PAGE_SIZES:
         return f"the decode kernel takes page sizes {PAGE_SIZES}, not {page_size}"
     if num_heads % num_kv_heads:
@@ -110,7 +120,7 @@ def refuses_decode_sm90(
     most = MAX_GROUP if head_dim <= 128 else MAX_GROUP // 2  # sums are kept in registers
     if group > most:
         return f"the decode kernel takes up to {most} query heads per KV head, not {group}"
-    needed = config.smem_bytes(page_size, head_dim, group)
+    needed = config.smem_bytes(page_size, head_dim, group, 2 if pages == dtype else 1)
     if needed > _SMEM_BYTES:
         return f"{config} needs {needed} bytes of shared memory, a CTA has {_SMEM_BYTES}"
     return None

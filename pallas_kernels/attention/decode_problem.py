@@ -12,6 +12,7 @@ from jax import nn
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.decode_specs import DecodeSpec
+from pallas_kernels.kv_write.narrow import narrow, widened
 
 
 class DecodeProblem(NamedTuple):
@@ -22,7 +23,7 @@ class DecodeProblem(NamedTuple):
 
 
 def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
-    """Queries and pages in bfloat16."""
+    """Queries in bfloat16, pages as the spec has them."""
     rng = np.random.default_rng(seed)
     lens = np.array(spec.lens, np.int32)
     used = -(-lens // spec.page)
@@ -38,7 +39,7 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     q = rng.standard_normal((len(lens), spec.heads, spec.dim), np.float32)
     return DecodeProblem(
         jnp.asarray(q, jnp.bfloat16),
-        jnp.asarray(kv, jnp.bfloat16),
+        narrow(jnp.asarray(kv), spec.pages),
         jnp.asarray(tables),
         jnp.asarray(lens),
     )
@@ -51,8 +52,8 @@ def right_answer(spec: DecodeSpec, problem: DecodeProblem, scale: float) -> Floa
         if length == 0:
             continue
         table = problem.block_tables[row, : -(-length // spec.page)]
-        own = problem.kv[table][..., : spec.dim]
-        pages = jnp.moveaxis(own, 0, 2).astype(jnp.float32)  # [2, K, pages, B, D]
+        own = widened(problem.kv[table][..., : spec.dim], jnp.float32)
+        pages = jnp.moveaxis(own, 0, 2)  # [2, K, pages, B, D]
         begin = 0 if spec.window is None else max(length - spec.window, 0)
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, begin:length]
         queries = problem.q[row].astype(jnp.float32).reshape(spec.kv_heads, -1, spec.dim)

@@ -35,6 +35,7 @@ from pallas_kernels.attention.decode_sm90_producer import produce
 from pallas_kernels.attention.decode_sm90_sums import TILE, Ref
 from pallas_kernels.attention.decode_sm90_variant import decode_operands
 from pallas_kernels.attention.variant_params import Params
+from pallas_kernels.attention.widen_sm90 import multiplied
 from pallas_kernels.head_dims import cut_heads, pad_heads
 
 
@@ -58,9 +59,10 @@ def paged_decode_sm90(
     rows, heads, dim = q.shape
     kv_heads, page = kv.shape[2], kv.shape[3]
     group = heads // kv_heads
+    grouped = multiplied(q, kv.dtype).reshape(rows, kv_heads, group, dim)
     block = op.config.block_tokens(page, dim)
-    shape = DecodeShape(rows, kv_heads, group, dim, q.dtype, page, block)
-    grouped = q.reshape(rows, kv_heads, group, dim)
+    sizes = (rows, kv_heads, group, dim, grouped.dtype, page, block)
+    shape = DecodeShape(*sizes, pages=kv.dtype, answers=q.dtype)
     if group > GROUP_TILE and group % GROUP_TILE:  # a copy takes one tile that ends early, not two
         missing = shape.padded - group
         grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
@@ -79,7 +81,7 @@ def _call(
 ) -> Callable[..., Any]:
     """``stored`` is the shape of the answers: queries, KV heads, heads of a group with room in
     memory, head dim."""
-    answers = jax.ShapeDtypeStruct(stored, shape.dtype)
+    answers = jax.ShapeDtypeStruct(stored, shape.answers)
     partials = [
         jax.ShapeDtypeStruct((slots, shape.kv_heads, *sizes, shape.padded), jnp.float32)
         for sizes in ((shape.dim,), (2,))
@@ -115,15 +117,20 @@ def _call(
 def _scratch(shape: DecodeShape, stages: int) -> dict[str, Any]:
     """Shared memory and barriers of one CTA."""
 
-    def tile(*sizes: int) -> Any:
-        return plgpu.SMEM(sizes, shape.dtype, transforms=TILE)
+    def tile(*sizes: int, dtype: Any = shape.dtype) -> Any:
+        return plgpu.SMEM(sizes, dtype, transforms=TILE)
 
-    return {
-        "k": tile(stages, shape.block, shape.dim),
-        "v": tile(stages, shape.block, shape.dim),
+    def ring() -> Any:
+        sizes = (stages, shape.block, shape.dim)
+        return plgpu.SMEM(sizes, shape.pages) if shape.widens else tile(*sizes)
+
+    wide = {name: tile(shape.block, shape.dim) for name in ("wide_k", "wide_v") if shape.widens}
+    return wide | {
+        "k": ring(),
+        "v": ring(),
         "q": tile(2, shape.padded, shape.dim),
         "p": tile(shape.padded, shape.block),
-        "out": tile(shape.padded, shape.dim),
+        "out": tile(shape.padded, shape.dim, dtype=shape.answers),
         "k_full": plgpu.Barrier(num_arrivals=shape.pages_per_block, num_barriers=stages),
         "v_full": plgpu.Barrier(num_arrivals=shape.pages_per_block, num_barriers=stages),
         "q_full": plgpu.Barrier(num_barriers=2),

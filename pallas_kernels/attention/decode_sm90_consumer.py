@@ -29,6 +29,7 @@ from pallas_kernels.attention.decode_sm90_sums import (
     whole,
 )
 from pallas_kernels.attention.decode_sm90_variant import DecodeMods
+from pallas_kernels.attention.widen_sm90 import widen
 
 _Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 _TRANSPOSED = plgpu.Layout.WGMMA_TRANSPOSED
@@ -134,14 +135,27 @@ def _one_block(
     stage = lax.rem(step, jnp.int32(op.config.stages))
     position = block * shape.block  # of the block's first token
 
-    plgpu.barrier_wait(smem["k_full"].at[stage])
+    def take(name: str) -> Ref:
+        """Keys or values of the block, as they are multiplied."""
+        plgpu.barrier_wait(smem[f"{name}_full"].at[stage])
+        if not shape.widens:
+            return smem[name].at[stage]
+        widen(smem[name].at[stage], smem[f"wide_{name}"])
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(smem[f"{name}_free"].at[stage])
+        return smem[f"wide_{name}"]
+
+    keys = take("k")
 
     def keys_by_queries(result: Ref) -> Array:
-        plgpu.wgmma(result, smem["k"].at[stage], smem["q"].at[query].transpose((1, 0)))
+        plgpu.wgmma(result, keys, smem["q"].at[query].transpose((1, 0)))
+        if shape.widens:  # under the multiplication
+            take("v")
         return result[...]
 
     scores = pl.run_scoped(keys_by_queries, _Accumulator((shape.block, heads), jnp.float32))
-    plgpu.barrier_arrive(smem["k_free"].at[stage])
+    if not shape.widens:
+        plgpu.barrier_arrive(smem["k_free"].at[stage])
     scores = _logits(walk, item, mods, position, scores)
 
     # A block always has a visible token, so the maximum is a real logit and exp2 of a masked one 0;
@@ -154,22 +168,22 @@ def _one_block(
     weights = plgpu.layout_cast(weights.astype(shape.dtype), _TRANSPOSED)
     smem["p"].transpose((1, 0))[...] = weights
 
-    plgpu.barrier_wait(smem["v_full"].at[stage])
+    tile = smem["wide_v"] if shape.widens else take("v")
 
     # Pages are reused without being cleared, and 0 * NaN is NaN.
     @pl.when(position + shape.block > item.length)
     def _() -> None:
-        _clear_tail(shape, smem["v"].at[stage], item.length - position)
+        _clear_tail(shape, tile, item.length - position)
 
     plgpu.commit_smem()
 
     def values_by_weights(result: Ref) -> Array:
-        values = smem["v"].at[stage].transpose((1, 0))
-        plgpu.wgmma(result, values, smem["p"].transpose((1, 0)))
+        plgpu.wgmma(result, tile.transpose((1, 0)), smem["p"].transpose((1, 0)))
         return result[...]
 
     added = pl.run_scoped(values_by_weights, _Accumulator((shape.dim, heads), jnp.float32))
-    plgpu.barrier_arrive(smem["v_free"].at[stage])
+    if not shape.widens:
+        plgpu.barrier_arrive(smem["v_free"].at[stage])
     accumulated = accumulated * across(decay, accumulated) + added
     return step + 1, accumulated, total, raised
 

@@ -43,9 +43,11 @@ class DecodeShape:
     kv_heads: int
     group: int
     dim: int
-    dtype: Any  # of queries, pages and output: 16 bits
+    dtype: Any  # what is multiplied: 16 bits
     page: int
     block: int  # tokens per stage
+    pages: Any  # dtype of pages; if not ``dtype``, they are widened in shared memory
+    answers: Any  # dtype of the output
 
     @property
     def pages_per_block(self) -> int:
@@ -55,6 +57,10 @@ class DecodeShape:
     @property
     def blocks_per_page(self) -> int:
         return max(self.page // self.block, 1)
+
+    @property
+    def widens(self) -> bool:
+        return self.pages != self.dtype
 
     @property
     def padded(self) -> int:

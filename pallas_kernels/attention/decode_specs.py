@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
 from pallas_kernels.head_dims import padded_dim
+from pallas_kernels.kv_write.narrow import FP8
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class DecodeSpec:
     window: int | None = None
     softcap: float | None = None
     max_pages: int | None = None  # width of the block tables; None: the longest row
+    pages: str = "bfloat16"  # dtype of the cache
 
     @property
     def stored(self) -> int:
@@ -36,9 +38,9 @@ class DecodeSpec:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the keys and values the queries see, in bfloat16."""
+        """Bytes of the keys and values the queries see."""
         seen = sum(n if self.window is None else min(n, self.window) for n in self.lens)
-        return seen * 2 * self.kv_heads * self.dim * 2
+        return seen * 2 * self.kv_heads * self.dim * (2 if self.pages == "bfloat16" else 1)
 
 
 # Small enough for the interpreter with splits of 128 tokens, chunks of 256: each has its own trap.
@@ -52,6 +54,8 @@ SMALL = (
     DecodeSpec("softcap", 4, 1, 128, 32, (100,), softcap=2.0),
     DecodeSpec("wide group, wide pages", 12, 1, 64, 128, (200,)),
     DecodeSpec("tables wider than any row", 2, 2, 128, 64, (65,), max_pages=9),
+    DecodeSpec("fp8, several splits, padded heads", 8, 2, 96, 64, (300, 0, 1), pages=FP8),
+    DecodeSpec("fp8, window, wide group, small pages", 9, 1, 64, 16, (290,), window=150, pages=FP8),
     DecodeSpec("wide heads, stages of half a page", 4, 1, 256, 128, (200,), window=90),
     DecodeSpec("padded heads", 2, 1, 80, 64, (70, 0)),
 )
@@ -70,13 +74,19 @@ MIXED = (
     DecodeSpec("one KV head for all", 32, 1, 128, 64, _MIXED),
     DecodeSpec("heads of 256", 16, 8, 256, 64, _MIXED),
     DecodeSpec("heads of 256, gemma window", 8, 1, 256, 16, _MIXED, window=512, softcap=50.0),
+    DecodeSpec("gemma, fp8", 16, 8, 128, 16, _MIXED, window=1000, softcap=30.0, pages=FP8),
+    DecodeSpec("one KV head for all, wide pages, fp8", 32, 1, 128, 128, _MIXED, pages=FP8),
+    DecodeSpec("llama mix, fp8", 32, 8, 128, 64, _MIXED, pages=FP8),
+    DecodeSpec("smol, fp8", 9, 3, 64, 64, _MIXED, pages=FP8),
     DecodeSpec("heads of 256, pages of 128", 16, 16, 256, 128, _MIXED),
     DecodeSpec("heads of 80", 32, 8, 80, 64, _MIXED),
 )
 
 
-def _llama(name: str, lens: tuple[int, ...], max_pages: int | None = None) -> DecodeSpec:
-    return DecodeSpec(name, 32, 8, 128, 64, lens, max_pages=max_pages)
+def _llama(
+    name: str, lens: tuple[int, ...], max_pages: int | None = None, pages: str = "bfloat16"
+) -> DecodeSpec:
+    return DecodeSpec(name, 32, 8, 128, 64, lens, max_pages=max_pages, pages=pages)
 
 
 _UNEVEN = tuple(200 + (i * 2731) % 7800 for i in range(64))
@@ -92,6 +102,10 @@ SPEED = (
     _llama("B64 x 200-8000", _UNEVEN),
     _llama("B8 x 1024", (1024,) * 8),
     _llama("B1 x 1024", (1024,)),
+    _llama("B32 x 4096, fp8", (4096,) * 32, pages=FP8),
+    _llama("B64 x 1024, fp8", (1024,) * 64, pages=FP8),
+    _llama("B1 x 65536, fp8", (65536,), pages=FP8),
+    _llama("B256 x 1024, fp8", (1024,) * 256, pages=FP8),
 )
 
 # Speed of other pages and head dims, beside the same work in the shape above.

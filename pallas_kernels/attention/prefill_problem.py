@@ -12,6 +12,7 @@ from jax import nn
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.prefill_specs import PrefillSpec
+from pallas_kernels.kv_write.narrow import narrow, widened
 
 
 class PrefillProblem(NamedTuple):
@@ -44,7 +45,7 @@ def make_prefill_problem(
     q = rng.standard_normal((spec.tokens, spec.heads, spec.dim), np.float32)
     return PrefillProblem(
         jnp.asarray(q, dtype),
-        jnp.asarray(kv, dtype),
+        narrow(jnp.asarray(kv), spec.pages or dtype),
         jnp.asarray(tables),
         jnp.asarray(starts),
         jnp.asarray(lens),
@@ -60,8 +61,8 @@ def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Fl
             continue
         start, length = int(problem.query_start_loc[row]), cached + new
         table = problem.block_tables[row, : -(-length // spec.page)]
-        own = problem.kv[table][..., : spec.dim]
-        pages = jnp.moveaxis(own, 0, 2).astype(jnp.float32)  # [2, K, pages, B, D]
+        own = widened(problem.kv[table][..., : spec.dim], jnp.float32)
+        pages = jnp.moveaxis(own, 0, 2)  # [2, K, pages, B, D]
         dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, :length]
         keys, values = jnp.repeat(dense, spec.heads // spec.kv_heads, axis=1)
         queries = problem.q[start : start + new].astype(jnp.float32)

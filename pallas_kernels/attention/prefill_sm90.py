@@ -27,22 +27,35 @@ from pallas_kernels.attention.prefill_tiles import (
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.attention.widen_sm90 import multiplied
 from pallas_kernels.head_dims import HEAD_DIMS, cut_heads, pad_heads
+from pallas_kernels.kv_write.narrow import is_narrow
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
 
 
 def refuses_prefill_sm90(
-    num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, dtype: Any, platform: str
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    dtype: Any,
+    platform: str,
+    pages: Any = None,
 ) -> str | None:
-    """None if the kernel takes the shape, else the reason."""
+    """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries, ``pages``
+    that of the cache; None: the same."""
     if platform != "sm_90":
         return f"the prefill kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if pages is not None and jnp.dtype(pages) != jnp.dtype(dtype) and not is_narrow(pages):
+        return f"the prefill kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if head_dim not in HEAD_DIMS:
         return f"the prefill kernel takes head dims {HEAD_DIMS}, not {head_dim}"
+    if pages is not None and is_narrow(pages) and head_dim > 128:
+        return f"the prefill kernel takes bytes in heads of up to 128 channels, not {head_dim}"
     if page_size not in (8, 16, 32, 64, 128):
         return f"the prefill kernel takes pages of 8 to 128 tokens, a power of two, not {page_size}"
     if num_heads % num_kv_heads:
@@ -86,6 +99,7 @@ def paged_prefill_sm90(
     config = config or default_prefill_config(q.shape[1], kv.shape[2], q.shape[2])
     _check(q, kv, config, scale)
     tokens = q.shape[0]
+    q = multiplied(q, kv.dtype)
     missing = padded_tokens(tokens, config) - tokens
     if missing:
         q, out = (jnp.pad(x, ((0, missing), (0, 0), (0, 0))) for x in (q, out))
@@ -103,7 +117,7 @@ def _check(q: Array, kv: Array, config: PrefillConfig, scale: float) -> None:
         raise ValueError(f"{heads // kv_heads} heads per KV head are odd: use heads_per_tile=1")
     if scale <= 0:
         raise ValueError(f"scale must be positive, not {scale}")
-    if config.smem_bytes(dim) > _SHARED_BYTES:
+    if config.smem_bytes(dim, widens=is_narrow(kv.dtype)) > _SHARED_BYTES:
         raise ValueError(f"{config} needs more shared memory than a thread block has")
 
 
@@ -124,7 +138,7 @@ def _launch(
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
         out_type=(),
-        scratch_types=_scratch(q.shape[2], q.dtype, kv.shape[3], op.config, bool(interpret)),
+        scratch_types=_scratch(q, kv, out.dtype, op.config, bool(interpret)),
         grid=(op.config.num_ctas,),
         grid_names=("cta",),
         num_threads=3,
@@ -139,11 +153,13 @@ def _launch(
 
 
 def _scratch(
-    dim: int, dtype: Any, page_size: int, config: PrefillConfig, interpret: bool
+    q: Array, kv: Array, answers: Any, config: PrefillConfig, interpret: bool
 ) -> dict[str, Any]:
     """Shared memory and barriers of one thread block; the names are those of ``Shared``."""
+    dim, dtype, page_size = q.shape[2], q.dtype, kv.shape[3]
     stages, pages = config.stages, max(config.block_kv // page_size, 1)
-    columns = columns_at_once(dim)
+    columns, widens = columns_at_once(dim), is_narrow(kv.dtype)
+    filled_by = 1 if widens else pages
     tiling: Any = plgpu.TilingTransform  # its base class is abstract to a type checker only
     swizzle: Any = plgpu.SwizzleTransform
     swizzled = (tiling((8, 64)), swizzle(128))
@@ -151,24 +167,27 @@ def _scratch(
     def tile(*shape: int) -> Any:
         return plgpu.SMEM(shape, dtype, transforms=swizzled)
 
-    scratch = {
+    scratch: dict[str, Any] = {
         "q": tile(2, ROWS, dim),
         "k": tile(stages, config.block_kv, dim),
         "v": tile(stages, config.block_kv, dim),
-        "o": tile(2, ROWS, columns),
-        "o_rows": plgpu.SMEM((2, ROWS, columns), dtype),
+        "o": None if widens else tile(2, ROWS, columns),
+        "o_rows": plgpu.SMEM((2, ROWS, columns), answers),
         "q_full": plgpu.Barrier(num_arrivals=2),
         "q_free": plgpu.Barrier(num_arrivals=2),
-        "k_full": plgpu.Barrier(num_arrivals=pages, num_barriers=stages),
+        "k_full": plgpu.Barrier(num_arrivals=filled_by, num_barriers=stages),
         "k_free": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "v_full": plgpu.Barrier(num_arrivals=pages, num_barriers=stages),
+        "v_full": plgpu.Barrier(num_arrivals=filled_by, num_barriers=stages),
         "v_free": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
-        "v_raw": plgpu.Barrier(num_arrivals=pages),
+        "v_raw": None if widens else plgpu.Barrier(num_arrivals=pages),
         "turn": plgpu.Barrier(num_arrivals=2),
     }
+    if widens:
+        scratch["narrow"] = plgpu.SMEM((2, config.block_kv, dim), kv.dtype)
+        scratch["narrow_full"] = plgpu.Barrier(num_arrivals=pages, num_barriers=2)
     if interpret:  # the interpreter has no wgmma with its left operand in registers
         scratch["p"] = tile(2, ROWS, config.block_kv)
-    return scratch
+    return {name: space for name, space in scratch.items() if space is not None}
 
 
 def _body(*refs: Any, op: PrefillOp, **shared: Any) -> None:

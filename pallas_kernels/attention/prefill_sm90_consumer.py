@@ -217,7 +217,7 @@ def _store(
     low = lax.clamp(jnp.int32(0), item.low - row, jnp.int32(ROWS))
     high = lax.clamp(jnp.int32(0), item.high - row, jnp.int32(ROWS))
     tokens = _Tokens(high - low == ROWS, low, high, item.token + row)
-    narrow, columns = result.astype(smem.o.dtype), smem.o.shape[2]
+    narrow, columns = result.astype(smem.o_rows.dtype), smem.o_rows.shape[2]
     for column in range(0, dim, columns):
         plgpu.wait_smem_to_gmem(0)  # of the columns before, or the item before
         part = narrow if columns == dim else narrow[:, column : column + columns]
@@ -245,17 +245,15 @@ def _store_columns(
     """``where``: the head, and its columns unless it is all of them."""
     whole, low, high, token = tokens
 
-    @pl.when(whole)
-    def _() -> None:
+    def store_whole() -> None:
         smem.o.at[consumer][...] = narrow
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(smem.o.at[consumer], gmem.out.at[pl.ds(token, ROWS), *where])
 
-    @pl.when(jnp.logical_not(whole))
-    def _() -> None:
+    def store_rows(size: int) -> None:
         smem.o_rows.at[consumer][...] = narrow
         plgpu.commit_smem()
-        start, size = low, ROWS // 2
+        start = low
         while size:  # a transfer's size is static: one per binary digit of the number of rows
             digit = (high - low) & size
 
@@ -266,3 +264,9 @@ def _store_columns(
                 plgpu.copy_smem_to_gmem(source, target)
 
             start, size = start + digit, size // 2
+
+    if smem.o is None:
+        store_rows(ROWS)
+    else:
+        pl.when(whole)(store_whole)
+        pl.when(jnp.logical_not(whole))(lambda: store_rows(ROWS // 2))

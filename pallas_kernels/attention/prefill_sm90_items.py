@@ -43,7 +43,6 @@ class Shared(NamedTuple):
     q: Any  # [2, ROWS, D]
     k: Any  # [stages, block_kv, D]
     v: Any
-    o: Any  # [2, ROWS, C], laid out for whole tiles
     o_rows: Any  # [2, ROWS, C], row after row, for tiles whose rows are not all their own
     q_full: Any
     q_free: Any
@@ -51,8 +50,11 @@ class Shared(NamedTuple):
     k_free: Any
     v_full: Any
     v_free: Any
-    v_raw: Any  # a V block that still holds what lies past its row's end
     turn: Any  # the consumers meet here
+    o: Any = None  # [2, ROWS, C], laid out for whole tiles
+    v_raw: Any = None  # a V block that still holds what lies past its row's end
+    narrow: Any = None  # [2, block_kv, D] keys, values of eight bits; then neither of the two above
+    narrow_full: Any = None  # [2]
     p: Any = None  # [2, ROWS, block_kv], interpreter only
 
 

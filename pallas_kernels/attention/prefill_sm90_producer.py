@@ -1,5 +1,6 @@
 """The producer warpgroup of the prefill kernel: fetches queries, keys and values by TMA."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,18 +20,22 @@ from pallas_kernels.attention.prefill_sm90_items import (
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
+from pallas_kernels.attention.widen_sm90 import widen
+
+_WIDENED = 4096  # numbers at a time: a thread has 40 registers
 
 
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
     mine, read = my_items(gmem, op)
     stages = op.config.stages
+    fetch = _fetch if smem.narrow is None else _fetch_narrow
 
     def one_item(turn: Array, done: Array) -> Array:
         item = read(turn)
 
         def one_block(block: Array, _: None) -> None:
             step = done + block - item.begin
-            _fetch(gmem, smem, op, item, block, step)
+            fetch(gmem, smem, op, item, block, step)
 
         lax.fori_loop(item.begin, item.end, one_block, None)
         return done + item.end - item.begin
@@ -50,30 +55,17 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
 
 def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array) -> None:
     """One block of keys and values, and before the first of an item its queries."""
-    config, page_size = op.config, gmem.kv.shape[3]
-    count = max(config.block_kv // page_size, 1)
-    blocks_per_page = max(page_size // config.block_kv, 1)
-    kv_heads_of = gmem.q.shape[1] // gmem.kv.shape[2] // config.heads_per_tile
-    kv_head = lax.div(item.unit, jnp.int32(kv_heads_of))
+    config = op.config
     stage = lax.rem(step, jnp.int32(config.stages))
-    last_page = lax.div(item.seq_len - 1, jnp.int32(page_size))
-    # Past the last page it is fetched again: masked, and no table entry past the end is used.
-    first = block * count if blocks_per_page == 1 else lax.div(block, jnp.int32(blocks_per_page))
-    pages = [gmem.block_tables[item.slot, lax.min(first + i, last_page)] for i in range(count)]
+    count, part = _parts(gmem, op, item, block)
     size = config.block_kv // count
 
-    def tokens_of(page: Array, which: int) -> Any:
-        if blocks_per_page == 1:
-            return gmem.kv.at[page, which, kv_head]
-        part = lax.rem(block, jnp.int32(blocks_per_page))
-        return gmem.kv.at[page, which, kv_head, pl.ds(part * size, size)]
-
     def copy(which: int, target: Any, barrier: Any) -> None:
-        def copy_page(i: int) -> None:
+        def copy_part(i: int) -> None:
             rows = target.at[stage, pl.ds(i * size, size)]
-            plgpu.copy_gmem_to_smem(tokens_of(pages[i], which), rows, barrier)
+            plgpu.copy_gmem_to_smem(part(which, i), rows, barrier)
 
-        issue(copy_page, count, config.issuers)
+        issue(copy_part, count, config.issuers)
 
     @pl.when(step >= config.stages)
     def _() -> None:
@@ -102,6 +94,82 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
         _zero_past(smem.v.at[stage], written)
         for _ in range(count):
             plgpu.barrier_arrive(smem.v_full.at[stage])
+
+
+def _parts(
+    gmem: Gmem, op: PrefillOp, item: Item, block: Array
+) -> tuple[int, Callable[[int, int], Any]]:
+    """How many copies fetch a block, and what the i-th takes: whole pages, or one part of a page,
+    of keys (0) or values (1)."""
+    page_size, block_kv = gmem.kv.shape[3], op.config.block_kv
+    count = max(block_kv // page_size, 1)
+    blocks_per_page = max(page_size // block_kv, 1)
+    kv_heads_of = gmem.q.shape[1] // gmem.kv.shape[2] // op.config.heads_per_tile
+    kv_head = lax.div(item.unit, jnp.int32(kv_heads_of))
+    last_page = lax.div(item.seq_len - 1, jnp.int32(page_size))
+    # Past the last page it is fetched again: masked, and no table entry past the end is used.
+    first = block * count if blocks_per_page == 1 else lax.div(block, jnp.int32(blocks_per_page))
+    pages = [gmem.block_tables[item.slot, lax.min(first + i, last_page)] for i in range(count)]
+
+    def part(which: int, i: int) -> Any:
+        if blocks_per_page == 1:
+            return gmem.kv.at[pages[i], which, kv_head]
+        start = lax.rem(block, jnp.int32(blocks_per_page)) * block_kv
+        return gmem.kv.at[pages[i], which, kv_head, pl.ds(start, block_kv)]
+
+    return count, part
+
+
+def _fetch_narrow(
+    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array
+) -> None:
+    """The same for pages of eight bits: they are widened here, while the next are on their way."""
+    config = op.config
+    size, rows = config.block_kv, _WIDENED // gmem.kv.shape[4]
+    stage = lax.rem(step, jnp.int32(config.stages))
+
+    def copy(which: int, block: Array) -> None:
+        count, part = _parts(gmem, op, item, block)
+        length = size // count
+
+        def copy_part(i: int) -> None:
+            target = smem.narrow.at[which, pl.ds(i * length, length)]
+            plgpu.copy_gmem_to_smem(part(which, i), target, smem.narrow_full.at[which])
+
+        issue(copy_part, count, config.issuers)
+
+    @pl.when(block == item.begin)
+    def _() -> None:
+        copy(0, block)
+
+    copy(1, block)
+
+    def take(which: int, target: Any, free: Any, full: Any, written: Array | None) -> None:
+        @pl.when(step >= config.stages)
+        def _() -> None:
+            plgpu.barrier_wait(free.at[stage])
+
+        plgpu.barrier_wait(smem.narrow_full.at[which])
+        narrow, wide = smem.narrow.at[which], target.at[stage]
+        if written is None:
+            widen(narrow, wide, rows=rows)
+        else:
+            pl.when(written >= size)(lambda: widen(narrow, wide, rows=rows))
+            pl.when(written < size)(lambda: widen(narrow, wide, rows=rows, written=written))
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(full.at[stage])
+
+    take(0, smem.k, smem.k_free, smem.k_full, None)
+
+    @pl.when(block == item.begin)
+    def _() -> None:
+        _fetch_queries(gmem, smem, op, item, step)
+
+    @pl.when(block + 1 < item.end)
+    def _() -> None:
+        copy(0, block + 1)
+
+    take(1, smem.v, smem.v_free, smem.v_full, item.seq_len - block * size)
 
 
 def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, step: Array) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
 from pallas_kernels.head_dims import padded_dim
+from pallas_kernels.kv_write.narrow import FP8
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class PrefillSpec:
     padding: int = 0  # tokens after the last row
     window: int | None = None
     softcap: float | None = None
+    pages: str | None = None  # dtype of the cache; None: that of the queries
 
     @property
     def stored(self) -> int:
@@ -54,6 +56,8 @@ SMALL = (
     PrefillSpec("odd group", 3, 1, 64, 128, ((3, 130), (40, 7)), 0, 0),
     PrefillSpec("softcap", 4, 2, 128, 16, ((100, 30),), 0, 2, softcap=2.0),
     PrefillSpec("only padding and decode", 2, 1, 64, 64, ((9, 1), (3, 1)), 2, 62),
+    PrefillSpec("fp8, unaligned", 2, 1, 64, 64, ((150, 1), (61, 70), (0, 33)), 1, 24, pages=FP8),
+    PrefillSpec("fp8, window, padded heads", 3, 1, 96, 32, ((300, 45),), window=70, pages=FP8),
     PrefillSpec("wide heads, steps of half a page", 1, 1, 256, 128, ((60, 40),)),
     PrefillSpec("padded heads", 1, 1, 96, 64, ((0, 40),)),
 )
@@ -68,6 +72,24 @@ MIXED = (
     PrefillSpec("smol", 9, 3, 64, 64, ((10, 1), (100, 500), (0, 391)), 1, 132),
     PrefillSpec("qwen small", 14, 2, 64, 32, ((0, 1000), (77, 25)), 0, 0),
     PrefillSpec("wide pages", 32, 8, 128, 128, ((0, 640), (4000, 384))),
+    PrefillSpec(
+        "llama mix, fp8",
+        32,
+        8,
+        128,
+        64,
+        ((900, 1), (64, 1), (1000, 333), (0, 517), (63, 65)),
+        2,
+        107,
+        pages=FP8,
+    ),
+    PrefillSpec(
+        "llama window, fp8", 32, 8, 128, 64, ((2000, 700), (0, 324)), window=500, pages=FP8
+    ),
+    PrefillSpec(
+        "gemma, fp8", 16, 8, 128, 16, ((700, 257), (5, 250)), 0, 5, softcap=30.0, pages=FP8
+    ),
+    PrefillSpec("smol, fp8", 9, 3, 64, 64, ((10, 1), (100, 500), (0, 391)), 1, 132, pages=FP8),
     PrefillSpec("heads of 256", 16, 8, 256, 64, ((900, 1), (1000, 333), (0, 517)), 1, 20),
     PrefillSpec("heads of 256, gemma window", 8, 1, 256, 16, ((700, 257),), window=512),
     PrefillSpec("heads of 256, pages of 128", 4, 4, 256, 128, ((700, 257), (5, 250)), 0, 5),
@@ -80,6 +102,9 @@ SPEED = (
     PrefillSpec("2048 from scratch", 32, 8, 128, 64, ((0, 2048),)),
     PrefillSpec("2048 at 30k", 32, 8, 128, 64, ((30000, 2048),)),
     PrefillSpec("8 x 1024", 32, 8, 128, 64, ((0, 1024),) * 8),
+    PrefillSpec("8192 from scratch, fp8", 32, 8, 128, 64, ((0, 8192),), pages=FP8),
+    PrefillSpec("2048 at 30k, fp8", 32, 8, 128, 64, ((30000, 2048),), pages=FP8),
+    PrefillSpec("8 x 1024, fp8", 32, 8, 128, 64, ((0, 1024),) * 8, pages=FP8),
 )
 
 # Speed of other pages and head dims.

@@ -49,10 +49,12 @@ class PrefillConfig:
         """Tokens per tile."""
         return ROWS * _CONSUMERS // self.heads_per_tile
 
-    def smem_bytes(self, head_dim: int) -> int:
-        """Shared memory of a thread block with 16-bit pages, less what barriers take."""
-        whole = 2 * ROWS + 2 * self.stages * self.block_kv
-        return 2 * (whole * head_dim + 4 * ROWS * columns_at_once(head_dim))
+    def smem_bytes(self, head_dim: int, *, widens: bool = False) -> int:
+        """Shared memory of a thread block, less what barriers take. ``widens``: pages have eight
+        bits, which lie in two blocks of their own first."""
+        whole = 2 * ROWS + (2 * self.stages + widens) * self.block_kv
+        answers = (2 if widens else 4) * ROWS * columns_at_once(head_dim)
+        return 2 * (whole * head_dim + answers)
 
 
 def columns_at_once(head_dim: int) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.kv_write.narrow import widened
 
 
 def paged_attention_reference(
@@ -102,7 +103,7 @@ def _gathered(
     """Keys (part 0), or what values are in (part -1), of each token's row in order of positions,
     float32.
     """
-    found = kv[block_tables[token_rows], part].astype(jnp.float32)  # [T, M, K, B, D]
+    found = widened(kv[block_tables[token_rows], part], jnp.float32)  # [T, M, K, B, D]
     tokens, _, kv_heads, _, dim = found.shape
     found = found.transpose(0, 2, 1, 3, 4).reshape(tokens, kv_heads, -1, dim)
     return jnp.repeat(found, heads // kv_heads, axis=1)

@@ -32,6 +32,7 @@ from pallas_kernels.attention.variant import AttentionVariant, VariantError
 from pallas_kernels.attention.variant_hints import hint_of
 from pallas_kernels.attention.variant_params import Params, param_arrays
 from pallas_kernels.attention.xla_queries import make_tile_map
+from pallas_kernels.kv_write.narrow import widened
 
 # A row that decodes, one that goes on with its prompt, one that starts: all cross a block.
 SHAPE = PrefillSpec("check", 4, 2, 64, 32, ((150, 1), (90, 33), (0, 40)), 1, 6)
@@ -82,7 +83,8 @@ def reference(case: Case) -> Float[Array, "T H D"]:
     """Every token's right answer; zero for padding."""
     spec, problem = case.spec, case.problem
     slots, positions = _tokens(spec)
-    kv = jnp.nan_to_num(problem.kv)  # the reference gathers what nobody may read, and masks it
+    # The reference gathers what nobody may read, and masks it.
+    kv = jnp.nan_to_num(widened(problem.kv, jnp.float32))
     return paged_attention_reference(
         problem.q,
         kv,

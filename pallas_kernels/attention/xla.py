@@ -30,6 +30,7 @@ from pallas_kernels.attention.xla_spans import (
     prefill_spans,
     takes_spans,
 )
+from pallas_kernels.kv_write.narrow import widened
 
 _MASKED = -1e30
 
@@ -142,7 +143,8 @@ def _walk(
         )
         wanted = jnp.broadcast_to(wanted, (n, pages))
         block = kv[jnp.take_along_axis(block_tables, wanted, axis=1)]  # [N, pages, S, K, B, D]
-        block = block.transpose(2, 0, 3, 1, 4, 5).reshape(-1, n, kv_heads, span, dim)
+        block = widened(block, packed.dtype).transpose(2, 0, 3, 1, 4, 5)
+        block = block.reshape(-1, n, kv_heads, span, dim)
         kv_pos = at[:, None] * span + jnp.arange(span)[None]
         # Pages are reused: what lies past a row's end may be another request's NaN, and 0 * NaN is
         # NaN.

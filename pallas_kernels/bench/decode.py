@@ -18,6 +18,7 @@ from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import make_decode_problem, right_answer
 from pallas_kernels.attention.decode_specs import MIXED, SMALL, SPEED, DecodeSpec
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
+from pallas_kernels.kv_write.narrow import narrow
 
 CALLS = 32  # per dispatch, as the layers of a model
 CACHE_BYTES = 1 << 29  # of the different caches of one chain: far more than L2
@@ -33,7 +34,8 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return spec.kv_bytes
 
     def default(self, spec: DecodeSpec) -> DecodeConfig:
-        return default_decode_config(spec.stored, spec.page, spec.heads // spec.kv_heads)
+        facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
+        return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
 
     def grid(self, default: DecodeConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         tried = [(default.stages, default.num_ctas), (3, 2 * num_sms), (2, 2 * num_sms)]
@@ -42,7 +44,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
 
     def refuses(self, spec: DecodeSpec, config: DecodeConfig, platform: str) -> str | None:
         facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
-        return refuses_decode_sm90(*facts, platform, config)
+        return refuses_decode_sm90(*facts, platform, config, spec.pages)
 
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
         calls = XLA_CALLS if config is None else CALLS
@@ -94,7 +96,7 @@ def decode_inputs(
     sets = min(calls, max(2, CACHE_BYTES // spec.kv_bytes))
     keys = jax.random.split(jax.random.key(0), sets + 1)
     shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.stored)
-    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+    make = jax.jit(lambda key: narrow(jax.random.normal(key, shape, jnp.bfloat16), spec.pages))
     q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
     caches = tuple(make(key) for key in keys[:sets])
     return q, caches, jnp.asarray(tables), jnp.asarray(spec.lens, jnp.int32)

@@ -22,6 +22,7 @@ from pallas_kernels.attention.prefill_specs import MIXED, SMALL, SPEED, PrefillS
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
 from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
+from pallas_kernels.kv_write.narrow import narrow
 
 CALLS = 8  # per dispatch; one takes a millisecond
 
@@ -51,7 +52,7 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
 
     def refuses(self, spec: PrefillSpec, config: PrefillConfig, platform: str) -> str | None:
         facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
-        return refuses_prefill_sm90(*facts, platform)
+        return refuses_prefill_sm90(*facts, platform, spec.pages)
 
     def xla_refuses(self, spec: PrefillSpec) -> str | None:
         return None if self.amount(spec) else "there is nothing to attend"
@@ -97,7 +98,7 @@ def prefill_inputs(spec: PrefillSpec, calls: int) -> tuple[tuple[jax.Array, ...]
     cache = (1 + int(used.sum()), 2, spec.kv_heads, spec.page, spec.stored)
     problem = PrefillProblem(
         queries[0],
-        jax.random.normal(keys[0], cache, jnp.bfloat16),
+        narrow(jax.random.normal(keys[0], cache, jnp.bfloat16), spec.pages or jnp.bfloat16),
         jnp.asarray(tables),
         jnp.asarray(starts),
         jnp.asarray(lens),

@@ -34,19 +34,19 @@ def rope_and_write(
     less, keys, values and the queries returned have zeros behind their own channels.
     ``cos`` and ``sin`` (float32) turn channel pairs (i, i + F), or (2 i, 2 i + 1) if
     ``interleaved``, in float32; channels from 2 F on pass through, and the result is rounded to
-    ``qkv``'s dtype. Token t's k and v go to ``kv[pages[t], :, :, offsets[t]]``; a page that is none
-    of the P drops the token. ``kv`` is updated in place where its buffer is donated. ``platform``
-    is ``"sm_90"`` for Hopper; every other value takes XLA. Raises ValueError if only one norm
-    weight is given.
+    ``qkv``'s dtype, then to that of the pages (``narrow``). Token t's k and v go to
+    ``kv[pages[t], :, :, offsets[t]]``; a page that is none of the P drops the token. ``kv`` is
+    updated in place where its buffer is donated. ``platform`` is ``"sm_90"`` for Hopper; every
+    other value takes XLA. Raises ValueError if only one norm weight is given.
     """
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm go together: give both weights or neither")
     dim, kv_heads = head_dim or kv.shape[-1], kv.shape[2]
     heads = qkv.shape[1] // dim - 2 * kv_heads
-    facts = (heads, kv_heads, dim, kv.dtype, platform)
+    facts = (heads, kv_heads, dim, qkv.dtype, platform)
     how: dict[str, Any] = {"interleaved": interleaved, "qk_norm": q_norm is not None}
-    reason = refuses_kv_write_sm90(*facts, rotated=2 * cos.shape[1], **how)
+    reason = refuses_kv_write_sm90(*facts, pages=kv.dtype, rotated=2 * cos.shape[1], **how)
     args = (qkv, cos, sin, pages, offsets, kv, q_norm, k_norm)
-    if reason is None and qkv.dtype == kv.dtype:
+    if reason is None:
         return rope_and_write_sm90(*args, eps=eps, config=config)
     return rope_and_write_xla(*args, eps=eps, interleaved=interleaved, head_dim=head_dim)

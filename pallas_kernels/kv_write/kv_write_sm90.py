@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.head_dims import HEAD_DIMS, padded_dim
+from pallas_kernels.kv_write.narrow import is_narrow, narrow
 
 _WARPS, _LANES = 4, 32
 
@@ -64,16 +65,21 @@ def refuses_kv_write_sm90(
     dtype: Any,
     platform: str,
     *,
+    pages: Any = None,
     rotated: int | None = None,
     interleaved: bool = False,
     qk_norm: bool = False,
 ) -> str | None:
-    """None if the kernel takes the shape, else the reason. ``rotated``: channels of each head that
-    turn; None means all. Heads of other dims than HEAD_DIMS are written into ``padded_dim``."""
+    """None if the kernel takes the shape, else the reason. ``dtype`` is that of the projection,
+    ``pages`` that of the cache; None: the same. ``rotated``: channels of each head that turn; None
+    means all. Heads of other dims than HEAD_DIMS are written into ``padded_dim``."""
     if platform != "sm_90":
         return f"the KV write kernel is built for sm_90, not {platform}"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
         return f"the KV write kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    pages = jnp.dtype(dtype if pages is None else pages)
+    if pages != jnp.dtype(dtype) and not is_narrow(pages):
+        return f"the KV write kernel takes pages of its input's dtype or of bytes, not {pages}"
     if padded_dim(head_dim) not in HEAD_DIMS:
         return f"the KV write kernel takes head dims {HEAD_DIMS} or padded to one, not {head_dim}"
     if qk_norm and head_dim not in HEAD_DIMS:
@@ -178,8 +184,8 @@ def _body(shape: _Shape, qkv_ref: Any, *refs: Any) -> None:
     def _() -> None:
         for part, keys, values in zip(parts, rotated_k, v, strict=True):
             for half, key, value in zip(part.halves, keys, values, strict=True):
-                _store(kv_ref.at[page, 0, :, offset, half], key.astype(kv_ref.dtype))
-                _store(kv_ref.at[page, 1, :, offset, half], value.astype(kv_ref.dtype))
+                _store(kv_ref.at[page, 0, :, offset, half], narrow(key, kv_ref.dtype))
+                _store(kv_ref.at[page, 1, :, offset, half], narrow(value, kv_ref.dtype))
         for channels, size in _padding(shape):
             zeros = _zeros(shape, shape.kv_heads, size, kv_ref.dtype)
             _store(kv_ref.at[page, 0, :, offset, channels], zeros)

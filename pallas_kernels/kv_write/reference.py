@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.kv_write.narrow import widened
+
 
 def rope_and_write_reference(
     qkv: Float[Array, "T C"],
@@ -35,7 +37,7 @@ def rope_and_write_reference(
         q, k = _norm(q, q_norm, eps), _norm(k, k_norm, eps)
     turn = lax.complex(cos, sin)[:, None]
     q, k = _turn(q, turn, interleaved), _turn(k, turn, interleaved)
-    out = kv.astype(jnp.float32)
+    out = widened(kv, jnp.float32)
     pages = jnp.where(pages < 0, kv.shape[0], pages)
     q, k, v = (jnp.zeros((*x.shape[:2], kv.shape[-1])).at[..., :dim].set(x) for x in (q, k, v))
     return q, out.at[pages, :, :, offsets].set(jnp.stack([k, v], axis=1), mode="drop")

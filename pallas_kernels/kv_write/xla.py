@@ -5,6 +5,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.head_dims import pad_heads
+from pallas_kernels.kv_write.narrow import narrow
 
 
 def kv_write(
@@ -16,7 +17,7 @@ def kv_write(
 ) -> Float[Array, "P S K B W"]:
     """Puts token t at ``kv[pages[t], :, :, offsets[t]]``, and zeros behind it where pages hold
     wider heads; a page of P or more drops the token. S is 2, or 1 where there are no values."""
-    update = jnp.stack([k] if v is None else [k, v], axis=1).astype(kv.dtype)
+    update = narrow(jnp.stack([k] if v is None else [k, v], axis=1), kv.dtype)
     update = pad_heads(update, kv.shape[-1])  # [T, S, K, W]
     return kv.at[pages, :, :, offsets].set(update, mode="drop")
 

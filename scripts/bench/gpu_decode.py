@@ -31,6 +31,7 @@ from pallas_kernels.attention.decode_specs import MIXED, SPEED, SPEED_OTHERS, De
 from pallas_kernels.bench.ceilings import read_bytes_per_second
 from pallas_kernels.bench.decode import CALLS, decode_inputs
 from pallas_kernels.bench.timing import median_seconds
+from pallas_kernels.kv_write.narrow import narrow
 
 SWEPT = 4  # specs that see every config
 CONFIGS = {
@@ -80,7 +81,8 @@ def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:
-    return default_decode_config(spec.stored, spec.page, spec.heads // spec.kv_heads)
+    facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
+    return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -213,7 +215,7 @@ def random_batch(spec: DecodeSpec, rows: int) -> tuple[DecodeProblem, np.ndarray
             strict=True,
         )
     )
-    q = q.at[places].set(queries)
+    q, kv = q.at[places].set(queries), narrow(kv, spec.pages)
     return DecodeProblem(q, kv, jnp.asarray(tables), jnp.asarray(lens)), places
 
 

@@ -127,16 +127,17 @@ def _table(
     op: Callable[..., Any],
     ceiling: float,
     batches: tuple[KVWriteBatch, ...] = SPEED,
-) -> dict[int, float]:
-    times: dict[int, float] = {}
+) -> dict[str, float]:
+    times: dict[str, float] = {}
     for batch in batches:
         layers, loops = (32, 20) if batch.tokens <= 256 else (6, 5)
         dispatch = kv_write_chain(op, batch, layers, loops)
         elapsed = median_seconds(dispatch, calls=layers * loops)
         rate = KVWriteOperation().amount(batch) / elapsed
-        times[batch.tokens] = round(elapsed * 1e6, 2)
+        label = f"{batch.tokens}{' fp8' if batch.spec.pages else ''}"
+        times[label] = round(elapsed * 1e6, 2)
         print(
-            f"{name:10s} T={batch.tokens:5d} {elapsed * 1e6:8.2f} us  {rate / 1e12:5.2f} TB/s "
+            f"{name:10s} T={label:>9} {elapsed * 1e6:8.2f} us  {rate / 1e12:5.2f} TB/s "
             f"{rate / ceiling:6.1%}",
             flush=True,
         )

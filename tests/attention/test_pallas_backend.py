@@ -46,6 +46,8 @@ GLM = replace(
     [
         (SPEC, replace(H200, platform="cpu", compute_capability=""), "Hopper"),
         (SPEC, replace(H200, compute_capability="8.0"), "Hopper"),
+        (SPEC, replace(H200, page_dtype="int4"), "int4"),
+        (replace(SPEC, head_dim=256), replace(H200, page_dtype="float8_e4m3fn"), "bytes"),
         (replace(SPEC, head_dim=100), H200, "head dims"),
         (AttentionSpec(32, 1, 576, 0.1, value_dim=512), H200, "latent"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
@@ -88,6 +90,7 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
         takers = "func.func|return|call|stablehlo.custom_call @mosaic_gpu_v2"
         if not writes:
             takers += r"|stablehlo.scatter|\}\)"  # the scatter's types stand at its end
+        assert f"tensor<300x2x2x64x{stored}xbf16>" in text
         for line in text.splitlines():
             if f"tensor<300x2x2x64x{stored}xbf16>" in line:
                 assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]

@@ -1,5 +1,6 @@
 """The page-walking XLA form against the dense float32 oracle, on random non-contiguous pages."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pallas_kernels.attention.reference import paged_attention_reference
 from pallas_kernels.attention.xla import paged_decode, paged_prefill
 from pallas_kernels.attention.xla_queries import make_tile_map
+from pallas_kernels.kv_write.narrow import FP8, narrow, widened
 from pallas_kernels.kv_write.xla import kv_write
 
 SHAPES = [  # heads, kv heads, head dim, page size
@@ -21,13 +23,13 @@ SHAPES = [  # heads, kv heads, head dim, page size
 class Batch:
     """Slot 0 decodes, slot 1 continues a prompt, slot 2 starts one, slot 3 is padding."""
 
-    def __init__(self, heads: int, kv_heads: int, dim: int, page: int):
+    def __init__(self, heads: int, kv_heads: int, dim: int, page: int, pages: str = "float32"):
         rng = np.random.default_rng(heads * dim)
         pages_per_row, rows = -(-160 // page), 4
         num_pages = rows * pages_per_row + 1
         kv = rng.normal(size=(num_pages, 2, kv_heads, page, dim)).astype(np.float32)
         kv[0] = np.nan  # the null page: reading it must never matter
-        self.kv = jnp.asarray(kv)
+        self.kv = narrow(jnp.asarray(kv), pages)
         order = rng.permutation(num_pages - 1) + 1
         tables = order[: 3 * pages_per_row].reshape(3, pages_per_row)
         self.block_tables = jnp.asarray(
@@ -49,14 +51,18 @@ class Batch:
 
 
 @pytest.mark.parametrize(
-    ("shape", "window"),
-    [*((shape, None) for shape in SHAPES), *((SHAPES[2], window) for window in (1, 20, 100))],
+    ("shape", "window", "pages"),
+    [
+        *((shape, None, "float32") for shape in SHAPES),
+        *((SHAPES[2], window, "float32") for window in (1, 20, 100)),
+        (SHAPES[2], 20, FP8),
+    ],
     ids=str,
 )
 def test_prefill_and_decode_equal_the_reference(
-    shape: tuple[int, int, int, int], window: int | None
+    shape: tuple[int, int, int, int], window: int | None, pages: str
 ) -> None:
-    batch = Batch(*shape)
+    batch = Batch(*shape, pages)
     scale = shape[2] ** -0.5
     want = paged_attention_reference(
         batch.q,
@@ -111,6 +117,31 @@ def test_stale_nan_past_the_end_of_a_row_is_not_read() -> None:
     lens = jnp.asarray([131, 0, 0, 0], jnp.int32)
     got = paged_decode(batch.q[:4], poisoned, batch.block_tables, lens, scale=0.25)
     assert np.isfinite(np.asarray(got)).all()
+
+
+def test_what_eight_bits_do_not_hold_becomes_the_nearest_that_they_do() -> None:
+    kv = jnp.zeros((2, 2, 1, 4, 8), FP8)
+    k = jnp.asarray([[[0.1, 447.0, 449.0, -1e9, jnp.inf, -jnp.inf, 1e-9, 20.0]]], jnp.bfloat16)
+    page = jnp.ones(1, jnp.int32)
+    got = np.asarray(widened(kv_write(kv, k, -k, page, page), jnp.float32))
+    want = np.array([0.1015625, 448, 448, -448, 448, -448, 0, 20], np.float32)
+    np.testing.assert_array_equal(got[1, 0, 0, 1], want)
+    np.testing.assert_array_equal(got[1, 1, 0, 1], -want)
+
+
+def test_eight_bits_are_written_and_read_without_a_second_cache() -> None:
+    """XLA would make a wide one to scatter into float8, or to gather from it."""
+    kv = jax.ShapeDtypeStruct((4097, 2, 2, 16, 8), FP8)
+    tokens, index = jax.ShapeDtypeStruct((4, 2, 8), jnp.bfloat16), jnp.zeros(4, jnp.int32)
+
+    def step(kv: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kv = kv_write(kv, k, k, index, index)
+        return kv, paged_decode(k, kv, jnp.zeros((4, 9), jnp.int32), index, scale=0.1)
+
+    memory = jax.jit(step, donate_argnums=0).lower(kv, tokens).compile().memory_analysis()
+    assert memory is not None
+    assert memory.alias_size_in_bytes == kv.size
+    assert memory.temp_size_in_bytes < kv.size / 10
 
 
 def test_write_puts_tokens_into_their_pages_and_drops_padding() -> None:

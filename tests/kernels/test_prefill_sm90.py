@@ -22,6 +22,7 @@ from pallas_kernels.attention.prefill_sm90 import (
 from pallas_kernels.attention.prefill_specs import MIXED, SMALL, SPEED, PrefillSpec
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, PrefillTiles, make_prefill_tiles
 from pallas_kernels.attention.reference import paged_attention_reference
+from pallas_kernels.kv_write.narrow import FP8
 
 # Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
@@ -90,8 +91,9 @@ def test_other_tile_sizes_equal_the_oracle(changes: dict[str, Any]) -> None:
     check(SMALL[1], config_of(SMALL[1], **changes))
 
 
-def test_no_race(capfd: pytest.CaptureFixture[str]) -> None:
-    check(SMALL[1], config_of(SMALL[1], num_ctas=1), races=True)
+@pytest.mark.parametrize("spec", [SMALL[1], SMALL[7]], ids=lambda spec: spec.name)
+def test_no_race(spec: PrefillSpec, capfd: pytest.CaptureFixture[str]) -> None:
+    check(spec, config_of(spec, num_ctas=1), races=True)
     captured = capfd.readouterr()
     assert "RACE" not in captured.out + captured.err
 
@@ -122,7 +124,7 @@ def abstract_problem(spec: PrefillSpec, dtype: str) -> PrefillProblem:
 
     parts: Any = (
         jax.ShapeDtypeStruct((spec.tokens, spec.heads, spec.dim), dtype),
-        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.stored), dtype),
+        jax.ShapeDtypeStruct((99, 2, spec.kv_heads, spec.page, spec.stored), spec.pages or dtype),
         ints(rows, 16),
         ints(rows + 1),
         ints(rows),
@@ -135,7 +137,7 @@ def abstract_problem(spec: PrefillSpec, dtype: str) -> PrefillProblem:
     ("spec", "dtype", "issuers"),
     [
         # The last two of MIXED are to the compiler what the last two of SMALL are.
-        *((spec, "bfloat16", 1) for spec in SMALL + MIXED[:-2] + SPEED),
+        *((spec, "bfloat16", 1) for spec in SMALL + MIXED[:-2] + SPEED[:4]),
         (MIXED[0], "float16", 1),
         (SMALL[5], "bfloat16", 4),
     ],
@@ -224,6 +226,9 @@ def test_refusals_name_the_reason() -> None:
         (5, "cpu", "cpu"),
     ]:
         shape = [*good[:index], value, *good[index + 1 :]]
+        assert word in (refuses_prefill_sm90(*shape) or "")
+    for dim, pages, word in [(128, "int8", "int8"), (256, FP8, "128 channels")]:
+        shape = (*good[:2], dim, *good[3:], pages)
         assert word in (refuses_prefill_sm90(*shape) or "")
 
 

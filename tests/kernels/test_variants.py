@@ -24,6 +24,7 @@ from pallas_kernels.attention.variant_check import (
 )
 from pallas_kernels.attention.variants import VARIANTS
 from pallas_kernels.attention.variants.t5_bias import by_distance
+from pallas_kernels.kv_write.narrow import FP8
 
 # Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
@@ -68,6 +69,13 @@ def test_xla_equals_the_reference(name: str) -> None:
     np.testing.assert_allclose(got[:used], want[:used], atol=2e-5)
     plain = np.asarray(reference(dataclasses.replace(case, variant=CAUSAL)))
     assert (name == "causal") == np.allclose(want, plain, atol=1e-3), "the values say something"
+
+
+def test_xla_equals_the_reference_over_pages_of_eight_bits() -> None:
+    values, brought = VALUES["request_bias"]
+    spec = dataclasses.replace(SHAPE, pages=FP8)
+    case = make_case(VARIANTS["request_bias"].bind(values, SHAPE.heads), brought, spec)
+    assert largest_error(by_xla(case), reference(case)) < 1e-5
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "causal"])

@@ -106,6 +106,31 @@ def test_swapping_and_offloading_share_the_hosts_memory() -> None:
     assert staged.kv_files and staged.host_blocks == 4 * one.host_blocks
 
 
+def test_eight_bits_hold_twice_the_tokens_of_sixteen() -> None:
+    model = model_def(TINY, "bfloat16")
+    drafts = [
+        planning.draft_plan(
+            make_config(kv_cache_dtype=dtype, kv_cache_memory_bytes=2**17, swap_space=0.25),
+            model,
+            "bfloat16",
+            "cpu",
+            ("xla", "test"),
+        )
+        for dtype in ("auto", "fp8", "fp8_e4m3")
+    ]
+    memories = [memory_plan(d, model, Device("cpu", 10**10), estimated_memory(d)) for d in drafts]
+    config = make_config(kv_cache_memory_bytes=2**17)
+    blocks = [
+        planning.fit_plan(config, draft, memory).num_blocks
+        for draft, memory in zip(drafts, memories, strict=True)
+    ]
+    assert blocks == [blocks[0], 2 * blocks[0], 2 * blocks[0]]
+    assert drafts[1].host_blocks == 2 * drafts[0].host_blocks > 0
+    assert [draft.page_dtype for draft in drafts] == ["bfloat16", *["float8_e4m3fn"] * 2]
+    with pytest.raises(ConfigError, match="--kv-cache-dtype must be one of auto, fp8, fp8_e4m3"):
+        make_config(kv_cache_dtype="int4")
+
+
 def test_padded_heads_are_counted() -> None:
     """In the cache, what moves of it, and what the host's memory holds."""
     config = make_config(swap_space=0.25)

@@ -4,6 +4,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,8 @@ def test_the_key_is_the_model_s_and_the_directory_s(tmp_path: Path, files: Model
     plan = tiny_plan(kv_files=True)
     keys: list[bytes] = []
 
-    def note(config: EngineConfig, block_size: int = 16) -> None:
-        store, key = open_block_files(config, files, replace(plan, block_size=block_size))
+    def note(config: EngineConfig, **changes: Any) -> None:
+        store, key = open_block_files(config, files, replace(plan, **changes))
         assert store is not None
         store.close()
         keys.append(key)
@@ -37,17 +38,18 @@ def test_the_key_is_the_model_s_and_the_directory_s(tmp_path: Path, files: Model
     note(config)
     assert keys[0] == keys[1]
     note(config, block_size=32)
+    note(config, kv_cache_dtype="fp8")
     note(replace(config, kv_offloading_dir=str(tmp_path / "other")))
     os.utime(files.path / "model.safetensors", (1, 1))
     note(config)
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
     layer = tmp_path / "layer.py"
     chosen = AttentionChoice("causal", layer=str(layer))
     plan = replace(plan, model=replace(plan.model, attention=(chosen,) * plan.model.num_layers))
     for text in ("", "# another"):
         layer.write_text(text)
         note(config)
-    assert len(set(keys)) == 6, "the file of a layer may change"
+    assert len(set(keys)) == 7, "the file of a layer may change"
 
 
 def test_a_second_engine_goes_without(

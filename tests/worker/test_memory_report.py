@@ -41,6 +41,13 @@ def test_a_card_that_is_not_here() -> None:
     assert found["programs"][0]["program"] == "forward mixed[8192 tokens, 256 rows]"
 
 
+def test_a_cache_of_eight_bits() -> None:
+    found, whole = plan(141 * 10**9, kv_cache_dtype="fp8"), plan(141 * 10**9)
+    assert (found["dtype"], found["kv_cache_dtype"]) == ("bfloat16", "float8_e4m3fn")
+    assert found["kv_block_bytes"] * 2 == whole["kv_block_bytes"]
+    assert found["kv_tokens"] > 2 * whole["kv_tokens"] * 0.99
+
+
 def test_padded_heads_on_a_card_that_is_not_here(tmp_path: Path) -> None:
     """Whether its backend will pad them is not known: the figure is on the safe side."""
     config = json.loads((Path(LLAMA) / "config.json").read_text())

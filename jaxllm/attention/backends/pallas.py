@@ -14,6 +14,7 @@ from jaxllm.attention.backend import (
     HeadTransform,
     SlotMapping,
 )
+from jaxllm.attention.kv_cache import stored_dtype
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from jaxllm.errors import ConfigError
@@ -84,8 +85,9 @@ class PallasBackend:
         dim = self.cache_head_dim(spec.head_dim)
         facts = (spec.num_heads, spec.num_kv_heads, dim, target.page_size, target.dtype)
         config = self._decode_config(spec, target.page_size)
-        reason = refuses_decode_sm90(*facts, "sm_90", config) or refuses_prefill_sm90(
-            *facts, "sm_90"
+        pages = stored_dtype(target.page_dtype or target.dtype)
+        reason = refuses_decode_sm90(*facts, "sm_90", config, pages) or refuses_prefill_sm90(
+            *facts, "sm_90", pages
         )
         return reason or refuses_variant(spec.variant)
 
@@ -145,8 +147,9 @@ class PallasBackend:
             spec.num_heads,
             spec.num_kv_heads,
             spec.head_dim,
-            kv.dtype,
+            qkv.dtype,
             "sm_90",
+            pages=kv.dtype,
             rotated=2 * heads.cos.shape[1],
             interleaved=heads.interleaved,
             qk_norm=heads.q_norm is not None,
