@@ -6,6 +6,7 @@ from jaxllm.core.buckets import lowest_limit
 from jaxllm.core.request import Request, RequestStatus
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.core.spans import identity_of
 from jaxllm.core.sparing import is_spared
 from jaxllm.simulation.violation import require
 
@@ -80,6 +81,8 @@ class Promises:
         first = next(iter(scheduler.waiting), None)
         if threshold is None or first is None or is_spared(first) or not rows.num_free:
             return
+        if first.span:
+            return  # it begins where there is room for all that sees ahead
         could_begin = first.num_tokens <= threshold and self._fits_alone(first)
         if not could_begin or scheduler.num_preemptions != self._num_preemptions:
             return
@@ -93,7 +96,9 @@ class Promises:
             (rows.prefill_len[step.rows] - step.starts)[chunks],
         )
         taken = int(counts[to_go > threshold].sum())
-        most = int(counts.sum() + 1) // 2 + len(step.new_rows)  # these begin with one at least
+        spans = (scheduler.requests[new.request.request_id].span for new in step.new_rows)
+        least = sum(max(1, span) for span in spans)  # tokens that these begin with
+        most = int(counts.sum() + 1) // 2 + least
         require(taken <= most, "shares", "Long prefills took it all.")
 
     def _check_limit(self, step: SchedulerOutput) -> None:
@@ -131,6 +136,8 @@ class Promises:
         one, other = request.core_request, leader.core_request
         scope_all = self._scheduler.plan.prefix_cache_scope == "all"
         if one.cache_salt != other.cache_salt or (one.tenant != other.tenant and not scope_all):
+            return 0
+        if identity_of(request) != identity_of(leader):
             return 0
         pairs = zip(request.token_ids[:-1], leader.token_ids, strict=False)
         return next(
