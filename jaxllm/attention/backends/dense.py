@@ -30,6 +30,9 @@ class DenseBackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         return "it has no pages"
 
+    def cache_head_dim(self, head_dim: int) -> int:
+        return head_dim
+
     def prepare(
         self,
         metadata: AttentionMetadata,
