@@ -16,8 +16,8 @@ def gated_matmul(
     other value takes XLA. Returns ``x``'s dtype; the kernel rounds once, XLA before the activation
     too.
     """
-    shape = (*x.shape, weight.shape[0] // 2)
-    reason = refuses_gated_sm90(*shape, x.dtype, activation, platform)
+    (tokens, width), inner = x.shape, weight.shape[0] // 2
+    reason = refuses_gated_sm90(tokens, width, inner, x.dtype, activation, platform)
     if reason is None and x.dtype == weight.dtype:
         return gated_matmul_sm90(x, weight, activation=activation)
     return gated_matmul_xla(x, weight, activation=activation)
