@@ -31,6 +31,7 @@ REPORT = {
     "unused_bytes": None,
     "head_dim": 80,
     "cache_head_dim": 128,
+    "kv_cache_dtype": "bfloat16",
     "block_size": 16,
     "kv_block_bytes": 2**21,
     "kv_blocks": 101,
@@ -91,7 +92,7 @@ def test_the_table(
     assert "weights 3.000 GiB" in lines
     assert "temporaries 0.250 GiB measured on a card" in lines
     cache = "KV cache 0.197 GiB 101 blocks of 16 tokens, 2.00 MiB each: 1,600 tokens"
-    assert f"{cache}; heads of 80 stored as 128, 60% more" in lines
+    assert f"{cache} in bfloat16; heads of 80 stored as 128, 60% more" in lines
     assert "2,048 tokens 0.78 (max_model_len)" in lines
     assert "forward x 256.0 1.0" in lines
     assert not [line for line in lines if line.startswith("unused")]  # which nobody knows here
