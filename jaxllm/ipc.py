@@ -8,6 +8,7 @@ against its type before anybody sees it; what does not fit raises an ``IPCError`
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -163,3 +164,9 @@ class AsyncChannel:
 
     def close(self) -> None:
         self._writer.close()
+
+    async def wait_closed(self, seconds: float) -> None:
+        """After ``close``: an engine killed before it had read all leaves an error, which nobody
+        else would take."""
+        with suppress(OSError, TimeoutError):
+            await asyncio.wait_for(self._writer.wait_closed(), seconds)

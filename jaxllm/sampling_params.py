@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import isfinite
 
+from jaxllm.config.limits import MAX_N
 from jaxllm.errors import InvalidRequestError
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.parsers.family import ThoughtForm
@@ -17,7 +18,6 @@ from jaxllm.taps.sites import check_names
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_TOKEN_IDS = 64
-MAX_N = 128
 MAX_BEAM_WIDTH = MAX_LOGPROBS // 2  # each step looks at twice as many tokens
 MAX_LENGTH_PENALTY = 10.0
 MIN_TEMPERATURE = 1e-5  # below it logits / temperature could overflow: that is greedy

@@ -7,9 +7,9 @@ out at start, or only tests change it.
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxllm.config.limits import MAX_N
 from jaxllm.errors import ConfigError
 from jaxllm.parsers.choice import AUTO, check_names
-from jaxllm.sampling_params import MAX_N
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ACCESS_LOGS = ("json", "text", "off")

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 TERMINATE_GRACE_S = 2.0  # after SIGTERM
 KILL_GRACE_S = 10.0  # after SIGKILL; only the kernel can hold up a process that long
+CLOSE_GRACE_S = 1.0
 LAST_FRAMES_S = 0.1  # for what is still in the socket of a process that ended
 LAST_WORDS_S = 0.5  # for the exit code of a process whose socket closed
 
@@ -118,6 +119,7 @@ class WorkerProcess:
         self._exit_watcher.cancel()
         await asyncio.gather(self._exit_watcher, return_exceptions=True)
         self._channel.close()
+        await self._channel.wait_closed(CLOSE_GRACE_S)
 
     async def _ends_within(self, seconds: float) -> bool:
         try:

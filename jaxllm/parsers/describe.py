@@ -41,8 +41,12 @@ def in_words(messages: Sequence[Mapping[str, Any]], form: CallForm) -> list[dict
         role, text = message["role"], message["content"]
         plain = {**message, "content": text}
         if calls := plain.pop("tool_calls", None):
-            functions = [call.get("function") or {} for call in calls]
-            named = [(str(f.get("name", "")), f.get("arguments") or {}) for f in functions]
+            functions = [call.get("function") for call in calls]
+            named = [
+                (str(function.get("name", "")), function.get("arguments") or {})
+                for function in functions
+                if isinstance(function, Mapping)  # clients send what they like
+            ]
             plain["content"] = "\n".join(filter(None, (_text(text), written(form, named))))
         elif role in ("tool", "function"):
             plain = {"role": "user", "content": f"The tool answered: {_text(text)}"}

@@ -154,8 +154,6 @@ async def render(
     form = serving.parsers.calling().tool
     if options.chosen_tools().required and form and "tools" not in _variables_of(tokenizer):
         messages = _with_tools(messages, described(form.form, options.tools or ()))
-    if form and _knows_no_calls(tokenizer) and any(map(_of_tools, messages)):
-        messages = in_words(messages, form.form)
     variables = options.template_variables()
     unread = variables.keys() - _variables_of(tokenizer)
     serving.note_ignored(f"chat_template_kwargs.{name}" for name in unread)
@@ -165,10 +163,17 @@ async def render(
         "continue_final_message": continues,
         "tools": None if options.tool_choice == "none" else options.tools or None,
     }
+
+    def written() -> str:
+        told = messages
+        if form and _knows_no_calls(tokenizer) and any(map(_of_tools, messages)):
+            told = in_words(messages, form.form)
+        return tokenizer.apply_chat_template(told, **arguments)
+
     try:
         if _may_be_long(messages, options.tools):
-            return await asyncio.to_thread(tokenizer.apply_chat_template, messages, **arguments)
-        return tokenizer.apply_chat_template(messages, **arguments)
+            return await asyncio.to_thread(written)
+        return written()
     except InvalidRequestError as error:
         if error.param == "messages":
             error.param = param

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from jaxllm.config.limits import MAX_N
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import (
     MAX_BEAM_WIDTH,
-    MAX_N,
     MAX_STOP_TOKEN_IDS,
     MIN_REPETITION_PENALTY,
     BeamSearchParams,

@@ -23,6 +23,8 @@ class PacedCore:
         self.num_steps = 0
         self._due = 0.0
 
+    def close(self) -> None: ...
+
     def add_request(self, request: EngineCoreRequest) -> None:
         self.requests[request.request_id] = request
         self.counts[request.request_id] = 0

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from jaxllm.config.limits import MAX_N
 from jaxllm.errors import InvalidRequestError
-from jaxllm.sampling_params import MAX_LOGIT_BIAS, MAX_N
+from jaxllm.sampling_params import MAX_LOGIT_BIAS
 from server.openai.fields import (
     MAX_MESSAGES,
     MAX_PROMPTS,

@@ -137,7 +137,7 @@ def test_an_assistant_without_content_breaks_no_template(
     assert engine.prompts == ["[Hi][][][]Ulm[3]"]
 
 
-@pytest.mark.parametrize("arguments", ["", "not JSON", "[" * 5000, 7, None, {"a": 1}])
+@pytest.mark.parametrize("arguments", ["", "not JSON", "[" * 50, 7, None, {"a": 1}])
 def test_odd_calls_do_no_harm(http: TestClient, arguments: object) -> None:
     calls = [{"id": "1", "function": {"name": "f", "arguments": arguments}}, {"function": 3}, {}]
     messages = [
