@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [ ! -x .venv-newest/bin/python ]; then .venv/bin/python -m venv .venv-newest; fi
 .venv-newest/bin/python -m pip install --quiet --quiet --disable-pip-version-check --upgrade \
-    jax jaxtyping numpy pytest pytest-timeout pytest-xdist hypothesis >&2
+    jax filelock jaxtyping numpy pytest pytest-timeout pytest-xdist hypothesis >&2
 .venv-newest/bin/python -c 'import jax; print("lowering on JAX", jax.__version__)'
 exec .venv-newest/bin/python -m pytest -q -n 2 --dist worksteal -k lower \
     tests/kernels/test_decode_sm90.py \
