@@ -63,9 +63,7 @@ def commit_step(
         for i, (request, token_id) in enumerate(zip(requests, token_ids, strict=True))
         if request.append(token_id)
     ]
-    for i in reversed(
-        may_end
-    ):  # from behind, so that indices stay right while entries are taken out
+    for i in reversed(may_end):  # from behind: indices stay right while entries are taken out
         event = _end(scheduler, requests[i], (token_ids[i],))
         if event is not None:
             events.append(event)

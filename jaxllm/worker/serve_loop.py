@@ -99,6 +99,8 @@ def in_parts(outputs: StepOutputs) -> list[StepOutputs]:
     """A step's results in as many messages as their taps need: at most ``MAX_TAP_BYTES`` of them in
     each, or those of one request, which are no more.
     """
+    if not any(event.taps for event in outputs.events):
+        return [outputs]
     parts: list[list[EngineCoreOutput]] = [[]]
     size = 0
     for event in outputs.events:

@@ -23,6 +23,7 @@ from pallas_kernels.gated_matmul.activations import ACTIVATIONS
 
 ROWS = 64  # tokens of one consumer: the M of a wgmma instruction
 _CONSUMERS = 2
+_TILE_K = 64  # of the sum, in one pipeline step: the width of a swizzled tile
 _CONSUMER_REGISTERS, _PRODUCER_REGISTERS = 232, 40
 _SHARED_BYTES = 232_448 - 1024  # per thread block, less what barriers take
 # Measured beside the vendor's product and XLA's activation (scripts/tune_kernels.py has the grid):
@@ -37,7 +38,6 @@ class GatedConfig:
     """Changes no bits."""
 
     tile_n: int = 128  # columns of the output
-    tile_k: int = 64  # of the sum, in one pipeline step
     stages: int = 4  # steps in flight
     band: int = 16  # tiles along the tokens that are walked together
     num_ctas: int = 132  # persistent thread blocks: the number of SMs
@@ -45,8 +45,6 @@ class GatedConfig:
     def __post_init__(self) -> None:
         if self.tile_n not in (64, 128):
             raise ValueError(f"tile_n must be 64 or 128, not {self.tile_n}")
-        if self.tile_k != 64:
-            raise ValueError(f"tile_k must be 64, not {self.tile_k}")
         if self.stages < 2 or self.band < 1 or self.num_ctas < 1:
             raise ValueError(f"{self} has fewer than 2 stages, no band or no thread block")
         if self.smem_bytes > _SHARED_BYTES:
@@ -59,7 +57,7 @@ class GatedConfig:
 
     @property
     def smem_bytes(self) -> int:
-        step = (self.tile_m + 2 * self.tile_n) * self.tile_k
+        step = (self.tile_m + 2 * self.tile_n) * _TILE_K
         return 2 * (self.stages * step + self.tile_m * self.tile_n)
 
 
@@ -83,9 +81,9 @@ def refuses_gated_sm90(
     if tokens % config.tile_m or tokens < _LEAST_TOKENS:
         least = f"{_LEAST_TOKENS} tokens or more in steps of {config.tile_m}"
         return f"the gated product takes {least}, not {tokens}"
-    if inner % config.tile_n or width % config.tile_k:
+    if inner % config.tile_n or width % _TILE_K:
         return (
-            f"the gated product takes multiples of {config.tile_k} in and {config.tile_n} out, "
+            f"the gated product takes multiples of {_TILE_K} in and {config.tile_n} out, "
             f"not {width} and {inner}"
         )
     rounds = tokens // config.tile_m * (inner // config.tile_n) / config.num_ctas
@@ -124,8 +122,8 @@ def gated_matmul_sm90(
 class _Shared(NamedTuple):
     """Shared memory of a thread block, then its barriers, one per stage."""
 
-    x: Any  # [stages, tile_m, tile_k]
-    weight: Any  # [stages, 2 tile_n, tile_k]: gate's rows, then up's
+    x: Any  # [stages, tile_m, _TILE_K]
+    weight: Any  # [stages, 2 tile_n, _TILE_K]: gate's rows, then up's
     answers: Any  # [consumers, ROWS, tile_n]
     full: Any
     free: Any
@@ -140,8 +138,8 @@ def _scratch(dtype: Any, config: GatedConfig) -> dict[str, Any]:
         return plgpu.SMEM(shape, dtype, transforms=swizzled)
 
     return {
-        "x": tile(config.stages, config.tile_m, config.tile_k),
-        "weight": tile(config.stages, 2 * config.tile_n, config.tile_k),
+        "x": tile(config.stages, config.tile_m, _TILE_K),
+        "weight": tile(config.stages, 2 * config.tile_n, _TILE_K),
         "answers": tile(_CONSUMERS, ROWS, config.tile_n),
         "full": plgpu.Barrier(num_arrivals=3, num_barriers=config.stages),
         "free": plgpu.Barrier(num_arrivals=_CONSUMERS, num_barriers=config.stages),
@@ -154,7 +152,7 @@ class _Walk:
     def __init__(self, x: Any, out: Any, config: GatedConfig):
         self.config = config
         self._tiles = (x.shape[0] // config.tile_m, out.shape[1] // config.tile_n)
-        self.steps = x.shape[1] // config.tile_k  # of a tile
+        self.steps = x.shape[1] // _TILE_K  # of a tile
         self._cta, total = lax.axis_index("cta"), self._tiles[0] * self._tiles[1]
         self.count = lax.div(jnp.int32(total - 1) - self._cta, jnp.int32(config.num_ctas)) + 1
 
@@ -187,7 +185,7 @@ def _produce(walk: _Walk, x: Any, weight: Any, smem: _Shared) -> None:
     config, inner = walk.config, weight.shape[0] // 2
 
     def fetch(token: Array, column: Array, index: Array, step: Array) -> None:
-        stage, part = walk.stage(step), pl.ds(index * config.tile_k, config.tile_k)
+        stage, part = walk.stage(step), pl.ds(index * _TILE_K, _TILE_K)
 
         @pl.when(step >= config.stages)
         def _() -> None:

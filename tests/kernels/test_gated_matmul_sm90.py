@@ -102,7 +102,7 @@ def test_refusals_name_the_reason() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"tile_n": 256}, {"num_ctas": 0}, {"stages": 1}, {"stages": 9}, {"tile_k": 32}],
+    [{"tile_n": 256}, {"num_ctas": 0}, {"stages": 1}, {"stages": 9}],
     ids=str,
 )
 def test_impossible_configs_are_refused(fields: dict[str, Any]) -> None:

@@ -10,12 +10,12 @@ from jaxllm.attention.backend import (
     HeadTransform,
     SlotMapping,
 )
+from jaxllm.attention.backends.xla import write_by_xla
 from jaxllm.attention.kv_cache import page_shape
 from jaxllm.attention.metadata import AttentionMetadata, StepAttention
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.reference import masked_softmax, modified_scores
 from pallas_kernels.attention.variant_params import Params
-from pallas_kernels.kv_write.xla import rope_and_write_xla
 
 
 class DenseBackend:
@@ -51,18 +51,7 @@ class DenseBackend:
         heads: HeadTransform,
         spec: AttentionSpec,
     ) -> tuple[Float[Array, "T H D"], Float[Array, "1 2 K T D"]]:
-        return rope_and_write_xla(
-            qkv,
-            heads.cos,
-            heads.sin,
-            slots.pages,
-            slots.offsets,
-            kv,
-            heads.q_norm,
-            heads.k_norm,
-            eps=heads.eps,
-            interleaved=heads.interleaved,
-        )
+        return write_by_xla(qkv, kv, slots, heads)
 
     def attend(
         self,

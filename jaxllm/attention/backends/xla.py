@@ -33,6 +33,27 @@ _CPU_TILES, _ACCELERATOR_TILES = 1, 64
 _Seeing = tuple[int | None, AttentionVariant, int]  # window, variant, query heads
 
 
+def write_by_xla(
+    qkv: Float[Array, "T C"],
+    kv: Float[Array, "P 2 K B D"],
+    slots: SlotMapping,
+    heads: HeadTransform,
+) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
+    """``AttentionBackend.write`` on any device, and differentiable."""
+    return rope_and_write_xla(
+        qkv,
+        heads.cos,
+        heads.sin,
+        slots.pages,
+        slots.offsets,
+        kv,
+        heads.q_norm,
+        heads.k_norm,
+        eps=heads.eps,
+        interleaved=heads.interleaved,
+    )
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Prepared:
@@ -84,18 +105,7 @@ class XLABackend:
         heads: HeadTransform,
         spec: AttentionSpec,
     ) -> tuple[Float[Array, "T H D"], Float[Array, "P 2 K B D"]]:
-        return rope_and_write_xla(
-            qkv,
-            heads.cos,
-            heads.sin,
-            slots.pages,
-            slots.offsets,
-            kv,
-            heads.q_norm,
-            heads.k_norm,
-            eps=heads.eps,
-            interleaved=heads.interleaved,
-        )
+        return write_by_xla(qkv, kv, slots, heads)
 
     def attend(
         self,

@@ -124,27 +124,27 @@ def _throughput(workload: str, **fields: Any) -> Command:
 PARTS = {
     part.name: part
     for part in (
-        PartOfRun("startup", 75, module),  # before all others: its programs are theirs
-        PartOfRun("latency", 75, _latency("1 8 64 256", 960, 129, 2)),
-        PartOfRun("ttft-2048", 15, _latency("1", 2048, 8, 5)),
-        PartOfRun("ttft-8192", 15, _latency("1", 8192, 8, 5)),
+        PartOfRun("startup", 95, module),  # before all others: its programs are theirs
+        PartOfRun("latency", 120, _latency("1 8 64 256", 960, 129, 2)),
+        PartOfRun("ttft-2048", 35, _latency("1", 2048, 8, 5)),
+        PartOfRun("ttft-8192", 30, _latency("1", 8192, 8, 5)),
         PartOfRun("workload-a", 20, _throughput("a")),
         PartOfRun("workload-b", 25, _throughput("b")),
-        PartOfRun("plan", 15, jaxllm("plan", "--json"), prints=True),
+        PartOfRun("plan", 10, jaxllm("plan", "--json"), prints=True),
         PartOfRun("kernels", 90, module),
         PartOfRun("thunks", 40, module),
         PartOfRun("launches", 30, module),
-        PartOfRun("served", 35, module),
+        PartOfRun("served", 25, module),
         PartOfRun("sequential", 60, sequential),
         PartOfRun("prefix-conversations", 85, prefix_cache("conversations")),
-        PartOfRun("prefix-idle", 20, prefix_cache("idle")),
+        PartOfRun("prefix-idle", 45, prefix_cache("idle")),
         PartOfRun("prefix-unshared", 110, prefix_cache("unshared")),
-        PartOfRun("prefix-urgent", 80, prefix_cache("urgent", "--repeats", "2")),
+        PartOfRun("prefix-urgent", 100, prefix_cache("urgent", "--repeats", "2")),
         PartOfRun("workload-b-journal", 25, _throughput("b", journal=JOURNAL)),
-        PartOfRun("mixing", 70, module),
+        PartOfRun("mixing", 50, module),
         PartOfRun("parity", 90, parity),
-        PartOfRun("grammar", 30, grammar),
+        PartOfRun("grammar", 20, grammar),
         PartOfRun("variants", 120, module),
-        PartOfRun("journal", 15, module),
+        PartOfRun("journal", 5, module),
     )
 }

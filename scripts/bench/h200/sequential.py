@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxllm.bench.workload import workload_b
 from scripts.bench.h200.part import Part, main
-from scripts.bench.h200.settings import MODEL, TINY_SHAPE
+from scripts.bench.h200.settings import MODEL, ROOT, TINY_SHAPE
 
 REQUESTS = 4
 
@@ -20,7 +20,9 @@ def measure(part: Part) -> dict[str, Any]:
     import torch
     import transformers
 
-    shape = json.loads((MODEL / "config.json").read_text()) | (TINY_SHAPE if part.tiny else {})
+    shape = json.loads((ROOT / MODEL / "config.json").read_text()) | (
+        TINY_SHAPE if part.tiny else {}
+    )
     config: Any = transformers.LlamaConfig(**shape)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_default_dtype(torch.bfloat16)

@@ -19,7 +19,7 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
-MODEL = ROOT / "configs" / "models" / "llama-3.1-8b"
+MODEL = Path("configs/models/llama-3.1-8b")  # from ROOT, where parts run: results name it
 TINY_SHAPE = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -50,7 +50,7 @@ def shared(tiny: bool, work: Path) -> dict[str, Any]:
 def with_tokenizer(tiny: bool, work: Path, tokenizer: Path) -> dict[str, Any]:
     """The engine with a tokenizer of another model, whose end of sequence becomes its own."""
     fields = engine(tiny, work)
-    config = json.loads((Path(fields["model"]) / "config.json").read_text())
+    config = json.loads((ROOT / fields["model"] / "config.json").read_text())
     config["eos_token_id"] = Tokenizer.from_dir(str(tokenizer)).eos_token_id
     model = _written(work / "with-tokenizer", config)
     return fields | {"model": str(model), "tokenizer": str(tokenizer)}
@@ -61,7 +61,7 @@ def with_words(tiny: bool, work: Path) -> dict[str, Any]:
     stream is timed token by token: ids 0 to 255 are bytes, the others numbered words.
     """
     fields = engine(tiny, work)
-    config = json.loads((Path(fields["model"]) / "config.json").read_text())
+    config = json.loads((ROOT / fields["model"] / "config.json").read_text())
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [f"\u0120w{i}" for i in range(len(alphabet), config["vocab_size"])]  # U+0120: a space
     tokenizer = WordTokenizer(BPE({text: i for i, text in enumerate([*alphabet, *words])}, []))
@@ -77,7 +77,7 @@ def flags(fields: dict[str, Any]) -> list[str]:
 
 
 def _tiny_model(work: Path) -> Path:
-    config = json.loads((MODEL / "config.json").read_text()) | TINY_SHAPE
+    config = json.loads((ROOT / MODEL / "config.json").read_text()) | TINY_SHAPE
     return _written(work / "tiny-model", config)
 
 
