@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from jaxllm.bench.report import check_writable, make_device_report, write_report
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.env import prepare_accelerator
+from jaxllm.config.env import prepare_accelerator, prepare_interpreter
 from jaxllm.errors import ConfigError
 from jaxllm.weights.json_file import read_json_object
 
@@ -23,6 +23,8 @@ def run_check(variant: str, params: str | None, *, interpret: bool) -> int:
     Raises:
         ConfigError: there is no such variant, or a value does not fit it.
     """
+    if interpret:
+        prepare_interpreter()
     check: Any = import_module("jaxllm.lab.check")
     findings = check.check_variant(variant, _values(params), interpret=interpret)
     print("\n".join(check.table(findings)))

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from jaxllm.config.env import CACHE_DIR, cache_dir
+from jaxllm.config.env import CACHE_DIR, cache_dir, prepare_interpreter
 
 # Set before anything imports JAX, and inherited by the engine processes that tests start.
 HAS_GPU = shutil.which("nvidia-smi") is not None
 if not HAS_GPU:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+prepare_interpreter()
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
@@ -31,9 +32,10 @@ def keep_programs_for_this_run() -> None:
     (own / "models").symlink_to(models.absolute())
     os.environ[CACHE_DIR] = str(own)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(own / "programs")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Thousands of small programs would cost more to find than to compile.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**32)  # with a bound JAX locks it
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"  # with a bound every write looks at all
 
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's

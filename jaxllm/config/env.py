@@ -33,6 +33,19 @@ def prepare_accelerator(memory_fraction: float, *, preallocate: bool = True) -> 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
+def is_set(jax_setting: str) -> bool:
+    """Whether the user has set one of JAX's own settings, which then holds."""
+    return jax_setting.upper() in os.environ
+
+
+def prepare_interpreter() -> None:
+    """Give XLA's CPU client threads for kernels that are interpreted; must run before JAX is first
+    used. There every warpgroup waits for the others in a thread of that client, which has one per
+    core: on two cores a kernel of three warpgroups may wait for ever.
+    """
+    os.environ.setdefault("NPROC", "8")
+
+
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ from jaxllm.attention.kv_cache import most_padded
 from jaxllm.attention.select import cache_head_dims, select_backend
 from jaxllm.attention.variants import choose_attention
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.env import cache_dir, cpu_count, prepare_accelerator
+from jaxllm.config.env import cache_dir, cpu_count, is_set, prepare_accelerator
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import EnginePlan, page_dtype
 from jaxllm.core.scheduler import Scheduler
@@ -151,9 +151,13 @@ def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
     """
     prepare_accelerator(config.gpu_memory_utilization, preallocate=preallocate)
     jax.config.update("jax_compilation_cache_dir", str(_program_dir(config)))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    jax.config.update("jax_compilation_cache_max_size", _MAX_PROGRAM_BYTES)
+    for setting, value in (
+        ("jax_persistent_cache_min_compile_time_secs", 0.0),
+        ("jax_persistent_cache_min_entry_size_bytes", -1),
+        ("jax_compilation_cache_max_size", _MAX_PROGRAM_BYTES),
+    ):
+        if not is_set(setting):
+            jax.config.update(setting, value)
 
 
 def _program_dir(config: EngineConfig) -> Path:
