@@ -200,7 +200,8 @@ class FakeExecutor:
         tenant = "" if self.plan.prefix_cache_scope == "all" else request.tenant
         params = request.sampling_params
         ahead = request.prompt_token_ids[: span_of(request, self.plan.attention_params)]
-        changed = (params.attention_params, params.interventions, ahead)
+        brought = sorted((params.attention_params or {}).items())
+        changed = (brought, params.interventions or None, ahead)
         return crc32(repr((tenant, request.cache_salt, *changed)).encode()) & 0x7FFFFFFF
 
     def _score(self, arrays: LogprobArrays, entry: int, context: np.ndarray, token_id: int) -> None:

@@ -4,8 +4,10 @@ Pages are shuffled; the null page and everything past a row's end are NaN, becau
 must not read has to hurt.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import nn
@@ -45,6 +47,7 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     )
 
 
+@partial(jax.jit, static_argnames=("spec", "scale"))
 def right_answer(spec: DecodeSpec, problem: DecodeProblem, scale: float) -> Float[Array, "R H D"]:
     """Dense float32 attention, row by row; padding rows are zero."""
     out = jnp.zeros(problem.q.shape, jnp.float32)

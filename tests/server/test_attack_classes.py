@@ -204,6 +204,15 @@ def test_nothing_is_shared_between_salts(server: AttackedServer) -> None:
     assert cached[:2] == [0, 0] and cached[2] > 0
 
 
+def test_an_empty_list_of_changes_is_none(server: AttackedServer) -> None:
+    """Its blocks are others' too, and nobody complains."""
+    body = attacks.completion(prompt="e" * 100, max_tokens=1)
+    with server.as_before():
+        server.http.post("/v1/completions", json=body | {"interventions": []})
+        answer = server.http.post("/v1/completions", json=body)
+    assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+
+
 def test_ids_of_clients_are_only_echoed(server: AttackedServer) -> None:
     body = attacks.completion(max_tokens=8, ignore_eos=True, seed=1)
     ids = ["same"] * 100 + list("0123456789abcdef") + ["x" * 20_000, "é", "a/b", "req_", "a\tb"]
