@@ -149,7 +149,11 @@ def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
     """Compiled programs are kept on disk, whatever their size: the next start only loads them. The
     bound also makes JAX lock the directory, which engines may share.
     """
-    prepare_accelerator(config.gpu_memory_utilization, preallocate=preallocate)
+    prepare_accelerator(
+        config.gpu_memory_utilization,
+        preallocate=preallocate,
+        host_gib=(config.swap_space or 0.0) + config.kv_offloading_size,
+    )
     jax.config.update("jax_compilation_cache_dir", str(_program_dir(config)))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -140,6 +140,7 @@ PARTS = {
         PartOfRun("prefix-idle", 45, prefix_cache("idle")),
         PartOfRun("prefix-unshared", 110, prefix_cache("unshared")),
         PartOfRun("prefix-urgent", 100, prefix_cache("urgent", "--repeats", "2")),
+        PartOfRun("swapping", 40, module),
         PartOfRun("workload-b-journal", 25, _throughput("b", journal=JOURNAL)),
         PartOfRun("mixing", 50, module),
         PartOfRun("parity", 90, parity),
