@@ -25,8 +25,9 @@ LINK_BYTES = 2**28
 
 
 def measure(part: Part) -> dict[str, Any]:
-    fields: dict[str, Any] = shared(part.tiny, part.work)
-    llm = LLM(**fields | {"swap_space": 0.25 if part.tiny else 4.0})
+    fields = shared(part.tiny, part.work)
+    fields["swap_space"] = 0.25 if part.tiny else 4.0
+    llm = LLM(**fields)
     plan = llm.plan
     tokens = 256 if part.tiny else 8192
     count = tokens // plan.block_size
