@@ -74,7 +74,6 @@ class ModelRunner:
         self._params = params
         self._programs = programs
         self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
-        self._smallest_mixed = min(b for b in plan.buckets if b.kind is BatchKind.MIXED)
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
         self._no_mask: dict[int, jax.Array] = {}
         for bucket in plan.buckets:
@@ -200,7 +199,8 @@ class ModelRunner:
         state = self._rows
         wants_more = state.scores_prompts(plan) or state.embeds(plan)
         if state.resets or wants_more or state.taps_of(plan) is not None:
-            return self._smallest_mixed
+            rows = plan.bucket.num_rows
+            return min(b for b in self._layouts if b.kind is BatchKind.MIXED and b.num_rows >= rows)
         if mode is SamplerMode.FULL:
             rows = next(n for n in self._programs.full_rows if n >= plan.bucket.num_rows)
             return BatchBucket(rows, rows, BatchKind.DECODE)

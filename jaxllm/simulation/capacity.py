@@ -122,7 +122,7 @@ def with_rows(plan: EnginePlan, max_num_seqs: int) -> EnginePlan:
     """The plan for fewer rows; a program costs what it cost with more."""
     decode = [b for b in plan.buckets if b.kind is BatchKind.DECODE and b.num_rows <= max_num_seqs]
     mixed = [
-        BatchBucket(b.num_tokens, max_num_seqs, b.kind)
+        BatchBucket(b.num_tokens, min(b.num_tokens, max_num_seqs), b.kind)
         for b in plan.buckets
         if b.kind is BatchKind.MIXED
     ]

@@ -142,7 +142,7 @@ PARTS = {
         PartOfRun("prefix-urgent", 100, prefix_cache("urgent", "--repeats", "2")),
         PartOfRun("swapping", 40, module),
         PartOfRun("workload-b-journal", 25, _throughput("b", journal=JOURNAL)),
-        PartOfRun("mixing", 50, module),
+        PartOfRun("mixing", 75, module),
         PartOfRun("parity", 90, parity),
         PartOfRun("grammar", 20, grammar),
         PartOfRun("variants", 120, module),
