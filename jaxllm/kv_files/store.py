@@ -39,17 +39,19 @@ class Content(Protocol):
 
 
 class BlockStore:
-    """``take``, ``read``, ``wait``, ``write``, ``contents``, ``forget`` and ``close`` are for one
-    thread, the engine's.
-    """
+    """All but ``start`` is for one thread, the engine's."""
 
     def __init__(
         self,
         directory: BlockDirectory,
         identity: str,
+        ending_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
+        """``ending_s``: seconds in which ``ending`` lets blocks be written."""
         self._directory = directory
+        self._ending_s = ending_s
+        self._ends: float | None = None
         self._identity = identity
         self._clock = clock
         self._tasks: SimpleQueue[tuple[int, bytes, int] | None] = SimpleQueue()
@@ -116,6 +118,17 @@ class BlockStore:
                 return
             self._num_unwritten += content.nbytes
         self._unwritten.put((name, content))
+
+    def ending(self) -> bool:
+        """As ``engine.block_files`` has it."""
+        with self._heard:
+            if self._ends is None:
+                self._ends = self._clock() + self._ending_s
+            left = max(0.0, self._ends - self._clock())
+            self._heard.wait_for(
+                lambda: self._off or self._num_unwritten <= MAX_UNWRITTEN_BYTES // 2, left
+            )
+            return not self._off and self._clock() < self._ends
 
     def contents(self) -> list[tuple[int, np.ndarray]]:
         """(slot, block) of what was read since; they were told of, or will be."""

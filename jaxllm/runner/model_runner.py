@@ -4,7 +4,7 @@ Arrays are replaced by every step (their predecessors are donated) and never sha
 from one thread, so steps reach the device in the order they are dispatched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,6 +278,13 @@ class ModelRunner:
     def _keep(self, name: bytes, content: jax.Array) -> None:
         if self._files is not None:
             self._files.write(name, content)
+
+    def keep(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        """Write blocks, each (block, name), to files, after the last step: what the host's memory
+        holds is lost.
+        """
+        saves = [(block_id, slot) for slot, (block_id, _) in enumerate(blocks)]
+        self.move_blocks(saves, (), (), {slot: name for slot, (_, name) in enumerate(blocks)})
 
     def move_blocks(
         self, saves: Moves, copies: Moves, loads: Moves, names: Mapping[int, bytes]

@@ -109,13 +109,15 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     files, cache_key = open_block_files(config, opened.files, plan)
     plan = replace(plan, kv_files=files is not None)
     journal = _open_journal(config, plan, cache_key)
+    runner = _start_runner(params, programs, memory, _grammars(info), files)
     core = (EngineCore if journal is None else partial(JournaledCore, journal=journal))(
         Scheduler(plan, config.scheduling, cache_key=cache_key),
-        _start_runner(params, programs, memory, _grammars(info), files),
+        runner,
         async_scheduling=config.async_scheduling,
         latency_target=_latency_target(config, plan),
         compilations=compilations,
         files=files,
+        keep=None if files is None else runner.keep,
     )
     summary = _summary(programs, memory) | {
         "load_seconds": round(load_seconds, 2),
