@@ -79,7 +79,8 @@ def _grid(llm: LLM, longest: int) -> list[_Run]:
     mixed = [b.num_tokens for b in plan.buckets if b.kind is BatchKind.MIXED]
     runs = [_decode_run(llm, rows, length) for rows in decode for length in (16, most)]
     prompts = sorted({min(tokens, most - 1) for tokens in mixed})
-    return [*dict.fromkeys(runs), *(_Run(1, n, 1) for n in prompts for _ in range(3))]
+    # In turns, so that another's load on the machine meets all of them.
+    return [*dict.fromkeys(runs), *(_Run(1, n, 1) for _ in range(3) for n in prompts)]
 
 
 def _decode_run(llm: LLM, rows: int, length: int) -> _Run:

@@ -9,7 +9,7 @@ way; and what a save has taken from the cache is a copy, which later steps do no
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -78,6 +78,21 @@ class HostPool:
     def get(self, slots: Sequence[int]) -> list[jax.Array]:
         """Begin to bring blocks back: they are on the device when who reads them runs."""
         return jax.device_put([self._contents[slot] for slot in slots], self._on_device)
+
+    def bring(
+        self, parts: Iterable[tuple[list[int], np.ndarray]]
+    ) -> Iterator[tuple[np.ndarray, list[jax.Array]]]:
+        """(ids, blocks) for each (slots, ids). The next blocks are begun to be brought before the
+        last ones are used, which the device would wait for otherwise: on a GPU, memory that it is
+        given now is written when all is done that has been dispatched.
+        """
+        begun: tuple[np.ndarray, list[jax.Array]] | None = None
+        for slots, ids in parts:
+            before, begun = begun, (ids, self.get(slots))
+            if before is not None:
+                yield before
+        if begun is not None:
+            yield begun
 
     def forget(self) -> None:
         """All slots are empty."""

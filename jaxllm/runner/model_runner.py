@@ -307,8 +307,7 @@ class ModelRunner:
             ids[0, : len(sources)], ids[1] = sources, targets
             kv, self._kv = self._kv, None
             self._kv = self._programs.move("copy")(kv, jax.device_put(ids))
-        for slots, ids in in_parts(loads, nowhere):
-            found = self._host.get(slots)
+        for ids, found in self._host.bring(in_parts(loads, nowhere)):
             blocks = (*found, *found[:1] * (ids.size - len(found)))
             kv, self._kv = self._kv, None
             self._kv = self._programs.move("load")(kv, jax.device_put(ids), blocks)

@@ -3,7 +3,7 @@
 A step costs what its program costs, what its decoding rows' contexts cost to read, and what its
 chunks' attention costs to compute. Reading a token costs the same in every program, so that
 all of them tell what; a pair of a chunk costs more in a small program, which keeps a part of the
-device busy, so that each has its own rate where it was measured at several lengths.
+device busy, so that each has its own rate where it was measured at very different lengths.
 """
 
 from bisect import bisect_left
@@ -15,7 +15,9 @@ from jaxllm.config.plan import BatchBucket
 from jaxllm.simulation.cost import CostTable, ProgramCost, Work
 
 NO_WORK = Work()
-_LEVERAGE = 2.0  # points tell a rate if the largest amount of work is so many times the least
+# Points tell a rate if the largest amount of work is so many times the least: what all programs
+# tell together is safer than what one does.
+_LEVERAGE, _LEVERAGE_ALONE = 2.0, 8.0
 
 _Points = Sequence[tuple[float, float, int]]  # amount of work, seconds, number of steps
 
@@ -36,7 +38,9 @@ class StepTimes:
             for bucket, points in programs.items()
         }
         shared = _rate(computed.values())
-        self._per_pair = {b: _rate([points], shared) for b, points in computed.items()}
+        self._per_pair = {
+            bucket: _rate([points], shared, _LEVERAGE_ALONE) for bucket, points in computed.items()
+        }
         # Where contexts were short, the rest may come out too small: it is half of a step at least.
         self._rest = {
             bucket: max(
@@ -67,14 +71,14 @@ class StepTimes:
         return fast + (slow - fast) * share + reading
 
 
-def _rate(groups: Iterable[_Points], default: float = 0.0) -> float:
+def _rate(groups: Iterable[_Points], default: float = 0.0, leverage: float = _LEVERAGE) -> float:
     """Seconds for each unit of work: the slope common to all groups, each of which costs something
     else beside. Groups that are measured at one amount of work do not count.
     """
     across = along = 0.0
     for points in groups:
         amounts = [amount for amount, _, _ in points]
-        if not points or max(amounts) < _LEVERAGE * min(amounts) or not max(amounts):
+        if not points or max(amounts) < leverage * min(amounts) or not max(amounts):
             continue
         amount = _mean((a, n) for a, _, n in points)
         seconds = _mean((s, n) for _, s, n in points)

@@ -1,7 +1,7 @@
 """Blocks on the host are those that were saved, however long the copies take."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,22 @@ def test_a_slot_keeps_the_last_and_files_get_what_they_are_named_for() -> None:
     assert block.sharding.memory_kind != pool._contents[3].sharding.memory_kind == "pinned_host"
     pool.fill(4, np.full(5, 9, np.float32))
     assert np.asarray(pool.get([4])[0])[0] == 9
+
+
+def test_blocks_are_brought_ahead_and_in_order() -> None:
+    pool, fetched = HostPool(lambda name, block: None), list[int]()
+    for slot in range(4):
+        pool.fill(slot, np.full(5, slot, np.float32))
+
+    def parts() -> Iterator[tuple[list[int], np.ndarray]]:
+        for slot in (2, 0, 3):
+            yield [slot], np.array([10 + slot])
+            fetched.append(slot)
+
+    used = [(int(ids[0]), int(np.asarray(found[0])[0]), len(fetched))
+            for ids, found in pool.bring(parts())]  # fmt: skip
+    assert used == [(12, 2, 1), (10, 0, 2), (13, 3, 3)]
+    assert not list(pool.bring([]))
 
 
 def test_few_blocks_are_on_their_way_at_a_time() -> None:

@@ -95,6 +95,26 @@ def test_traces(tmp_path: Path):
     assert arrivals == sorted(arrivals) and 2 < arrivals[-1] < 12
 
 
+def test_what_came_between_two_turns_came_at_once(tmp_path: Path):
+    """To take in a request takes time, but the next step sees them all."""
+    plan, clock = make_plan(), VirtualClock()
+    journal = JournalWriter(tmp_path / "j", Header(plan, async_scheduling=False), 2**30)
+    device = CostExecutor(costs(plan), clock)
+    core = JournaledCore(
+        Scheduler(plan), device, journal=journal, async_scheduling=False, clock=clock
+    )
+    for number in range(4):
+        clock.advance(0.001)
+        core.add_request(make_request(f"r{number}", 3, 5, ignore_eos=True))
+        if number == 2:
+            core.step()
+    while core.has_work():
+        core.step()
+    arrivals = [request.arrival for request in read_trace(tmp_path / "j")]
+    assert arrivals[:3] == [0.0] * 3
+    assert arrivals[3] >= 0.003
+
+
 def test_a_journal_gives_costs_and_trace_and_is_predicted(tmp_path: Path):
     """The engine that wrote it ran on a device of known costs: all of it must come out again."""
     plan, clock = make_plan(max_num_seqs=4), VirtualClock()
