@@ -106,6 +106,7 @@ def test_a_small_cache_shortens_the_length_nobody_asked_for() -> None:
         ({"kv_offloading_size": 1.0, "enable_prefix_caching": False}, "--kv-offloading-size"),
         ({"kv_offloading_dir": "d", "enable_prefix_caching": False}, "--kv-offloading-dir keeps"),
         ({"kv_offloading_dir": "d", "kv_offloading_dir_size": 0.0}, "more than 0"),
+        ({"kv_offloading_dir_timeout": -1.0}, "at least 0"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:
