@@ -39,8 +39,8 @@ _LIKELY_BLOCKS = 4096
 _SWAP_GIB = 4.0
 _STAGING_GIB = 1.0  # through which blocks go to files and back, where nothing else was asked for
 # Measured on an H200 with Llama 3.1 8B: 8,000 tokens, 1 GB, took 0.3 s to the host and back, in
-# memory that was not locked and while steps waited; computing them again took 0.2 s. Part `swapping`
-# of scripts/bench/h200 tells what the first number is to be now.
+# memory that was not locked and while steps waited; computing them again took 0.2 s. Part
+# `swapping` of scripts/bench/h200 tells what the first number is to be now.
 _LINK_BYTES_PER_S = 3.5e9
 _FLOPS = 600e12
 
