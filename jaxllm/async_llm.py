@@ -18,7 +18,7 @@ from jaxllm.frontend.metrics import EngineMetrics, merged
 from jaxllm.frontend.output_processor import OutputProcessor
 from jaxllm.frontend.parallel_sampling import fan_out
 from jaxllm.frontend.poison_guard import PoisonGuard
-from jaxllm.frontend.process_client import STOP_GRACE_S, EngineProcess
+from jaxllm.frontend.process_client import EngineProcess
 from jaxllm.frontend.request_state import RequestState
 from jaxllm.ipc import FrameError
 from jaxllm.messages import AbortRequests, EngineStats, ModelInfo, StepOutputs
@@ -90,7 +90,7 @@ class AsyncLLM:
         self._outputs.fail_all(EngineDeadError("The engine is shutting down."))
         if self._inputs is not None:
             self._inputs.close()
-        await self._engine.stop(0.0 if at_once else STOP_GRACE_S)
+        await self._engine.stop(at_once=at_once)
 
     async def __aenter__(self) -> Self:
         return await self.start()

@@ -5,9 +5,8 @@ The table is what ``scripts/simulate.py --trace ... --cost REPORT`` predicts wit
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from statistics import fmean
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from jaxllm.bench.throughput import measure
 from jaxllm.bench.workload import workload_random
@@ -15,10 +14,9 @@ from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.llm import LLM
-from jaxllm.simulation.cost import CostTable, ProgramCost, num_attended
+from jaxllm.simulation.cost import CostTable, ProgramCost, SeenStep, work_of
 
-DECODE_STEPS = 8  # of each number of rows and context
-Seen = tuple[BatchBucket, int, float]  # program, tokens attended to, seconds
+DECODE_STEPS = 8  # of each number of rows and context, when all rows decode
 
 
 class StepTimer:
@@ -29,7 +27,7 @@ class StepTimer:
     def __init__(self, executor: Any):
         self.executor = executor
         self._fetched = 0.0
-        self.seen: list[Seen] = []
+        self._seen: list[SeenStep] = []
 
     def dispatch(self, plan: SchedulerOutput) -> tuple[SchedulerOutput, float, Any]:
         return plan, time.perf_counter(), self.executor.dispatch(plan)
@@ -38,11 +36,23 @@ class StepTimer:
         step, dispatched, inner = handle
         output = self.executor.fetch(inner)
         began, self._fetched = max(dispatched, self._fetched), time.perf_counter()
-        self.seen.append((step.bucket, num_attended(step), self._fetched - began))
+        work = work_of(step.starts, step.num_new_tokens)
+        self._seen.append(SeenStep(step.bucket, work, self._fetched - began))
         return output
+
+    def take(self) -> list[SeenStep]:
+        """Steps since the last call."""
+        seen, self._seen = self._seen, []
+        return seen
 
     def reset(self) -> None:
         self.executor.reset()
+
+
+class _Run(NamedTuple):
+    rows: int
+    prompt: int  # tokens of each
+    answer: int
 
 
 def measure_costs(llm: LLM, longest: int) -> CostTable:
@@ -50,47 +60,52 @@ def measure_costs(llm: LLM, longest: int) -> CostTable:
     plan, core = llm.plan, llm.core
     timer = StepTimer(core.executor)
     core.executor = timer
+    programs: list[ProgramCost] = []
+    known: set[BatchBucket] = set()
     try:
-        for seed, (rows, length) in enumerate(_grid(llm, longest)):
-            work = workload_random(rows, length, 1 + DECODE_STEPS, seed)
+        for seed, run in enumerate(_grid(llm, longest)):
+            work = workload_random(*run, seed)
             measure(llm, work.folded(llm.info.vocab_size))
+            programs += _points(timer.take(), known)
     finally:
         core.executor = timer.executor
-    return CostTable(plan, tuple(_programs(timer.seen)), core.async_scheduling, llm.info.model)
+    return CostTable(plan, tuple(programs), core.async_scheduling, llm.info.model)
 
 
-def _grid(llm: LLM, longest: int) -> list[tuple[int, int]]:
-    """(rows, tokens of each prompt): every decode program with short and long contexts, and prompts
-    that fill every mixed program.
-    """
-    plan = llm.plan
-    most = min(longest, llm.info.max_model_len) - DECODE_STEPS - 1
+def _grid(llm: LLM, longest: int) -> list[_Run]:
+    """Every decode program with short and long contexts, and prompts that fill every mixed one."""
+    plan, most = llm.plan, min(longest, llm.info.max_model_len)
     decode = [b.num_rows for b in plan.buckets if b.kind is BatchKind.DECODE]
     mixed = [b.num_tokens for b in plan.buckets if b.kind is BatchKind.MIXED]
-    lengths = sorted({min(16, most), most})
-    grid = [(rows, length) for rows in decode for length in lengths if _fits(llm, rows, length)]
-    return grid + [(1, min(tokens, most)) for tokens in mixed for _ in range(2)]
+    runs = [_decode_run(llm, rows, length) for rows in decode for length in (16, most)]
+    prompts = sorted({min(tokens, most - 1) for tokens in mixed})
+    # In turns, so that another's load on the machine meets all of them.
+    return [*dict.fromkeys(runs), *(_Run(1, n, 1) for _ in range(3) for n in prompts)]
 
 
-def _fits(llm: LLM, rows: int, length: int) -> bool:
-    """Without preemptions."""
-    size = llm.plan.block_size
-    return rows * -(-(length + DECODE_STEPS + 1) // size) < llm.plan.num_blocks
-
-
-def _programs(seen: Iterable[Seen]) -> list[ProgramCost]:
-    """A point for steps that attend to few tokens and one for those that attend to many, by
-    program; the first step of each, which may load it, does not count.
+def _decode_run(llm: LLM, rows: int, length: int) -> _Run:
+    """Requests of about ``length`` tokens that all decode together in the end: the first ones do so
+    already while the prompts of the last ones are computed. As long as the KV cache lets them be.
     """
-    by_bucket: dict[BatchBucket, list[tuple[int, float]]] = defaultdict(list)
-    for bucket, attended, seconds in seen:
-        by_bucket[bucket].append((attended, seconds))
-    programs: list[ProgramCost] = []
-    for bucket, points in sorted(by_bucket.items()):
-        counted = points[1:] or points
-        middle = (min(counted)[0] + max(counted)[0]) / 2
-        for part in ([p for p in counted if p[0] <= middle], [p for p in counted if p[0] > middle]):
-            if part:
-                attended, seconds = (fmean(column) for column in zip(*part, strict=True))
-                programs.append(ProgramCost(bucket, seconds, len(part), attended))
-    return programs
+    plan, room = llm.plan, llm.info.max_model_len
+    each = (plan.num_blocks - 1) // rows * plan.block_size
+    steps = -(-rows * length // plan.max_num_batched_tokens) + DECODE_STEPS
+    prompt = max(min(length, room - steps, each - steps), 1)
+    return _Run(rows, prompt, min(steps, room - prompt, max(each - prompt, 1)))
+
+
+def _points(seen: Sequence[SeenStep], known: set[BatchBucket]) -> list[ProgramCost]:
+    """For each program of a run the step that took the median time. The first step of a program,
+    which may load it, does not count if there is another.
+    """
+    by_bucket: dict[BatchBucket, list[SeenStep]] = defaultdict(list)
+    for step in seen:
+        by_bucket[step.bucket].append(step)
+    points: list[ProgramCost] = []
+    for bucket, steps in sorted(by_bucket.items()):
+        counted = steps if bucket in known else steps[1:]
+        known.add(bucket)
+        if counted:
+            middle = sorted(counted, key=lambda step: step.seconds)[len(counted) // 2]
+            points.append(ProgramCost(bucket, middle.seconds, len(counted), *middle.work))
+    return points

@@ -92,6 +92,9 @@ class EngineConfig:
         "tell what was asked, so mode 0700; one engine at a time",
     )
     kv_offloading_dir_size: float = flag(16.0, "GiB that these files may take; the oldest make way")
+    kv_offloading_dir_timeout: float = flag(
+        5.0, "seconds in which a clean end writes the blocks that are on the device alone; 0: none"
+    )
     async_scheduling: bool = flag(True, "schedule one step ahead of the device")
     step_timeout: float = flag(
         60.0, "an engine process without progress for so many seconds is replaced; starting is free"
@@ -137,6 +140,8 @@ class EngineConfig:
                 )
         if self.kv_offloading_dir is not None and not self.kv_offloading_dir_size:
             raise ConfigError("--kv-offloading-dir-size must be more than 0 GiB.")
+        if not 0.0 <= self.kv_offloading_dir_timeout < float("inf"):
+            raise ConfigError("--kv-offloading-dir-timeout must be seconds, at least 0.")
         if not 0.0 < self.step_timeout < float("inf"):  # NaN is refused too
             raise ConfigError(f"--step-timeout must be more than 0, got {self.step_timeout}.")
         if self.target_itl_ms is not None and not 0.0 < self.target_itl_ms < float("inf"):

@@ -1,10 +1,12 @@
 """The only place that reads environment variables. All names are here."""
 
+import math
 import os
 from pathlib import Path
 
 CACHE_DIR = "JAXLLM_CACHE_DIR"
 API_KEY = "JAXLLM_API_KEY"
+_JAX_HOST_GIB = 64  # its own limit on locked memory
 
 
 def cache_dir() -> Path:
@@ -23,10 +25,16 @@ def api_keys() -> tuple[str, ...]:
     return tuple(key for key in os.environ.get(API_KEY, "").split(",") if key)
 
 
-def prepare_accelerator(memory_fraction: float, *, preallocate: bool = True) -> None:
+def prepare_accelerator(
+    memory_fraction: float, *, preallocate: bool = True, host_gib: float = 0.0
+) -> None:
     """Set what JAX reads at start-up; must run before JAX is first used. Values the user set are
     kept. With ``preallocate`` the share of memory is taken at once, otherwise as it is needed.
+    ``host_gib``: of the host's memory that the engine itself will lock for copies, beside what JAX
+    does.
     """
+    limit = _JAX_HOST_GIB + math.ceil(host_gib)
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(limit))
     if not preallocate:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{memory_fraction:.4f}")

@@ -21,6 +21,13 @@ class BlockFiles(Protocol):
         """Until ``take`` has something to tell, but no longer."""
         ...
 
+    def ending(self) -> bool:
+        """Before each time that blocks are written because the engine ends: waits until the disk
+        keeps up. False: there is no time left for it, of what begins with the first call, or there
+        are no files any more.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -35,6 +42,9 @@ class NoBlockFiles:
 
     def wait(self, seconds: float) -> None:
         return None
+
+    def ending(self) -> bool:
+        return False
 
     def close(self) -> None:
         return None

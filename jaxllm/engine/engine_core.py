@@ -6,8 +6,9 @@ Knows token ids and rows; knows no text, no HTTP, no JAX. Not thread-safe: one t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import batched
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from jaxllm.core.disk_tier import DiskNews
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
+from jaxllm.core.unfiled import unfiled_blocks
 from jaxllm.engine.block_files import BlockFiles, NoBlockFiles
 from jaxllm.engine.clock import Clock, MonotonicClock
 from jaxllm.engine.executor import Executor, ModelRunnerOutput
@@ -33,6 +35,7 @@ from jaxllm.messages import (
     StepOutputs,
 )
 
+BLOCKS_AT_ONCE = 8  # that are written when the engine ends
 MAX_WAIT_S = 0.05  # for files, when there is nothing else to do; messages wait as long
 
 logger = logging.getLogger(__name__)
@@ -70,12 +73,15 @@ class EngineCore:
         clock: Clock | None = None,
         compilations: Callable[[], Compilations] = Compilations,
         files: BlockFiles | None = None,
+        keep: Callable[[Sequence[tuple[int, bytes]]], None] | None = None,
     ):
+        """``keep`` writes blocks, each (block, name), to ``files``."""
         self.scheduler = scheduler
         self.executor = executor
         self.async_scheduling = async_scheduling
         self.recovery = Recovery(scheduler)
         self._files = files or NoBlockFiles()
+        self._keep = keep
         self._in_flight: Dispatched | None = None
         self._clock = clock or MonotonicClock()
         self._latency_target = latency_target
@@ -156,8 +162,22 @@ class EngineCore:
         self.scheduler.kv_cache.disk.hear(news)
 
     def close(self) -> None:
-        """Nothing will be computed any more; what is on its way to a file gets there."""
-        self._files.close()
+        """Nothing will be computed any more; what is on its way to a file gets there, and what is
+        on the device alone gets one, as far as there is time.
+        """
+        try:
+            if self._keep is not None and self.scheduler.kv_cache.disk.enabled:
+                self._file_blocks(self._keep)
+        finally:
+            self._files.close()
+
+    def _file_blocks(self, keep: Callable[[Sequence[tuple[int, bytes]]], None]) -> None:
+        self.abort(tuple(self.scheduler.requests))
+        self.step()  # takes in what is in flight, and what has become of files
+        for blocks in batched(unfiled_blocks(self.scheduler.kv_cache), BLOCKS_AT_ONCE):
+            if not self._files.ending():
+                return
+            keep(blocks)
 
     def _wait_for_files(self) -> None:
         if not self.scheduler.kv_cache.disk.is_reading:

@@ -2,33 +2,40 @@
 
 from collections import deque
 from collections.abc import Iterable
+from statistics import median
 
 from jaxllm.config.plan import BatchBucket, BatchKind
 
-_WINDOW = 32  # steps of a program that count
+_WINDOW = 32  # steps by which is told how far they scatter
 _SHARE = 0.9  # of them that a step is expected to be no slower than; what is slower was an accident
+_LATELY = 5  # steps by which is told how heavy they are now
+_LEARNS = 3  # steps after a change of program that tell what the new one costs
 _RETRY_AFTER = 500  # steps; then a program that was too slow is tried again
 
 
 class _Cost:
-    """Seconds that steps of one program took lately."""
+    """Seconds that steps of one program took, without what made all steps heavy at the time."""
 
-    def __init__(self, seconds: float, number: int):
-        self._recent = deque((seconds,), _WINDOW)
-        self.expected = seconds
-        self.seen = number  # of the step that was observed last
+    def __init__(self) -> None:
+        self._samples: deque[float] = deque(maxlen=_WINDOW)
+        self.seen = 0  # number of the step that was observed last
 
-    def observe(self, seconds: float, number: int) -> None:
-        self._recent.append(seconds)
-        self.expected = sorted(self._recent)[int(_SHARE * (len(self._recent) - 1))]
-        self.seen = number
+    @property
+    def usual(self) -> float:
+        return median(self._samples)
+
+    def learn(self, seconds: float) -> None:
+        self._samples.append(seconds)
 
 
 class LatencyTarget:
     """Learns what the programs of mixed steps cost and chooses the largest that is in time.
 
-    A step costs what its program costs, so there is one expectation per program. One that was
-    never run is judged by the smaller ones, and only the next larger is tried at a time.
+    A step costs what its program costs, full or not, and what contexts cost that it attends to.
+    The second changes from step to step, but is about the same whatever the program: it is told by
+    the last few steps, of whichever programs, and the first by those that follow a change.
+    A program that was never run is judged by the smaller ones, and only the next larger is tried at
+    a time.
     """
 
     def __init__(self, buckets: Iterable[BatchBucket], target_s: float):
@@ -36,28 +43,40 @@ class LatencyTarget:
         self._sizes = sorted({b.num_tokens for b in buckets if b.kind is BatchKind.MIXED})
         self._costs: dict[int, _Cost] = {}  # by number of tokens
         self._num_steps = 0
+        self._last = self._since = 0  # size of the last mixed step, and how many of it in a row
+        self._more: deque[float] = deque((0.0,), _LATELY)  # than usual, of the last mixed steps
+        self._scatter: deque[float] = deque((0.0,), _WINDOW)
 
     def observe(self, bucket: BatchBucket, seconds: float) -> None:
         """A step of ``bucket`` took the device so long."""
         self._num_steps += 1
         if bucket.kind is not BatchKind.MIXED:
             return
-        cost = self._costs.get(bucket.num_tokens)
+        size = bucket.num_tokens
+        self._since = self._since + 1 if size == self._last else 1
+        self._last = size
+        cost = self._costs.get(size)
         if cost is None or self._is_old(cost):
-            self._costs[bucket.num_tokens] = _Cost(seconds, self._num_steps)
-        else:
-            cost.observe(seconds, self._num_steps)
+            cost = self._costs[size] = _Cost()
+            self._since = 1
+        cost.seen = self._num_steps
+        load = self._load
+        if self._since <= _LEARNS:
+            cost.learn(seconds - load)
+        self._more.append(seconds - cost.usual)
+        self._scatter.append(seconds - cost.usual - load)
 
     @property
     def token_limit(self) -> int:
         """Tokens of the largest program in time; of the smallest, if none is."""
-        in_time = [s for s, cost in self._costs.items() if cost.expected <= self.target_s]
+        known = {size: self._expected(size) for size in self._costs}
+        in_time = [size for size, expected in known.items() if expected <= self.target_s]
         limit, reached = self._sizes[0], max(in_time, default=0)
         for size in self._sizes:
             cost = self._costs.get(size)
             if cost is None and size < reached:
                 continue  # costs no more than what is in time
-            expected = self._guess(size) if cost is None else cost.expected
+            expected = self._guess(size, known) if cost is None else known[size]
             if expected > self.target_s:
                 return size if self._is_old(cost) else limit
             if cost is None:
@@ -65,16 +84,27 @@ class LatencyTarget:
             limit = size
         return limit
 
+    @property
+    def _load(self) -> float:
+        """Seconds by which steps are heavier now than their programs were when they were learnt.
+        One accident does not count; two heavy steps in a row do.
+        """
+        return max(median(self._more), min(list(self._more)[-2:]))
+
+    def _expected(self, size: int) -> float:
+        scatter = sorted(self._scatter)[int(_SHARE * (len(self._scatter) - 1))]
+        return self._costs[size].usual + self._load + max(scatter, 0.0)
+
     def _is_old(self, cost: _Cost | None) -> bool:
         return self._num_steps - (0 if cost is None else cost.seen) > _RETRY_AFTER
 
-    def _guess(self, size: int) -> float:
+    def _guess(self, size: int, known: dict[int, float]) -> float:
         """Seconds of a program not known: on the line through the next two smaller ones. With
         fewer known, the least that it can be, since something must be tried.
         """
-        smaller = [s for s in self._sizes if s < size and s in self._costs][-2:]
-        known = [self._costs[s].expected for s in smaller]
-        if len(known) < 2:
-            return known[0] if known else 0.0
-        slope = max(0.0, (known[1] - known[0]) / (smaller[1] - smaller[0]))
-        return known[1] + slope * (size - smaller[1])
+        smaller = sorted(s for s in known if s < size)[-2:]
+        if len(smaller) < 2:
+            return known[smaller[0]] if smaller else 0.0
+        low, high = smaller
+        slope = max(0.0, (known[high] - known[low]) / (high - low))
+        return known[high] + slope * (size - high)

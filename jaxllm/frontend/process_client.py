@@ -139,12 +139,14 @@ class EngineProcess:
         await self._gave_up.wait()
         return self._last_words
 
-    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """End the engine: ask, then terminate, then kill; without grace, kill it at once. Nothing
-        is restarted afterwards.
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End the engine: ask, then terminate, then kill; or kill it at once. Nothing is restarted
+        afterwards.
         """
-        asked = False
-        if self._worker is not None and self.ready and grace_s > 0:
+        grace_s, asked = STOP_GRACE_S, False
+        if self._config.kv_offloading_dir is not None:
+            grace_s += self._config.kv_offloading_dir_timeout
+        if self._worker is not None and self.ready and not at_once:
             try:
                 self._worker.send(Shutdown())
                 asked = True

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,22 +27,35 @@ CLOSE_SECONDS = 5.0  # to write what is waiting
 Reads = Iterable[tuple[bytes, int]]  # name, slot of the host's memory
 
 
+class Content(Protocol):
+    """A block on its way from a device, or a numpy array."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __array__(self) -> Any:
+        """Waits for it. RuntimeError: it will never come, since a step failed."""
+        ...
+
+
 class BlockStore:
-    """``take``, ``read``, ``wait``, ``write``, ``contents``, ``forget`` and ``close`` are for one
-    thread, the engine's.
-    """
+    """All but ``start`` is for one thread, the engine's."""
 
     def __init__(
         self,
         directory: BlockDirectory,
         identity: str,
+        ending_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ):
+        """``ending_s``: seconds in which ``ending`` lets blocks be written."""
         self._directory = directory
+        self._ending_s = ending_s
+        self._ends: float | None = None
         self._identity = identity
         self._clock = clock
         self._tasks: SimpleQueue[tuple[int, bytes, int] | None] = SimpleQueue()
-        self._unwritten: SimpleQueue[tuple[bytes, np.ndarray] | None] = SimpleQueue()
+        self._unwritten: SimpleQueue[tuple[bytes, Content] | None] = SimpleQueue()
         self._heard = threading.Condition()  # guards all below
         self._age = 0  # of reads: older ones were forgotten
         self._asked: dict[bytes, float] = {}  # being read, and since when
@@ -97,13 +111,24 @@ class BlockStore:
         with self._heard:
             self._heard.wait_for(lambda: self._off or self._has_news(), seconds)
 
-    def write(self, name: bytes, content: np.ndarray) -> None:
+    def write(self, name: bytes, content: Content) -> None:
         """Keep a block, if the disk keeps up."""
         with self._heard:
             if self._off or self._num_unwritten + content.nbytes > MAX_UNWRITTEN_BYTES:
                 return
             self._num_unwritten += content.nbytes
         self._unwritten.put((name, content))
+
+    def ending(self) -> bool:
+        """As ``engine.block_files`` has it."""
+        with self._heard:
+            if self._ends is None:
+                self._ends = self._clock() + self._ending_s
+            left = max(0.0, self._ends - self._clock())
+            self._heard.wait_for(
+                lambda: self._off or self._num_unwritten <= MAX_UNWRITTEN_BYTES // 2, left
+            )
+            return not self._off and self._clock() < self._ends
 
     def contents(self) -> list[tuple[int, np.ndarray]]:
         """(slot, block) of what was read since; they were told of, or will be."""
@@ -177,8 +202,11 @@ class BlockStore:
             gone, stored = (), False
             if not self._off:
                 try:
-                    gone = self._directory.write(name, block_format.pack(name, content))
+                    pieces = block_format.pack(name, np.asarray(content))
+                    gone = self._directory.write(name, pieces)
                     stored = True
+                except RuntimeError:
+                    logger.warning("KV block %s is not kept: it was lost with a step", name.hex())
                 except OSError as error:
                     self._trouble(error)
             with self._heard:

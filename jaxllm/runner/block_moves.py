@@ -1,7 +1,7 @@
-"""Programs that move whole KV-cache blocks, a fixed number at a time, and the host's pool."""
+"""Programs that move whole KV-cache blocks, a fixed number at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, batched
 from typing import Any
 
@@ -52,45 +52,6 @@ def in_parts(moves: Moves, padding: int) -> Iterator[tuple[list[int], np.ndarray
         targets = np.full(BLOCKS_PER_MOVE, padding, np.int32)
         targets[: len(part)] = [target for _, target in part]
         yield [source for source, _ in part], targets
-
-
-class HostPool:
-    """Contents of blocks in the host's memory, by slot. Arrives asynchronously: what was saved
-    stays on the device until ``settle``. ``keep`` gets what is to have a file as well.
-    """
-
-    def __init__(self, keep: Callable[[bytes, np.ndarray], None]) -> None:
-        self._keep = keep
-        self._named: list[tuple[bytes, jax.Array]] = []
-        self._contents: dict[int, np.ndarray] = {}
-        self._arriving: dict[int, jax.Array] = {}
-
-    def put(self, slot: int, block: jax.Array, name: bytes | None) -> None:
-        """Start to fetch a block, for a file as well if there is a name for it. A slot given twice
-        keeps the last.
-        """
-        block.copy_to_host_async()
-        self._arriving[slot] = block
-        if name is not None:
-            self._named.append((name, block))
-
-    def fill(self, slot: int, content: np.ndarray) -> None:
-        """What came from a file."""
-        self._arriving.pop(slot, None)
-        self._contents[slot] = content
-
-    def settle(self) -> None:
-        """Wait for what was saved, and let the device forget it."""
-        while self._arriving:
-            slot, block = self._arriving.popitem()
-            self._contents[slot] = np.asarray(block)
-        for name, block in self._named:
-            self._keep(name, np.asarray(block))
-        self._named.clear()
-
-    def get(self, slots: Sequence[int]) -> list[np.ndarray]:
-        self.settle()
-        return [self._contents[slot] for slot in slots]
 
 
 def abstract_ids(*shape: int) -> jax.ShapeDtypeStruct:

@@ -19,6 +19,7 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
+from jaxllm.runner.host_pool import MOVES_ALIVE
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
 from jaxllm.runner.step import TOKENS_PER_RECOUNT
 from jaxllm.runner.tapped_step import TapSizes, edits_spec
@@ -83,11 +84,14 @@ class WorkingMemory:
 
     @property
     def output_bytes(self) -> int:
-        """Of all steps that can be alive, each running the largest program of every kind."""
+        """Of all steps that can be alive, each running the largest program of every kind; blocks on
+        their way to the host outlive the steps that saved them.
+        """
         largest: dict[str, int] = {}
         for program in self.programs:
             largest[program.kind] = max(largest.get(program.kind, 0), program.output_bytes)
-        return STEPS_ALIVE * sum(largest.values())
+        alive = {"save": MOVES_ALIVE}
+        return sum(alive.get(kind, STEPS_ALIVE) * size for kind, size in largest.items())
 
     @property
     def total(self) -> int:

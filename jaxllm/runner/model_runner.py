@@ -4,7 +4,7 @@ Arrays are replaced by every step (their predecessors are donated) and never sha
 from one thread, so steps reach the device in the order they are dispatched.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from jaxllm.grammar.matcher import GrammarCompiler
 from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
-from jaxllm.runner.block_moves import HostPool, Moves, abstract_blocks, in_parts
+from jaxllm.runner.block_moves import Moves, abstract_blocks, in_parts
+from jaxllm.runner.host_pool import HostPool
 from jaxllm.runner.packing import pack, pack_idle
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
@@ -73,7 +74,6 @@ class ModelRunner:
         self._params = params
         self._programs = programs
         self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
-        self._smallest_mixed = min(b for b in plan.buckets if b.kind is BatchKind.MIXED)
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
         self._no_mask: dict[int, jax.Array] = {}
         for bucket in plan.buckets:
@@ -129,11 +129,18 @@ class ModelRunner:
             for mode in self._programs.modes(bucket.num_rows):
                 self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
         nowhere = self._plan.num_blocks
+        if self._plan.host_blocks and jax.default_backend() != "cpu":  # there it only costs time
+            self._host.reserve(self._plan.host_blocks, abstract_blocks(self._kv)[0])
         on_host = ((nowhere, 0),) if self._plan.host_blocks else ()
-        self._move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host], {})
-        self._host = HostPool(self._keep)
+        self.move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host], {})
+        self._host.forget()
         self._count(self._rows.scratch_row, False, np.zeros(1, np.int32))
+        self.wait()
+
+    def wait(self) -> None:
+        """Until all that was begun is done, copies of blocks included."""
         jax.block_until_ready((self._kv, self._buffers))
+        self._host.make_room(0)
 
     def dispatch(self, plan: SchedulerOutput) -> StepHandle:
         """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step
@@ -148,7 +155,7 @@ class ModelRunner:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
         for slot, content in () if self._files is None else self._files.contents():
             self._host.fill(slot, content)
-        self._move_blocks(
+        self.move_blocks(
             plan.block_saves, plan.block_copies, plan.block_loads, dict(plan.block_writes)
         )
         packed = jax.device_put(pack(plan, self._rows, layout))
@@ -192,7 +199,8 @@ class ModelRunner:
         state = self._rows
         wants_more = state.scores_prompts(plan) or state.embeds(plan)
         if state.resets or wants_more or state.taps_of(plan) is not None:
-            return self._smallest_mixed
+            rows = plan.bucket.num_rows
+            return min(b for b in self._layouts if b.kind is BatchKind.MIXED and b.num_rows >= rows)
         if mode is SamplerMode.FULL:
             rows = next(n for n in self._programs.full_rows if n >= plan.bucket.num_rows)
             return BatchBucket(rows, rows, BatchKind.DECODE)
@@ -208,7 +216,6 @@ class ModelRunner:
         token_ids = np.asarray(out.token_ids)[:count]
         forced = self._follow(handle, token_ids)
         self._finish_waiting()
-        self._host.settle()
         num_tokens = handle.plan.num_tokens
         scored = handle.prompt_logprobs
         return ModelRunnerOutput(
@@ -268,14 +275,22 @@ class ModelRunner:
             tapped.append((run, found))
         return logits, slots, hidden, tapped
 
-    def _keep(self, name: bytes, content: np.ndarray) -> None:
+    def _keep(self, name: bytes, content: jax.Array) -> None:
         if self._files is not None:
             self._files.write(name, content)
 
-    def _move_blocks(
+    def keep(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        """Write blocks, each (block, name), to files, after the last step: what the host's memory
+        holds is lost.
+        """
+        saves = [(block_id, slot) for slot, (block_id, _) in enumerate(blocks)]
+        self.move_blocks(saves, (), (), {slot: name for slot, (_, name) in enumerate(blocks)})
+
+    def move_blocks(
         self, saves: Moves, copies: Moves, loads: Moves, names: Mapping[int, bytes]
     ) -> None:
-        """``names``: of the saves that get a file, by index.
+        """Begin to move whole blocks, as a step's ``block_saves``, ``block_copies`` and
+        ``block_loads`` say. ``names``: of the saves that get a file, by index.
 
         Where one program does not take all copies, the order is right still: what is copied was
         computed by earlier steps, so no later source is an earlier target.
@@ -283,18 +298,17 @@ class ModelRunner:
         nowhere = self._plan.num_blocks
         index = 0
         for slots, ids in in_parts([(slot, block) for block, slot in saves], nowhere):
+            self._host.make_room()
             blocks = self._programs.move("save")(self._kv, jax.device_put(ids))
-            for slot, block in zip(slots, blocks, strict=False):
-                self._host.put(slot, block, names.get(index))
-                index += 1
+            self._host.put(slots, blocks, [names.get(index + i) for i in range(len(slots))])
+            index += len(slots)
         for sources, targets in in_parts(copies, nowhere):
             ids = np.zeros((2, targets.size), np.int32)
             ids[0, : len(sources)], ids[1] = sources, targets
             kv, self._kv = self._kv, None
             self._kv = self._programs.move("copy")(kv, jax.device_put(ids))
-        for slots, ids in in_parts(loads, nowhere):
-            contents = self._host.get(slots)
-            blocks = jax.device_put((*contents, *contents[:1] * (ids.size - len(contents))))
+        for ids, found in self._host.bring(in_parts(loads, nowhere)):
+            blocks = (*found, *found[:1] * (ids.size - len(found)))
             kv, self._kv = self._kv, None
             self._kv = self._programs.move("load")(kv, jax.device_put(ids), blocks)
 

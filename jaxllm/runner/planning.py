@@ -12,7 +12,7 @@ from jaxllm.attention.backend import AttentionSpec
 from jaxllm.attention.kv_cache import bytes_per_block
 from jaxllm.attention.variants import request_params
 from jaxllm.config.engine import EngineConfig
-from jaxllm.config.plan import EnginePlan, make_buckets, page_dtype
+from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan, make_buckets, page_dtype
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.memory import (
@@ -30,6 +30,7 @@ from jaxllm.runner.row_layout import MAX_EOS_IDS, RowLayout
 # (max_num_seqs, max_num_batched_tokens) where the user named none.
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
 _MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 512, 1024, 2048, 4096, 8192, 16384)}
+_SMALL_MIXED = 128  # tokens
 _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 # What programs are compiled for before the number is known: of the size of real caches, so that
 # XLA treats the cache as it will. Nothing of that size is allocated.
@@ -37,8 +38,9 @@ _LIKELY_BLOCKS = 4096
 # Whether loading a block is faster than computing it, and what is then set aside.
 _SWAP_GIB = 4.0
 _STAGING_GIB = 1.0  # through which blocks go to files and back, where nothing else was asked for
-# Measured on an H200 with Llama 3.1 8B (scripts/bench/h200): 8,000 tokens, 1 GB, took 0.3 s to the
-# host and back while steps waited, in memory that is not pinned; computing them again took 0.2 s.
+# Measured on an H200 with Llama 3.1 8B: 8,000 tokens, 1 GB, took 0.3 s to the host and back, in
+# memory that was not locked and while steps waited; computing them again took 0.2 s. Part
+# `swapping` of scripts/bench/h200 tells what the first number is to be now.
 _LINK_BYTES_PER_S = 3.5e9
 _FLOPS = 600e12
 
@@ -77,7 +79,7 @@ def draft_plan(
         max_num_batched_tokens=max_tokens,
         block_size=config.block_size,
         num_blocks=_LIKELY_BLOCKS,
-        buckets=make_buckets(rows, mixed_sizes(platform, rows[-1], max_tokens), rows[-1]),
+        buckets=_buckets(config, platform, rows, max_tokens),
         attention_backend=attention[0],
         attention_reason=attention[1],
         embeddings=config.enable_embeddings,
@@ -159,6 +161,20 @@ def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...
     """Tokens of the mixed buckets; each holds a token of every row."""
     below = [size for size in _MIXED_LADDER[platform] if num_rows <= size < max_tokens]
     return (*below, max(max_tokens, num_rows))
+
+
+def _buckets(
+    config: EngineConfig, platform: str, rows: tuple[int, ...], max_tokens: int
+) -> tuple[BatchBucket, ...]:
+    """With ``--target-itl-ms`` a GPU gets a mixed bucket below those that hold every row: beside a
+    few dozen decoding rows with long contexts all others may be late (figures in NOTES.md).
+    """
+    sizes = mixed_sizes(platform, rows[-1], max_tokens)
+    buckets = make_buckets(rows, sizes, rows[-1])
+    if config.target_itl_ms is None or platform == "cpu" or sizes[0] <= _SMALL_MIXED:
+        return buckets
+    few = max(count for count in rows if count <= _SMALL_MIXED)
+    return (*buckets, BatchBucket(_SMALL_MIXED, few, BatchKind.MIXED))
 
 
 def _host_blocks(

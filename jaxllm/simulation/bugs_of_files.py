@@ -78,6 +78,12 @@ BUGS_OF_FILES = (
         "            self.enabled = True\n            for",
     ),
     _bug(
+        "the last blocks get each other's names",
+        f"{CORE}.unfiled",
+        "            yield block_id, name\n",
+        "            yield max(1, block_id - 1), name\n",
+    ),
+    _bug(
         "news of files are not recorded",
         RECORDER,
         "        self._journal.write(Heard(self._now(), news))\n",

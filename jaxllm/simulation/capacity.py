@@ -15,7 +15,8 @@ from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.sampling_params import SamplingParams
 from jaxllm.simulation.clock import VirtualClock
-from jaxllm.simulation.cost import CostTable, num_attended
+from jaxllm.simulation.cost import CostTable, work_of
+from jaxllm.simulation.step_times import StepTimes
 from jaxllm.simulation.trace import Times, TraceRequest, percentile
 
 
@@ -38,12 +39,13 @@ class CostExecutor:
     """A device that takes its time and computes nothing."""
 
     def __init__(self, costs: CostTable, clock: VirtualClock):
-        self._costs, self._clock = costs, clock
+        self._times, self._clock = StepTimes(costs), clock
         self._free_at = 0.0
 
     def dispatch(self, plan: SchedulerOutput) -> tuple[SchedulerOutput, float]:
         begins = max(self._clock.now(), self._free_at)
-        self._free_at = begins + self._costs.seconds(plan.bucket, num_attended(plan))
+        work = work_of(plan.starts, plan.num_new_tokens)
+        self._free_at = begins + self._times.seconds(plan.bucket, work)
         return plan, self._free_at
 
     def fetch(self, handle: tuple[SchedulerOutput, float]) -> ModelRunnerOutput:
@@ -120,7 +122,7 @@ def with_rows(plan: EnginePlan, max_num_seqs: int) -> EnginePlan:
     """The plan for fewer rows; a program costs what it cost with more."""
     decode = [b for b in plan.buckets if b.kind is BatchKind.DECODE and b.num_rows <= max_num_seqs]
     mixed = [
-        BatchBucket(b.num_tokens, max_num_seqs, b.kind)
+        BatchBucket(b.num_tokens, min(b.num_tokens, max_num_seqs), b.kind)
         for b in plan.buckets
         if b.kind is BatchKind.MIXED
     ]

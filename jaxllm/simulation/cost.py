@@ -1,35 +1,45 @@
 """What each program costs: a table of seconds, as measured, that a prediction is driven by.
 
-The file is JSON: ``version``, ``source``, the ``plan`` that was measured, and ``programs``, each
-with its bucket, the mean ``seconds`` of a step, and of how many ``steps``; ``attended`` where steps
-that attend to few tokens and to many were told apart. ``jaxllm bench latency --json`` has the same
-as its ``cost``.
+The file is JSON: ``version``, ``source``, the ``plan`` that was measured, and ``programs``: points,
+each with its bucket, the ``seconds`` of a step, of how many ``steps``, and what these attended to
+in the mean: ``read`` and ``pairs`` of ``Work``. ``jaxllm bench latency --json`` has the same as its
+``cost``.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from jaxllm.config.plan import BatchBucket, EnginePlan
-from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.errors import ConfigError, JaxLLMError
 from jaxllm.journal.file import read_journal
-from jaxllm.journal.records import Decided, Failed, Fetched
+from jaxllm.journal.records import Decided, Failed, Fetched, int32s
 from jaxllm.journal.replay import read_header
 
-VERSION = 1
+VERSION = 2
+
+
+class Work(NamedTuple):
+    """What a step attends to, beside what its program costs whoever is in it. Two numbers, since a
+    row that feeds one token costs what reading its context takes, and a chunk what computing does:
+    on a GPU a hundred times less for each pair.
+    """
+
+    read: float = 0  # tokens of context, of rows that feed one token
+    pairs: float = 0  # of a token fed and one it attends to, in rows that feed more; causal
 
 
 class ProgramCost(msgspec.Struct, frozen=True):
     bucket: BatchBucket
     seconds: float  # from the end of the step before, or its own dispatch, to its results
     steps: int
-    attended: float | None = None  # as num_attended, the mean of these steps
+    read: float = 0.0
+    pairs: float = 0.0
 
 
 class CostTable(msgspec.Struct, frozen=True):
@@ -39,44 +49,24 @@ class CostTable(msgspec.Struct, frozen=True):
     source: str = ""
     version: int = VERSION
 
-    def seconds(self, bucket: BatchBucket, attended: int = 0) -> float:
-        """Of a step in this bucket: as measured, or between the measured ones of its kind, by
-        tokens; beyond them in proportion. A kind never measured is taken for the other.
-        """
-        same = [p for p in self.programs if p.bucket.kind is bucket.kind] or self.programs
-        points: dict[int, list[ProgramCost]] = defaultdict(list)
-        for program in same:
-            points[program.bucket.num_tokens].append(program)
-        sizes = sorted(points)
-        i = bisect_left(sizes, bucket.num_tokens)
-        if i < len(sizes) and sizes[i] == bucket.num_tokens:
-            return _at(points[sizes[i]], attended)
-        if i == len(sizes):
-            return _at(points[sizes[-1]], attended) * bucket.num_tokens / sizes[-1]
-        if i == 0:  # a smaller program is not dearer; how much cheaper is not known
-            return _at(points[sizes[0]], attended)
-        fast, slow = (_at(points[size], attended) for size in sizes[i - 1 : i + 1])
-        share = (bucket.num_tokens - sizes[i - 1]) / (sizes[i] - sizes[i - 1])
-        return fast + (slow - fast) * share
+
+def work_of(starts: np.ndarray, num_new_tokens: np.ndarray) -> Work:
+    """Of a step, by rows: tokens computed before, and tokens fed; integers [n]."""
+    starts, fed = starts.astype(np.int64), num_new_tokens.astype(np.int64)
+    attended = fed * starts + fed * (fed + 1) // 2
+    alone = fed == 1
+    return Work(int(attended[alone].sum()), int(attended[~alone].sum()))
 
 
-def _at(points: list[ProgramCost], attended: int) -> float:
-    """On the line through the points of one program; never below half of the cheapest."""
-    low, high = (f(points, key=lambda p: p.attended or 0.0) for f in (min, max))
-    if low.attended is None or high.attended is None or high.attended <= low.attended:
-        return fmean(point.seconds for point in points)
-    slope = max(0.0, (high.seconds - low.seconds) / (high.attended - low.attended))
-    return max(low.seconds + slope * (attended - low.attended), low.seconds / 2)
-
-
-def num_attended(step: SchedulerOutput) -> int:
-    """Pairs of a token fed and one it attends to, with causal attention."""
-    starts, fed = step.starts.astype(np.int64), step.num_new_tokens.astype(np.int64)
-    return int((fed * starts + fed * (fed + 1) // 2).sum())
+class SeenStep(NamedTuple):
+    bucket: BatchBucket
+    work: Work
+    seconds: float
 
 
 def cost_of_journal(path: Path) -> CostTable:
-    """The costs of the steps that a journal tells of.
+    """The costs of the steps that a journal tells of: of each program two points, for its steps
+    that read little and those that read much.
 
     Raises:
         JournalError: the file is not a whole journal.
@@ -84,24 +74,32 @@ def cost_of_journal(path: Path) -> CostTable:
     """
     stream = read_journal(path)
     header = read_header(stream, path)
-    buckets = header.plan.buckets
-    seconds: dict[BatchBucket, list[float]] = defaultdict(list)
-    for bucket, taken in _step_seconds(stream):
-        seconds[buckets[bucket]].append(taken)
-    if not seconds:
+    by_bucket: dict[BatchBucket, list[SeenStep]] = defaultdict(list)
+    for step in _seen_steps(stream, header.plan):
+        by_bucket[step.bucket].append(step)
+    if not by_bucket:
         raise ConfigError(f"{path} holds no step that was completed: there are no costs to take.")
-    # A program's first step may load it. Means, not medians: they add up to what a run takes.
-    counted = {bucket: times[1:] or times for bucket, times in seconds.items()}
-    programs = tuple(
-        ProgramCost(bucket, fmean(times), len(times)) for bucket, times in sorted(counted.items())
-    )
-    return CostTable(
-        header.plan, programs, header.async_scheduling, f"{header.model} of {path.name}"
-    )
+    programs: list[ProgramCost] = []
+    for _, steps in sorted(by_bucket.items()):
+        counted = steps[1:] or steps  # a program's first step may load it
+        reads = [step.work.read for step in counted]
+        middle = (min(reads) + max(reads)) / 2
+        for much in (False, True):
+            part = [step for step in counted if (step.work.read > middle) == much]
+            programs += [_mean(part)] if part else []
+    source = f"{header.model} of {path.name}"
+    return CostTable(header.plan, tuple(programs), header.async_scheduling, source)
 
 
-def _step_seconds(stream: Iterator[object]) -> Iterator[tuple[int, float]]:
-    """(bucket, seconds) of each step: the device began when it had it and was done before."""
+def _mean(steps: Sequence[SeenStep]) -> ProgramCost:
+    """Means, not medians: they add up to what a run takes."""
+    read, pairs = (fmean(column) for column in zip(*(step.work for step in steps), strict=True))
+    seconds = fmean(step.seconds for step in steps)
+    return ProgramCost(steps[0].bucket, seconds, len(steps), read, pairs)
+
+
+def _seen_steps(stream: Iterator[object], plan: EnginePlan) -> Iterator[SeenStep]:
+    """The device began a step when it had it and was done before."""
     decided: dict[int, Decided] = {}
     fetched = 0.0
     for record in stream:
@@ -111,7 +109,9 @@ def _step_seconds(stream: Iterator[object]) -> Iterator[tuple[int, float]]:
             decided.clear()
         elif isinstance(record, Fetched):
             step = decided.pop(record.step_id)
-            yield step.bucket, record.time - max(step.time, fetched)
+            work = work_of(int32s(step.starts), int32s(step.num_new_tokens))
+            seconds = record.time - max(step.time, fetched)
+            yield SeenStep(plan.buckets[step.bucket], work, seconds)
             fetched = record.time
 
 

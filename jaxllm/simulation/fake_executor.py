@@ -1,7 +1,7 @@
 """An Executor without a device: a cache of (token, position) pairs behind real block tables."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -82,6 +82,11 @@ class FakeExecutor:
             raise DeviceError("injected at dispatch")
         self.pending.append(plan.step_id)
         return None if self.broken else self._run(plan)
+
+    def keep(self, blocks: Sequence[tuple[int, bytes]]) -> None:
+        for block_id, name in blocks:
+            if self.files is not None:
+                self.files.write(name, self.kv[block_id].copy())
 
     def fetch(self, handle: ModelRunnerOutput | None) -> ModelRunnerOutput:
         if handle is None:

@@ -13,6 +13,7 @@ from jaxllm.simulation.violation import Violation
 SLOWEST = 0.2  # seconds that a read takes
 DAMAGED = 0.3  # share of reads
 LOST_WRITES = 0.1  # share: the disk does not keep up
+LATE = 0.1  # share of writes at the end for which there is no time
 ENDS = 0.002  # share of writes at which the disk is full or gone
 
 
@@ -93,6 +94,9 @@ class FakeFiles:
         self._gone += self._failed
         self._failed.clear()
         self._contents.clear()
+
+    def ending(self) -> bool:
+        return not self._off and self._random.random() > LATE
 
     def close(self) -> None:
         return None

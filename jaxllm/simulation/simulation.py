@@ -27,6 +27,7 @@ from jaxllm.simulation.violation import Violation, require
 
 STEPS_PER_TOKEN = 3  # of all open requests together, until a new one must have ended
 STEPS_ANYWAY = 60
+CLEAN_ENDS = 0.5  # share of deaths
 CLIENTS_RETURN = 0.5  # share of those whose engine died
 DUPLICATES = 0.01  # requests per step under a name in use
 MAX_STEP_SECONDS = 0.02
@@ -66,6 +67,7 @@ class Simulation:
             "clock": self.clock,
             "latency_target": limit,
             "files": files,
+            "keep": self.executor.keep,
         }
         self._check_journal: Callable[[], None] = lambda: None
         if self.scenario.journals and self.random.random() < self.scenario.journals:
@@ -163,6 +165,8 @@ class Simulation:
     def _die(self) -> None:
         """The process is gone with all it held. Some clients ask the next one."""
         lost = [o.request for o in self.open.values()]
+        if self.plan.kv_files and self.random.random() < CLEAN_ENDS:
+            self.engine.close()
         self.num_deaths += 1
         self.num_preemptions += self.scheduler.num_preemptions
         self._check_journal()

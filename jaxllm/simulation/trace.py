@@ -138,15 +138,22 @@ def journal_times(path: Path) -> Times:
 
 
 def _of_journal(path: Path) -> list[TraceRequest]:
-    times = journal_times(path)
-    requests = [r for r in read_journal(path) if isinstance(r, Added)]
-    began = requests[0].time if requests else 0.0
-    outputs = Counter({name: len(tokens) for name, tokens in times.tokens.items()})
-    return [
-        TraceRequest(r.time - began, len(r.request.prompt_token_ids), outputs[r.request.request_id])
-        for r in requests
-        if outputs[r.request.request_id]
-    ]
+    """What was added between two turns of the engine came at once: to take in 500 prompts takes
+    some milliseconds, but the next step sees them all.
+    """
+    outputs = Counter({name: len(tokens) for name, tokens in journal_times(path).tokens.items()})
+    trace: list[TraceRequest] = []
+    began = came = None
+    for record in read_journal(path):
+        if not isinstance(record, Added):
+            came = None
+            continue
+        came = record.time if came is None else came
+        began = came if began is None else began
+        request, length = record.request, outputs[record.request.request_id]
+        if length:
+            trace.append(TraceRequest(came - began, len(request.prompt_token_ids), length))
+    return trace
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -41,7 +41,7 @@ def open_block_files(
     identity = _identity(config, files, plan)
     logger.info("%d KV blocks are in %s.", len(directory.names()), path)
     key = blake2b(identity.encode(), key=directory.key, digest_size=KEY_BYTES).digest()
-    return BlockStore(directory, identity), key
+    return BlockStore(directory, identity, config.kv_offloading_dir_timeout), key
 
 
 def _identity(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> str:

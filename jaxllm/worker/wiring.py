@@ -109,13 +109,15 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     files, cache_key = open_block_files(config, opened.files, plan)
     plan = replace(plan, kv_files=files is not None)
     journal = _open_journal(config, plan, cache_key)
+    runner = _start_runner(params, programs, memory, _grammars(info), files)
     core = (EngineCore if journal is None else partial(JournaledCore, journal=journal))(
         Scheduler(plan, config.scheduling, cache_key=cache_key),
-        _start_runner(params, programs, memory, _grammars(info), files),
+        runner,
         async_scheduling=config.async_scheduling,
         latency_target=_latency_target(config, plan),
         compilations=compilations,
         files=files,
+        keep=None if files is None else runner.keep,
     )
     summary = _summary(programs, memory) | {
         "load_seconds": round(load_seconds, 2),
@@ -149,7 +151,11 @@ def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
     """Compiled programs are kept on disk, whatever their size: the next start only loads them. The
     bound also makes JAX lock the directory, which engines may share.
     """
-    prepare_accelerator(config.gpu_memory_utilization, preallocate=preallocate)
+    prepare_accelerator(
+        config.gpu_memory_utilization,
+        preallocate=preallocate,
+        host_gib=(config.swap_space or 0.0) + config.kv_offloading_size,
+    )
     jax.config.update("jax_compilation_cache_dir", str(_program_dir(config)))
     for setting, value in (
         ("jax_persistent_cache_min_compile_time_secs", 0.0),

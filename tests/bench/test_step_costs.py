@@ -12,23 +12,28 @@ from jaxllm.messages import EngineCoreRequest
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.sampling_params import SamplingParams
 from jaxllm.simulation.capacity import predict
-from jaxllm.simulation.cost import CostTable, ProgramCost, num_attended
+from jaxllm.simulation.cost import CostTable, ProgramCost, Work, work_of
 from jaxllm.simulation.fake_executor import FakeExecutor
+from jaxllm.simulation.step_times import StepTimes
 from jaxllm.simulation.trace import TraceRequest
 from tests.fakes.plans import make_plan
 
+READ_S, PAIR_S = 1e-5, 1e-7
+
 
 class Timed(FakeExecutor):
-    """A step takes 1 ms, and 10 us for each pair of tokens."""
+    """A step takes 1 ms, 10 us for each token of context that a decoding row reads, and 0.1 us for
+    each pair of tokens in a chunk.
+    """
 
     now = 0.0
 
     def dispatch(self, plan: Any) -> Any:
-        return super().dispatch(plan), num_attended(plan)
+        return super().dispatch(plan), work_of(plan.starts, plan.num_new_tokens)
 
     def fetch(self, handle: Any) -> Any:
-        output, attended = handle
-        Timed.now += 0.001 + attended * 1e-5
+        output, work = handle
+        Timed.now += 0.001 + work.read * READ_S + work.pairs * PAIR_S
         return super().fetch(output)
 
 
@@ -61,8 +66,17 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> CostTable:
 def test_every_program_is_measured(costs: CostTable) -> None:
     assert {p.bucket for p in costs.programs} == set(costs.plan.buckets)
     for program in costs.programs:
-        expected = 0.001 + (program.attended or 0.0) * 1e-5
+        expected = 0.001 + program.read * READ_S + program.pairs * PAIR_S
         assert program.seconds == pytest.approx(expected)
+
+
+def test_full_decode_programs_are_measured_with_long_contexts(costs: CostTable) -> None:
+    """Also where the prompts of so many rows take more steps than answers have tokens."""
+    for bucket in costs.plan.buckets:
+        if bucket.kind is BatchKind.DECODE:
+            reads = [p.read for p in costs.programs if p.bucket == bucket]
+            assert max(reads) > 30 * bucket.num_rows
+            assert min(reads) < 25 * bucket.num_rows
 
 
 def test_what_was_measured_is_predicted(costs: CostTable) -> None:
@@ -82,11 +96,26 @@ def _request(number: int) -> EngineCoreRequest:
     return EngineCoreRequest(str(number), (number,) * 33, params, 20, cache_salt=str(number))
 
 
-def test_context_costs_what_the_line_says() -> None:
-    bucket = BatchBucket(2, 2, BatchKind.DECODE)
-    table = CostTable(
-        make_plan(), (ProgramCost(bucket, 1.0, 5, 10.0), ProgramCost(bucket, 2.0, 5, 20.0))
+def test_rates_are_found_apart_and_a_poor_point_does_not_set_them() -> None:
+    small, large = (BatchBucket(n, n, BatchKind.DECODE) for n in (2, 4))
+    mixed = BatchBucket(8, 4, BatchKind.MIXED)
+    measured = (
+        ProgramCost(small, 2.0, 5, 10.0),
+        ProgramCost(small, 4.0, 5, 30.0),
+        ProgramCost(large, 2.0, 1, 10.0),  # as good as the same amount of work: tells no rate
+        ProgramCost(large, 9.0, 1, 11.0),
+        ProgramCost(mixed, 5.0, 5, 10.0, 100.0),
+        ProgramCost(mixed, 6.0, 5, 10.0, 200.0),
     )
-    seconds = [table.seconds(bucket, attended) for attended in (0, 10, 15, 40)]
-    assert seconds == pytest.approx([0.5, 1.0, 1.5, 4.0])
-    assert CostTable(make_plan(), (ProgramCost(bucket, 1.0, 5),)).seconds(bucket, 99) == 1.0
+    times = StepTimes(CostTable(make_plan(), measured))
+    found = [times.seconds(small, Work(read)) for read in (10, 20, 50)]
+    assert found == pytest.approx([2.0, 3.0, 6.0])
+    rises = [times.seconds(b, Work(110)) - times.seconds(b, Work(10)) for b in (small, large)]
+    assert rises == pytest.approx([10.0, 10.0])
+    assert times.seconds(mixed, Work(30, 300)) == pytest.approx(9.0)
+
+
+def test_one_point_is_what_a_program_costs() -> None:
+    bucket = BatchBucket(2, 2, BatchKind.DECODE)
+    times = StepTimes(CostTable(make_plan(), (ProgramCost(bucket, 1.0, 5),)))
+    assert times.seconds(bucket, Work(99, 99)) == 1.0

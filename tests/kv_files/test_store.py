@@ -3,8 +3,9 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ BLOCK = np.arange(6, dtype=np.float32).reshape(2, 3)
 ONE, TWO = (bytes([n]) * 16 for n in range(2))
 
 
-def started(path: Path, **options: Callable[[], float]) -> BlockStore:
+def started(path: Path, **options: Any) -> BlockStore:
     store = BlockStore(BlockDirectory(path, 2**20), "model", **options)
     store.start(BLOCK.shape, BLOCK.dtype)
     return store
@@ -161,3 +162,14 @@ def test_a_slow_disk_is_not_waited_for(store: BlockStore, monkeypatch: pytest.Mo
         store.write(ONE, large)
     news_of(store)
     assert len(written) == 1
+
+
+def test_writing_in_the_end_stops_when_its_time_is_over(tmp_path: Path) -> None:
+    now = [0.0]
+    store = started(tmp_path, ending_s=2.0, clock=lambda: now[0])
+    assert store.ending()
+    now[0] = 1.9
+    assert store.ending(), "the time begins with the first call"
+    now[0] = 2.0
+    assert not store.ending()
+    store.close()

@@ -19,12 +19,37 @@ TEXT = tuple(int(t) for t in np.random.default_rng(4).integers(0, TINY.vocab_siz
 REQUESTS = [request(f"r{i}", TEXT[10 * i : 10 * i + 50], 40) for i in range(4)]
 
 
-def core_on(engine: TinyEngine, path: Path, **changes: object) -> EngineCore:
-    plan = replace(engine.plan, num_blocks=9, kv_files=True, **changes)  # pyright: ignore
-    store = BlockStore(BlockDirectory(path, 2**24), "tiny")
+def core_on(
+    engine: TinyEngine, path: Path, num_blocks: int = 9, ending_s: float = 10.0
+) -> EngineCore:
+    plan = replace(engine.plan, num_blocks=num_blocks, kv_files=True)
+    store = BlockStore(BlockDirectory(path, 2**24), "tiny", ending_s)
     runner = ModelRunner(engine.plan, engine.params, engine.programs, files=store)
     scheduler = Scheduler(plan, cache_key=store._directory.key)
-    return EngineCore(scheduler, runner, files=store)
+    return EngineCore(scheduler, runner, files=store, keep=runner.keep)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 0.0])
+def test_a_clean_end_writes_what_never_left_the_device(
+    engine: TinyEngine, tmp_path: Path, seconds: float
+) -> None:
+    """One request is still running, with a step in flight."""
+    one, other = REQUESTS[:2]
+    expected = engine.run([one])[one.request_id].token_ids
+    first = core_on(engine, tmp_path, 65, seconds)
+    engine.run([one], first)
+    first.add_request(other)
+    for _ in range(3):
+        first.step()
+    assert not list(tmp_path.glob("*.kv"))
+    first.close()
+    second = core_on(engine, tmp_path, 65)
+    assert engine.run([one], second)[one.request_id].token_ids == expected
+    # 50 tokens of prompt and 40 of answer, blocks of 16; the last one is for computing
+    assert second.stats().num_blocks_read == (3 if seconds else 0)
+    names = {path.name for path in tmp_path.glob("*.kv")}
+    assert len(names) == (5 + 3 if seconds else 0)  # of the other its prompt's
+    second.close()
 
 
 @pytest.mark.parametrize("damage", [False, True])

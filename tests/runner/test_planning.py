@@ -59,6 +59,23 @@ def test_every_step_has_a_bucket(platform: str, max_num_seqs: int, max_tokens: i
         pick_bucket(buckets, max_tokens, count, decode_only=False)
 
 
+@pytest.mark.parametrize("max_num_seqs", [1, 64, 128, 129, 256])
+def test_a_target_for_latency_has_one_smaller_mixed_program(max_num_seqs: int) -> None:
+    config = make_config(max_num_seqs=max_num_seqs, max_num_batched_tokens=8192)
+    held = replace(config, target_itl_ms=9.0)
+    free, more = (
+        planning.draft_plan(c, MODEL, "float32", "gpu", ("xla", "test")) for c in (config, held)
+    )
+    (small,) = set(more.buckets) - set(free.buckets)
+    assert small.num_tokens == 128 == max(128, small.num_rows)
+    assert small.num_rows in {b.num_rows for b in free.buckets}  # there is a sampler
+    for rows in range(1, small.num_rows + 1):
+        assert pick_bucket(more.buckets, 128, rows, decode_only=False) == small
+    narrow = replace(held, max_num_seqs=1, max_num_batched_tokens=128)
+    plan = planning.draft_plan(narrow, MODEL, "float32", "gpu", ("xla", "test"))
+    assert len(set(plan.buckets)) == len(plan.buckets) == 2
+
+
 def test_no_program_of_a_cpu_has_one_row_only() -> None:
     """XLA would convert every bf16 weight to float32 for it."""
     plan = make_plan(max_num_seqs=1, max_num_batched_tokens=1)
@@ -89,6 +106,7 @@ def test_a_small_cache_shortens_the_length_nobody_asked_for() -> None:
         ({"kv_offloading_size": 1.0, "enable_prefix_caching": False}, "--kv-offloading-size"),
         ({"kv_offloading_dir": "d", "enable_prefix_caching": False}, "--kv-offloading-dir keeps"),
         ({"kv_offloading_dir": "d", "kv_offloading_dir_size": 0.0}, "more than 0"),
+        ({"kv_offloading_dir_timeout": -1.0}, "at least 0"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any], message: str) -> None:

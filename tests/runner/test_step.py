@@ -100,6 +100,23 @@ def test_a_full_step_takes_the_bucket_of_its_sampler(
     assert engine.run([item])["r"].token_ids == want
 
 
+def test_a_decode_step_that_wants_more_takes_a_mixed_program_that_has_its_rows(
+    engine: TinyEngine,
+) -> None:
+    small, others = BatchBucket(16, 2, BatchKind.MIXED), engine.plan.buckets
+    runner = engine.runner(replace(engine.plan, buckets=(*others, small)))
+    scheduler, taken = Scheduler(engine.plan), dict[int, BatchBucket]()
+    for number in range(8):
+        scheduler.add_request(request(f"r{number}", (1, 2), 9))
+    step = scheduler.schedule()
+    assert step is not None
+    for rows in (2, 8):
+        bucket = BatchBucket(rows, rows, BatchKind.DECODE)
+        runner._rows.resets = [0]
+        taken[rows] = runner._bucket(replace(step, bucket=bucket), SamplerMode.GREEDY)
+    assert taken == {2: small, 8: BatchBucket(32, 8, BatchKind.MIXED)}
+
+
 def test_counts_of_tokens_stay_below_the_most_there_can_be(engine: TinyEngine) -> None:
     """32,767 repeats of a token would be followed by -32,768."""
     bucket, rows = engine.plan.buckets[0], engine.programs.rows

@@ -20,6 +20,7 @@ from jaxllm.simulation.cost import (
     read_cost,
     write_cost,
 )
+from jaxllm.simulation.step_times import StepTimes
 from jaxllm.simulation.trace import TraceRequest, journal_times, make_trace, read_trace
 from tests.fakes.plans import make_plan, make_request
 
@@ -62,13 +63,11 @@ def test_what_the_cache_cannot_hold_is_counted():
 
 def test_costs_between_the_measured_ones():
     plan = make_plan()
-    known = CostTable(
-        plan,
-        (
-            ProgramCost(BatchBucket(2, 2, DECODE), 0.1, 1),
-            ProgramCost(BatchBucket(6, 6, DECODE), 0.2, 1),
-        ),
+    measured = (
+        ProgramCost(BatchBucket(2, 2, DECODE), 0.1, 1),
+        ProgramCost(BatchBucket(6, 6, DECODE), 0.2, 1),
     )
+    known = StepTimes(CostTable(plan, measured))
     seconds = [known.seconds(BatchBucket(n, n, DECODE)) for n in (1, 2, 4, 6, 12)]
     assert seconds == pytest.approx([0.1, 0.1, 0.15, 0.2, 0.4])
     assert known.seconds(BatchBucket(6, 4, MIXED)) == 0.2
@@ -96,6 +95,26 @@ def test_traces(tmp_path: Path):
     assert arrivals == sorted(arrivals) and 2 < arrivals[-1] < 12
 
 
+def test_what_came_between_two_turns_came_at_once(tmp_path: Path):
+    """To take in a request takes time, but the next step sees them all."""
+    plan, clock = make_plan(), VirtualClock()
+    journal = JournalWriter(tmp_path / "j", Header(plan, async_scheduling=False), 2**30)
+    device = CostExecutor(costs(plan), clock)
+    core = JournaledCore(
+        Scheduler(plan), device, journal=journal, async_scheduling=False, clock=clock
+    )
+    for number in range(4):
+        clock.advance(0.001)
+        core.add_request(make_request(f"r{number}", 3, 5, ignore_eos=True))
+        if number == 2:
+            core.step()
+    while core.has_work():
+        core.step()
+    arrivals = [request.arrival for request in read_trace(tmp_path / "j")]
+    assert arrivals[:3] == [0.0] * 3
+    assert arrivals[3] >= 0.003
+
+
 def test_a_journal_gives_costs_and_trace_and_is_predicted(tmp_path: Path):
     """The engine that wrote it ran on a device of known costs: all of it must come out again."""
     plan, clock = make_plan(max_num_seqs=4), VirtualClock()
@@ -113,7 +132,8 @@ def test_a_journal_gives_costs_and_trace_and_is_predicted(tmp_path: Path):
     while core.has_work():
         core.step()
     found = cost_of_journal(tmp_path / "j")
-    assert all(p.seconds == pytest.approx(costs(plan).seconds(p.bucket)) for p in found.programs)
+    times = StepTimes(costs(plan))
+    assert all(p.seconds == pytest.approx(times.seconds(p.bucket)) for p in found.programs)
     trace = read_trace(tmp_path / "j")
     assert [(r.prompt, r.output) for r in trace] == [(3 + i, 5 + i) for i in range(12)]
     measured = summarise(journal_times(tmp_path / "j"), 4)

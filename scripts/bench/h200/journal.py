@@ -1,5 +1,6 @@
-"""From the journal of workload B: how full the blocks were that requests held, and what
-``scripts/simulate.py --trace --cost`` predicts for that run from the costs of ``bench latency``.
+"""From the journal of workload B: how full the blocks were that requests held, what
+``scripts/simulate.py --trace --cost`` predicts for that run from the costs of ``bench latency``,
+and of which steps it was made, so that a prediction that is off can be told why.
 """
 
 from collections import defaultdict
@@ -7,13 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from jaxllm.errors import JaxLLMError
 from jaxllm.journal.file import read_journal
 from jaxllm.journal.records import Decided, int32s
 from jaxllm.simulation.capacity import predict, summarise, with_rows
-from jaxllm.simulation.cost import read_cost
+from jaxllm.simulation.cost import cost_of_journal, read_cost
 from jaxllm.simulation.trace import journal_plan, journal_times, read_trace
 from scripts.bench.h200.part import Part, main
 
@@ -25,6 +27,7 @@ def measure(part: Part) -> dict[str, Any]:
     return {
         "occupancy": occupancy(path),
         "capacity": capacity(path, part.work / "latency.json"),
+        "steps": msgspec.to_builtins(cost_of_journal(path).programs),
     }
 
 

@@ -73,6 +73,16 @@ def _over_decode(phase: str, which: str) -> Callable[[Figures], float]:
     return value
 
 
+def _swapped(*keys: str) -> Callable[[Figures], float]:
+    def value(figures: Figures) -> float:
+        found = figures["swapping"]
+        for key in keys:
+            found = found[key]
+        return found
+
+    return value
+
+
 _DECODE = "decode step"
 _STEPS = ((1, 4.3, 3.9, "4.89"), (8, 4.6, 4.1, "5.24"), (64, 6.6, 6.2, "7.38"))
 _STEPS += ((256, 15.5, 14.3, "16.8"),)
@@ -146,6 +156,13 @@ SHARING = (
     Row("preemption", "computed again over swapped, 8,192 tokens",
         lambda f: f["prefix-urgent"]["urgent"]["computed_again_over_swapped"], 1.0, None, "x",
         True),
+    Row("preemption", "the same, blocks alone", _swapped("computed_again_over_swapped"), 1.0, None,
+        "x", True),
+    *(
+        Row("preemption", f"blocks {way}, of what the link can do", _swapped("of_link", way), 0.8,
+            None, "x", True)
+        for way in ("out", "in")
+    ),
     Row("KV cache", "slots in use of those held, B",
         lambda f: f["journal"]["occupancy"]["held_over_allocated"], 0.9, None, "", True),
     Row("64 streams", "p99 ITL beside 8k prompts, of decoding alone",

@@ -1,0 +1,107 @@
+"""Blocks on the host are those that were saved, however long the copies take."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.core.scheduler import Scheduler
+from jaxllm.engine.engine_core import EngineCore
+from jaxllm.runner.host_pool import MOVES_ALIVE, HostPool
+from tests.fakes.tiny_engine import TINY, TinyEngine, request
+
+TEXT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY.vocab_size, 100))
+SLOW_S = 0.03
+
+
+def _late(block: np.ndarray) -> np.ndarray:
+    time.sleep(SLOW_S)
+    return np.asarray(block)
+
+
+@jax.jit
+def _slowly(block: jax.Array) -> jax.Array:
+    return jax.pure_callback(_late, jax.ShapeDtypeStruct(block.shape, block.dtype), block)
+
+
+def _is_ready(array: Any) -> bool:
+    return array.is_ready()
+
+
+class SlowPool(HostPool):
+    """Its copies begin at once and end when other steps have long used the blocks."""
+
+    overtaken = 0
+
+    def _to_host(self, blocks: Sequence[jax.Array]) -> list[jax.Array]:
+        arriving = [_slowly(block) for block in blocks]
+        self.overtaken += not _is_ready(arriving[-1])
+        return super()._to_host(arriving)
+
+
+def test_a_block_is_rewritten_while_its_copy_is_under_way(engine: TinyEngine) -> None:
+    """A pool that holds two of three requests, twice: what makes way is loaded again."""
+    texts = [TEXT[10 * i : 10 * i + 40] for i in range(3)]
+    requests = [request(f"{n}{i}", t, 60) for n in "ab" for i, t in enumerate(texts)]
+    expected = {r.request_id: engine.run([r])[r.request_id].token_ids for r in requests[:3]}
+    plan = engine.core(num_blocks=9, offloading=True).scheduler.plan
+    runner = engine.runner()
+    runner._host = pool = SlowPool(runner._keep)
+    core = EngineCore(Scheduler(plan), runner)
+    for batch in (requests[:3], requests[3:]):
+        for name, answer in engine.run(batch, core).items():
+            assert answer.token_ids == expected["a" + name[1:]]
+    assert core.scheduler.kv_cache.num_loaded_blocks > 0
+    assert pool.overtaken > 0
+
+
+def test_a_slot_keeps_the_last_and_files_get_what_they_are_named_for() -> None:
+    kept: list[tuple[bytes, jax.Array]] = []
+    pool = HostPool(lambda name, block: kept.append((name, block)))
+    blocks = [jax.device_put(np.full(5, i, np.float32)) for i in range(8)]
+    pool.put([3, 4, 3], blocks, [b"old", None, b"new"])
+    assert [(name, np.asarray(block)[0]) for name, block in kept] == [(b"old", 0), (b"new", 2)]
+    assert [np.asarray(block)[0] for block in pool.get([3, 4])] == [2, 1]
+    (block,) = pool.get([3])
+    assert block.sharding.memory_kind != pool._contents[3].sharding.memory_kind == "pinned_host"
+    pool.fill(4, np.full(5, 9, np.float32))
+    assert np.asarray(pool.get([4])[0])[0] == 9
+
+
+def test_blocks_are_brought_ahead_and_in_order() -> None:
+    pool, fetched = HostPool(lambda name, block: None), list[int]()
+    for slot in range(4):
+        pool.fill(slot, np.full(5, slot, np.float32))
+
+    def parts() -> Iterator[tuple[list[int], np.ndarray]]:
+        for slot in (2, 0, 3):
+            yield [slot], np.array([10 + slot])
+            fetched.append(slot)
+
+    used = [(int(ids[0]), int(np.asarray(found[0])[0]), len(fetched))
+            for ids, found in pool.bring(parts())]  # fmt: skip
+    assert used == [(12, 2, 1), (10, 0, 2), (13, 3, 3)]
+    assert not list(pool.bring([]))
+
+
+def test_few_blocks_are_on_their_way_at_a_time() -> None:
+    """Each is on the device a second time until it has arrived."""
+    pool = SlowPool(lambda name, block: None)
+    for slot in range(2 * MOVES_ALIVE):
+        pool.make_room()
+        assert sum(not _is_ready(group[-1]) for group in pool._leaving) < MOVES_ALIVE
+        pool.put([slot], [jax.device_put(np.full(5, slot, np.float32))], [None])
+    slots = range(2 * MOVES_ALIVE)
+    assert [np.asarray(block)[0] for block in pool.get(slots)] == list(slots)
+
+
+def test_reserving_is_more_than_once_possible() -> None:
+    pool = HostPool(lambda name, block: None)
+    for _ in range(2):
+        pool.reserve(70, jax.ShapeDtypeStruct((5,), np.float32))
+    assert not pool._contents
+    with pytest.raises(KeyError):
+        pool.get([0])
