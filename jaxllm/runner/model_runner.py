@@ -17,7 +17,7 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
-from jaxllm.grammar.matcher import GrammarCompiler
+from jaxllm.grammar.compiler import GrammarCompiler
 from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
@@ -230,13 +230,11 @@ class ModelRunner:
         plan = handle.plan
         dearer = MIXED_COST.get(jax.default_backend(), 0.1)
         least = LEAST_FORCED + int(dearer * plan.rows.size)
+        drawn, scored = token_ids.tolist(), self._rows.logprobs[plan.rows].tolist()
         found: list[tuple[int, tuple[int, ...]]] = []
-        for slot, mask in handle.masks:
-            if not _is_next(mask, plan, slot):
-                continue
-            mask.extend((int(token_ids[slot]),))
-            scored = self._rows.logprobs[plan.rows[slot]]
-            if not scored and (forced := mask.take_forced(least)):
+        for slot, mask in _due(handle):
+            mask.extend((drawn[slot],))
+            if not scored[slot] and (forced := mask.take_forced(least)):
                 found.append((slot, forced))
         return tuple(found)
 
@@ -326,14 +324,14 @@ class ModelRunner:
         handle, self._waiting = self._waiting, None
         if handle is None:
             return
-        due = [(slot, mask) for slot, mask in handle.masks if _is_next(mask, handle.plan, slot)]
-        mask = row_masks(due, handle.logits.shape[0], self._plan.model.vocab_size)
+        mask = row_masks(_due(handle), handle.logits.shape[0], self._plan.model.vocab_size)
         self._sample(handle, jax.device_put(mask))
 
 
-def _is_next(mask: RowMask, plan: SchedulerOutput, slot: int) -> bool:
-    """Whether the token drawn there is the one that the mask is for, not one known by now."""
-    return mask.position == plan.starts[slot] + plan.num_new_tokens[slot]
+def _due(handle: StepHandle) -> list[tuple[int, RowMask]]:
+    """Those of the step's masks that are for the token drawn there, not for one known by now."""
+    positions = (handle.plan.starts + handle.plan.num_new_tokens).tolist()
+    return [(slot, mask) for slot, mask in handle.masks if mask.position == positions[slot]]
 
 
 def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:

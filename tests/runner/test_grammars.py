@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
-from jaxllm.grammar import matcher as module
+from jaxllm.grammar import compiler as module
 from jaxllm.messages import EngineCoreRequest, Thoughts
 from jaxllm.runner import model_runner
 from jaxllm.runner.model_runner import ModelRunner, StepHandle
