@@ -91,9 +91,8 @@ def step_cost(llm: LLM, rows: int, steps: int, repeats: int) -> dict[str, Any]:
             began = time.perf_counter()
             llm.generate(["A person:"] * rows, params, use_tqdm=False)
             took = time.perf_counter() - began
-            num_steps = llm.stats().num_steps - before
-            seconds[name].append(took / num_steps)
-            host[name] = phases.take(num_steps)
+            seconds[name].append(took / (llm.stats().num_steps - before))
+            host[name] = phases.take()
     middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return {
         "free_step_ms": round(middle["free"] * 1e3, 2),

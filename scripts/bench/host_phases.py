@@ -1,38 +1,46 @@
 """Where the host's time of a step goes, phase by phase, of an engine in this process."""
 
+import statistics
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 from jaxllm.engine.engine_core import EngineCore
 
-# "wait": for the device. "masks": filling them, once the tokens before are known; then the sampler
-# of the step that waits for them is dispatched. "follow": telling grammars what was drawn.
+FIRST = "schedule"  # of a step
+# "wait": for the device, or for the thread that has masks to fill. "follow": telling grammars what
+# was drawn. Once "masks" are filled the sampler of the step that waits for them is dispatched.
 PHASES = (
-    ("scheduler", "schedule", "schedule"),
+    ("scheduler", "schedule", FIRST),
     ("scheduler", "update", "update"),
     ("executor", "dispatch", "dispatch"),
     ("executor", "fetch", "wait"),
-    ("executor", "_follow", "follow"),
-    ("executor", "_finish_waiting", "masks"),
+    ("executor", "_masking.follow", "follow"),
+    ("executor", "_masking.fill", "masks"),
     ("executor", "_sample", "dispatch the sampler"),
 )
 
 
 class HostPhases:
-    """Seconds by phase, taken where its function is called; one inside another counts for itself
-    alone.
+    """Seconds by step and phase, taken where a phase's function is called; a phase inside another
+    counts for itself alone, and one of another thread is told apart.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self._now = now
-        self._seconds: dict[str, float] = defaultdict(float)
+        self._steps: list[dict[str, float]] = []
+        self._began: list[float] = []  # each step
         self._inner: list[float] = []  # seconds of phases inside each that is open
+        self._thread = threading.get_ident()
 
     def watch(self, core: EngineCore) -> None:
-        for owner, method, phase in PHASES:
-            self.time(getattr(core, owner), method, phase)
+        for name, path, phase in PHASES:
+            owner, *inner, method = getattr(core, name), *path.split(".")
+            self.time(reduce(getattr, inner, owner), method, phase)
 
     def time(self, owner: Any, method: str, phase: str) -> None:
         """Count the calls of ``owner.method`` as ``phase``, until the owner is gone."""
@@ -40,19 +48,32 @@ class HostPhases:
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = self._now()
+            if threading.get_ident() != self._thread:
+                result = function(*args, **kwargs)
+                self._steps[-1][f"{phase}, beside"] += self._now() - began
+                return result
+            if phase == FIRST:
+                self._steps.append(defaultdict(float))
+                self._began.append(began)
             self._inner.append(0.0)
             try:
                 return function(*args, **kwargs)
             finally:
                 took = self._now() - began
-                self._seconds[phase] += took - self._inner.pop()
+                own = took - self._inner.pop()
+                if self._steps:
+                    self._steps[-1][phase] += own
                 if self._inner:
                     self._inner[-1] += took
 
         setattr(owner, method, timed)
 
-    def take(self, num_steps: int) -> dict[str, int]:
-        """Microseconds a step since the last call."""
-        found = {phase: round(s / num_steps * 1e6) for phase, s in self._seconds.items()}
-        self._seconds.clear()
-        return found
+    def take(self) -> dict[str, int]:
+        """Microseconds of a step, and of each phase, since the last call: medians of all steps, so
+        that neither prefills nor what else the machine does count.
+        """
+        steps, self._steps, began, self._began = self._steps, [], self._began, []
+        times = {"step": [b - a for a, b in pairwise(began)]}
+        for phase in dict.fromkeys(phase for step in steps for phase in step):
+            times[phase] = [step[phase] for step in steps if phase in step]
+        return {name: round(statistics.median(found) * 1e6) for name, found in times.items()}
