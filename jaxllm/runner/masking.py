@@ -1,8 +1,8 @@
 """What is drawn under masks: grammars are told of it, and masks of the next step filled.
 
 Dispatching a program takes the host milliseconds, in which it holds no lock of Python's. So all
-this is done by a thread beside it, where the next step is known before the tokens are there. The
-masks are that thread's from ``follow_beside`` to the result.
+this can be done by a thread beside it, where the next step is known before the tokens are there.
+The masks are that thread's from ``follow_beside`` to the result.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -19,6 +19,7 @@ from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
 from jaxllm.grammar.compiler import GrammarCompiler
+from jaxllm.grammar.matcher import PARALLEL_FROM
 from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
@@ -316,9 +317,13 @@ class ModelRunner:
         return out
 
     def _follow_last(self, step: MaskedStep) -> None:
-        """The masks of ``step`` depend on the tokens of the one before, which is under way."""
+        """The masks of ``step`` depend on the tokens of the one before, which is under way: have
+        them filled beside what is done here, if they are many.
+        """
         last = self._last
-        if last is not None and last.out is not None and last.masked.masks and step.masks:
+        if last is None or last.out is None or not last.masked.masks:
+            return
+        if len(step.masks) >= PARALLEL_FROM:
             token_ids = last.out.token_ids
             last.followed = self._masking.follow_beside(last.masked, token_ids, step)
 

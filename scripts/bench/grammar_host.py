@@ -181,7 +181,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             found[name].append(phases.take())
     # The first round compiles, and finds the lexer's states.
     host_us = {
-        name: {key: round(statistics.median(us[key] for us in rounds)) for key in rounds[0]}
+        name: {
+            phase: round(statistics.median(us.get(phase, 0) for us in rounds))
+            for phase in rounds[0]
+        }
         for name, (_, *rounds) in found.items()
     }
     ratio = host_us["constrained"]["step"] / host_us["free"]["step"]

@@ -69,11 +69,13 @@ class HostPhases:
         setattr(owner, method, timed)
 
     def take(self) -> dict[str, int]:
-        """Microseconds of a step, and of each phase, since the last call: medians of all steps, so
-        that neither prefills nor what else the machine does count.
+        """Microseconds of a step, and of each phase that most steps have, since the last call:
+        medians, so that neither prefills nor what else the machine does count.
         """
         steps, self._steps, began, self._began = self._steps, [], self._began, []
         times = {"step": [b - a for a, b in pairwise(began)]}
         for phase in dict.fromkeys(phase for step in steps for phase in step):
-            times[phase] = [step[phase] for step in steps if phase in step]
+            found = [step[phase] for step in steps if phase in step]
+            if 2 * len(found) >= len(steps):
+                times[phase] = found
         return {name: round(statistics.median(found) * 1e6) for name, found in times.items()}

@@ -13,6 +13,7 @@ import pytest
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.grammar import compiler as module
+from jaxllm.grammar.matcher import PARALLEL_FROM
 from jaxllm.messages import EngineCoreRequest, Thoughts
 from jaxllm.runner import masking
 from jaxllm.runner.masking import MaskedStep
@@ -153,7 +154,8 @@ def test_masks_are_filled_beside_the_thread_that_dispatches(
 
     monkeypatch.setattr(runner._masking, "fill", watched)
     monkeypatch.setattr(runner, "_forward", waiting)
-    engine.run([request("g", [1], 12, grammar=regex("[a-z]{40}"), eos_token_ids=(EOS,))], core)
+    settings = {"grammar": regex("[a-z]{40}"), "eos_token_ids": (EOS,)}
+    engine.run([request(f"g{i}", [1], 12, **settings) for i in range(PARALLEL_FROM)], core)
     assert beside == [False] + [True] * 11
 
 
