@@ -33,6 +33,7 @@ class Turns:
         self._new_id = parsers.tool.new_id if parsers.tool is not None else new_call_id
         self._readers: dict[int, AnswerParser | None] = {}
         self._called: set[int] = set()
+        self.skips_special_tokens = True  # what is read, as ``params`` has it
 
     def params(self, params: SamplingParams) -> SamplingParams:
         """With the grammar of calls that are forced, and with special tokens in the text where
@@ -43,6 +44,7 @@ class Turns:
         """
         if self._parsers.wants_special_tokens(bool(self._choice.tools)):
             params = replace(params, skip_special_tokens=False)
+        self.skips_special_tokens = params.skip_special_tokens
         return self._with_thoughts(
             self._choice.params(params, self._parsers, parallel=self._parallel)
         )
@@ -67,15 +69,23 @@ class Turns:
 
     def read(self, index: int, completion: CompletionOutput) -> list[Event]:
         """What is new in a choice; ``completion`` brings only that, or is the only one."""
-        if index not in self._readers:
-            self._readers[index] = self._parsers.answer(self._prompt, self._choice.tools)
-        reader = self._readers[index]
+        reader = self._reader(index)
         if reader is None:
             return [Content(completion.text)] if completion.text else []
         events = reader.feed(completion.text)
         if completion.finished:
             events += reader.finish()
         return [self._named(index, event) for event in merged(events) if self._wanted(event)]
+
+    def may_think(self, index: int) -> bool:
+        """Whether what comes next of a choice may be thoughts."""
+        reader = self._reader(index)
+        return reader is not None and reader.may_think
+
+    def thoughts(self, index: int) -> list[tuple[int, int]]:
+        """Where thoughts stand in a choice's text so far: [start, end) in characters."""
+        reader = self._reader(index)
+        return [] if reader is None else reader.thoughts
 
     def called(self, index: int) -> bool:
         """Whether the choice has called a tool."""
@@ -85,6 +95,11 @@ class Turns:
     def named(self) -> bool:
         """Whether the request itself has said which tool is called."""
         return self._choice.named is not None
+
+    def _reader(self, index: int) -> AnswerParser | None:
+        if index not in self._readers:
+            self._readers[index] = self._parsers.answer(self._prompt, self._choice.tools)
+        return self._readers[index]
 
     def _wanted(self, event: Event) -> bool:
         if isinstance(event, Reasoning):

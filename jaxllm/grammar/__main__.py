@@ -18,9 +18,9 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
 from jaxllm.errors import JaxLLMError
+from jaxllm.grammar.compiler import compile_matcher
 from jaxllm.grammar.convert import to_llguidance
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
-from jaxllm.grammar.matcher import compile_matcher
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.grammar.verdict import CheckerReady, CheckerSetup, Verdict
 from jaxllm.ipc import ChannelClosedError, SyncChannel

@@ -5,74 +5,16 @@ after a preemption as after a failed step.
 """
 
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from threading import Thread
+from collections.abc import Sequence
 
 import numpy as np
-from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLExecutor, LLMatcher
+
+from jaxllm.grammar.compiler import THREADS, GrammarCompiler, Lane
 
 logger = logging.getLogger(__name__)
 
-MAX_CACHED = 32
-MAX_CACHED_BYTES = 8 * 2**20  # of their text; compiled, typical ones take some ten times as much
 PARALLEL_FROM = 8  # rows; below it handing them to threads costs more than it gains
-
-# Bounds of what one grammar may cost, in memory (a lexer state is about 2 kB) and, by the fuel of a
-# step, in time: a mask takes at most some 20 ms. A grammar that hits one of them ends its request.
-LIMITS = LLParserLimits(max_lexer_states=10_000, verbose_errors=False)
-
-
-def compile_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """Never raises: ``is_error()`` of what is returned tells."""
-    return LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
-
-
-class GrammarCompiler:
-    """Compiles grammars that ``GrammarChecker`` has let through, and keeps the latest. Knows the
-    model's tokens.
-
-    ``load_tokenizer`` runs at once, in a thread of its own: it takes a second for a large
-    vocabulary.
-    """
-
-    def __init__(self, load_tokenizer: Callable[[], LLTokenizer]):
-        self._tokenizer: Future[LLTokenizer] = Future()
-        self._roots: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._bytes = 0
-        Thread(target=self._load, args=(load_tokenizer,), name="grammars", daemon=True).start()
-
-    def _load(self, load_tokenizer: Callable[[], LLTokenizer]) -> None:
-        try:
-            self._tokenizer.set_result(load_tokenizer())
-        except Exception as error:  # kept for whoever needs the tokenizer; most models do without
-            self._tokenizer.set_exception(error)
-
-    def bytes_of(self, token_id: int) -> bytes:
-        """A token's bytes; special tokens spelled out. Empty where nobody knows."""
-        try:
-            return self._tokenizer.result().decode_bytes([token_id])
-        except Exception:
-            logger.exception("Markers in the text cannot be found.")
-            return b""
-
-    def compile(self, grammar: str) -> LLMatcher:
-        """A matcher that shares nothing."""
-        return compile_matcher(self._tokenizer.result(), grammar)
-
-    def matcher(self, grammar: str) -> LLMatcher:
-        """A matcher that shares the lexer's states with others of its grammar."""
-        root = self._roots.pop(grammar, None)
-        if root is None:
-            root = self.compile(grammar)
-            self._bytes += len(grammar)
-        self._roots[grammar] = root
-        while len(self._roots) > 1 and (
-            len(self._roots) > MAX_CACHED or self._bytes > MAX_CACHED_BYTES
-        ):
-            self._bytes -= len(self._roots.popitem(last=False)[0])
-        return root.deep_copy()
 
 
 class GrammarMatcher:
@@ -86,6 +28,7 @@ class GrammarMatcher:
         self._token_ids: list[int] = []
         self._num_consumed = 0
         self._matcher: LLMatcher | None = None
+        self._lane: Lane | None = None
         self._failed = False
 
     def fail(self) -> None:
@@ -109,30 +52,44 @@ class GrammarMatcher:
     def extend(self, token_ids: Sequence[int]) -> None:
         self._token_ids += token_ids
 
+    @property
+    def lane(self) -> int:
+        """The same for matchers of which one at a time can compute; known once it is advanced."""
+        return id(self._lane or self)
+
     def advanced(self) -> LLMatcher | None:
         """The matcher after all tokens; None if it cannot be had."""
+        if self._matcher is not None and self._num_consumed == len(self._token_ids):
+            return self._matcher
         try:
             if self._matcher is None:
-                self._matcher = self._compiler.matcher(self._grammar)
+                self._lane = self._compiler.lane(self._grammar, self)
+                self._matcher = self._lane.root.deep_copy()
             self._matcher.consume_tokens(self._token_ids[self._num_consumed :])
         except Exception:
             logger.exception("A grammar cannot be followed.")
-            self._matcher = None
+            self._matcher = self._lane = None
+            self._num_consumed = 0
             return None
         self._num_consumed = len(self._token_ids)
         return self._matcher
 
-    def check(self, out: np.ndarray) -> None:
-        """After a fill of ``out``. In error, llguidance allows the end: an answer cut anywhere
-        would pass for a whole one. Here nothing is allowed then, and the request fails.
+    @property
+    def gave_up(self) -> bool:
+        return self._failed or self._matcher is None or self._matcher.is_error()
+
+    def try_alone(self, out: np.ndarray) -> None:
+        """After a fill of ``out``, where the matcher ``gave_up``. In error, llguidance allows the
+        end: an answer cut anywhere would pass for a whole one. Here nothing is allowed then, and
+        the request fails.
 
         But what failed may be the lexer, which others have filled with their states. So try alone.
         """
         if self._matcher is not None and self._matcher.is_error():
-            self._matcher = self._compiler.compile(self._grammar)
+            self._matcher, self._lane = self._compiler.compile(self._grammar), None
             self._matcher.consume_tokens(self._token_ids)
             _fill_one(self._matcher, out)
-        if self._failed or self._matcher is None or self._matcher.is_error():
+        if self.gave_up:
             out[:] = 0
 
 
@@ -141,8 +98,9 @@ def fill_masks(rows: Sequence[tuple[int, GrammarMatcher]], mask: np.ndarray) -> 
     v % 32 of word v // 32 is set where token v may come next. An end-of-sequence token may where
     the grammar is complete.
     """
-    found = [(matcher.advanced(), slot) for slot, matcher in rows]
-    ready = [(matcher, slot) for matcher, slot in found if matcher is not None]
+    found = [(matcher.advanced(), slot, matcher.lane) for slot, matcher in rows]
+    found.sort(key=lambda entry: entry[2])  # a thread gets neighbours: those that share a lock
+    ready = [(matcher, slot) for matcher, slot, _ in found if matcher is not None]
     if len(ready) < PARALLEL_FROM:
         for matcher, slot in ready:
             _fill_one(matcher, mask[slot])
@@ -150,7 +108,8 @@ def fill_masks(rows: Sequence[tuple[int, GrammarMatcher]], mask: np.ndarray) -> 
         size = mask.shape[1] * mask.itemsize
         _executor().unsafe_compute_mask_ptr(ready, mask.ctypes.data, size, mask.shape[0])
     for slot, matcher in rows:
-        matcher.check(mask[slot])
+        if matcher.gave_up:
+            matcher.try_alone(mask[slot])
 
 
 def _fill_one(matcher: LLMatcher, out: np.ndarray) -> None:
@@ -163,5 +122,5 @@ _executors: list[LLExecutor] = []
 def _executor() -> LLExecutor:
     """One pool of threads for the process, made when it is first needed."""
     if not _executors:
-        _executors.append(LLExecutor())
+        _executors.append(LLExecutor(THREADS))
     return _executors[0]

@@ -99,14 +99,17 @@ class Parsers:
                 else both is not None and both.reads_reasoning
             )
             if both is not None and reads_all:
-                return AnswerParser([Machine(both.grammar, tools if self.tool else {})])
+                machine = Machine(both.grammar, tools if self.tool else {})
+                return AnswerParser([machine], thinks=True)
         machines: list[Machine] = []
         if self.reasoning is not None:
             begun = self.reasoning.begun_by(prompt)
             machines.append(Machine(self.reasoning.grammar, in_reasoning=begun))
         if tool is not None:
             machines.append(Machine(tool.grammar, tools))
-        return AnswerParser(machines) if machines else None
+        if not machines:
+            return None
+        return AnswerParser(machines, thinks=self.reasoning is not None)
 
     def calling(self) -> "Parsers":
         """For answers that must call a tool: with a form for it, whatever the model knows."""

@@ -26,6 +26,16 @@ class Machine:
         yield from grammar(self._reader)
         yield from self._reader.rest()
 
+    @property
+    def thoughts(self) -> list[tuple[int, int]]:
+        """Where thoughts stand in the text so far: [start, end) in characters, of each part."""
+        return self._reader.thoughts
+
+    @property
+    def resting(self) -> bool:
+        """Whether all that is to come is content."""
+        return self._reader.resting
+
     def feed(self, text: str) -> list[Event]:
         if not text:
             return []
@@ -47,10 +57,22 @@ class Machine:
 
 
 class AnswerParser:
-    """Machines one behind the other: each reads the content that the one before it leaves."""
+    """Machines one behind the other: each reads the content that the one before it leaves.
+    ``thinks``: the first reads thoughts, and no other does.
+    """
 
-    def __init__(self, machines: Sequence[Machine]):
-        self._machines = machines
+    def __init__(self, machines: Sequence[Machine], *, thinks: bool):
+        self._machines, self._thinks = machines, thinks
+
+    @property
+    def thoughts(self) -> list[tuple[int, int]]:
+        """As a machine's, of the answer."""
+        return self._machines[0].thoughts if self._thinks else []
+
+    @property
+    def may_think(self) -> bool:
+        """Whether thoughts may still come."""
+        return self._thinks and not self._machines[0].resting
 
     def feed(self, text: str) -> list[Event]:
         return self._pass_on([Content(text)] if text else [], self._machines)

@@ -50,10 +50,13 @@ class Reader:
         self.tools = tools
         self.in_reasoning = in_reasoning
         self.events: list[Event] = []
+        self.thoughts: list[tuple[int, int]] = []  # where they stand in the text: [start, end)
+        self.resting = False  # all that is to come is content
         self.num_calls = 0
         self._content = Flow(Content, self.events)
         self._reasoning = Flow(Reasoning, self.events, strips=True)
         self._text, self._at, self._ended = "", 0, False
+        self._position = 0  # of all that was taken
         self._held: list[str] | None = None
         self._num_held = 0
         self._attempting = False
@@ -170,6 +173,7 @@ class Reader:
             count = min(count, MAX_HELD - self._num_held)
         taken = self._text[self._at : self._at + count]
         self._at += count
+        self._position += count
         if self._held is not None:
             self._held.append(taken)
             self._num_held += count
@@ -184,6 +188,11 @@ class Reader:
         self._content.add(text)
 
     def reasoning(self, text: str) -> None:
+        """``text``, which is what was just taken."""
+        start = self._position - len(text)
+        if self.thoughts and self.thoughts[-1][1] == start:
+            start = self.thoughts.pop()[0]
+        self.thoughts.append((start, self._position))
         self._reasoning.add(text)
 
     def start_call(self, name: str, id: str | None = None) -> None:
@@ -243,6 +252,7 @@ class Reader:
 
     def rest(self) -> Steps[None]:
         """All that is left is content."""
+        self.resting = True
         while not self._ended or self._at < len(self._text):
             if self._at < len(self._text):
                 self.content(self._take(len(self._text) - self._at))

@@ -5,6 +5,7 @@ from one thread, so steps reach the device in the order they are dispatched.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import LogprobArrays, ModelRunnerOutput
-from jaxllm.grammar.matcher import GrammarCompiler
+from jaxllm.grammar.compiler import GrammarCompiler
+from jaxllm.grammar.matcher import PARALLEL_FROM
 from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
 from jaxllm.runner.block_moves import Moves, abstract_blocks, in_parts
 from jaxllm.runner.host_pool import HostPool
+from jaxllm.runner.masking import Followed, MaskedStep, Masking
 from jaxllm.runner.packing import pack, pack_idle
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
@@ -32,12 +35,7 @@ from jaxllm.runner.step_layout import StepLayout
 from jaxllm.runner.tapped_step import edits_spec
 from jaxllm.runner.tapping import TapRows, TapRun, values_of
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
-from jaxllm.sampling.token_mask import RowMask, mask_words, row_masks
-
-# A run of forced tokens makes a mixed step of a decode step, for all rows, and saves its own row as
-# many steps as it is long, but for the one under way. How much more a small mixed step costs:
-LEAST_FORCED = 3
-MIXED_COST = {"cpu": 1.5}
+from jaxllm.sampling.token_mask import mask_words
 
 
 @dataclass
@@ -52,9 +50,10 @@ class StepHandle:
     prompt_logprobs: Logprobs | None
     embeddings: jax.Array | None
     wants_logprobs: bool
-    masks: list[tuple[int, RowMask]]  # as dispatched: a row may change hands meanwhile
+    masked: MaskedStep
     tapped: list[tuple[TapRun, TapArrays]]
     out: SamplerOutput | None = None
+    followed: Future[Followed] | None = None  # once a step behind it waits for masks
 
 
 class ModelRunner:
@@ -75,6 +74,8 @@ class ModelRunner:
         self._programs = programs
         self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
+        self._last: StepHandle | None = None  # dispatched and not fetched
+        self._masking = Masking(plan.model.vocab_size)
         self._no_mask: dict[int, jax.Array] = {}
         for bucket in plan.buckets:
             ones = np.full((bucket.num_rows, mask_words(plan.model.vocab_size)), -1, np.int32)
@@ -91,7 +92,7 @@ class ModelRunner:
         plan = self._plan
         self._kv: KVCache | None = None  # freed before the new one is allocated
         self._buffers: RowBuffers | None = None
-        self._waiting = None
+        self._waiting = self._last = None
         if self._files is not None:
             self._files.forget()
         self._host = HostPool(self._keep)
@@ -159,6 +160,9 @@ class ModelRunner:
             plan.block_saves, plan.block_copies, plan.block_loads, dict(plan.block_writes)
         )
         packed = jax.device_put(pack(plan, self._rows, layout))
+        told = self._rows.logprobs[plan.rows]
+        masked = MaskedStep(plan, self._rows.masks_of(plan), told, bucket.num_rows)
+        self._follow_last(masked)
         tapped: list[tuple[TapRun, TapArrays]] = []
         if taps is None:
             logits, slots, hidden = self._forward(bucket, packed)
@@ -180,11 +184,12 @@ class ModelRunner:
             slots,
             scored,
             embeddings,
-            bool(self._rows.logprobs[plan.rows].any()),
-            self._rows.masks_of(plan),
+            bool(told.any()),
+            masked,
             tapped,
         )
-        if handle.masks:
+        self._last = handle
+        if masked.masks:
             self._waiting = handle
         else:
             self._sample(handle, self._no_mask[bucket.num_rows])
@@ -213,9 +218,16 @@ class ModelRunner:
         out, count = handle.out, len(handle.plan.rows)
         if out is None:
             raise InvariantError(f"Step {handle.plan.step_id} was fetched before it was sampled.")
-        token_ids = np.asarray(out.token_ids)[:count]
-        forced = self._follow(handle, token_ids)
-        self._finish_waiting()
+        if handle.followed is not None:
+            followed = handle.followed.result()
+            token_ids, forced = followed.token_ids, followed.forced
+            self._finish_waiting(followed.masks)
+        else:
+            token_ids = np.asarray(out.token_ids)[:count]
+            forced = self._masking.follow(handle.masked, token_ids)
+            self._finish_waiting()
+        if self._last is handle:
+            self._last = None
         num_tokens = handle.plan.num_tokens
         scored = handle.prompt_logprobs
         return ModelRunnerOutput(
@@ -229,23 +241,6 @@ class ModelRunner:
             forced,
             values_of(handle.tapped),
         )
-
-    def _follow(
-        self, handle: StepHandle, token_ids: np.ndarray
-    ) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Let masks know what was drawn. What they leave no choice about then, by entry."""
-        plan = handle.plan
-        dearer = MIXED_COST.get(jax.default_backend(), 0.1)
-        least = LEAST_FORCED + int(dearer * plan.rows.size)
-        found: list[tuple[int, tuple[int, ...]]] = []
-        for slot, mask in handle.masks:
-            if not _is_next(mask, plan, slot):
-                continue
-            mask.extend((int(token_ids[slot]),))
-            scored = self._rows.logprobs[plan.rows[slot]]
-            if not scored and (forced := mask.take_forced(least)):
-                found.append((slot, forced))
-        return tuple(found)
 
     def _forward(self, bucket: BatchBucket, packed: jax.Array) -> tuple[Any, StepSlots, jax.Array]:
         program = self._programs.forward(bucket)
@@ -335,19 +330,23 @@ class ModelRunner:
         self._buffers, out = program(buffers, logits, slots, mask)
         return out
 
-    def _finish_waiting(self) -> None:
-        """Fill the mask of the step that waits for it, and start its sample half."""
-        handle, self._waiting = self._waiting, None
-        if handle is None:
+    def _follow_last(self, step: MaskedStep) -> None:
+        """The masks of ``step`` depend on the tokens of the one before, which is under way: have
+        them filled beside what is done here, if they are many.
+        """
+        last = self._last
+        if last is None or last.out is None or not last.masked.masks:
             return
-        due = [(slot, mask) for slot, mask in handle.masks if _is_next(mask, handle.plan, slot)]
-        mask = row_masks(due, handle.logits.shape[0], self._plan.model.vocab_size)
-        self._sample(handle, jax.device_put(mask))
+        if len(step.masks) >= PARALLEL_FROM:
+            token_ids = last.out.token_ids
+            last.followed = self._masking.follow_beside(last.masked, token_ids, step)
 
-
-def _is_next(mask: RowMask, plan: SchedulerOutput, slot: int) -> bool:
-    """Whether the token drawn there is the one that the mask is for, not one known by now."""
-    return mask.position == plan.starts[slot] + plan.num_new_tokens[slot]
+    def _finish_waiting(self, masks: np.ndarray | None = None) -> None:
+        """Start the sample half of the step that waits for its masks: these, or filled now."""
+        handle, self._waiting = self._waiting, None
+        if handle is not None:
+            masks = self._masking.fill(handle.masked) if masks is None else masks
+            self._sample(handle, jax.device_put(masks))
 
 
 def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
-from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher
+from jaxllm.grammar.compiler import GrammarCompiler
+from jaxllm.grammar.matcher import GrammarMatcher
 from jaxllm.grammar.thoughts import ThoughtGate
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.runner.row_layout import RowLayout

@@ -34,9 +34,9 @@ class RowMask:
         """``thoughts`` has the grammar, if there is one and thoughts may come before it. ``jumps``:
         text without an alternative is spelled in one way, and can be taken at once.
         """
-        self._base = np.full(mask_words(vocab_size), -1, np.int32)
+        self._base: np.ndarray | None = None  # what may come at all
         if allowed_token_ids is not None:
-            self._base[:] = 0
+            self._base = np.zeros(mask_words(vocab_size), np.int32)
             ids = np.asarray(allowed_token_ids, np.int64)
             np.bitwise_or.at(self._base.view(np.uint32), ids >> 5, _bits(ids))
         self._grammar, self._thoughts = grammar, thoughts
@@ -52,17 +52,19 @@ class RowMask:
         """What is forced depends on where it began, so after a preemption it is looked for all the
         way again.
         """
-        for token_id in token_ids if self._jumps else ():
+        if not self._jumps:
+            self._take(token_ids)
+            return
+        for token_id in token_ids:
             self._look_ahead()
             self._take((token_id,))
             if self._forced:
                 self._forced.popleft()
-        if not self._jumps:
-            self._take(token_ids)
 
     def _take(self, token_ids: Sequence[int]) -> None:
         self.position += len(token_ids)
-        self._tail = [*self._tail, *token_ids][-self._longest :]
+        if self._bad_words:
+            self._tail = [*self._tail, *token_ids][-self._longest :]
         for part in (self._grammar, self._thoughts):
             if part is not None:
                 part.extend(token_ids)
@@ -100,6 +102,12 @@ class RowMask:
         """Whether the answer is past its thoughts, or has none."""
         return self._thoughts is None or self._thoughts.answering
 
+    @property
+    def follows_only(self) -> bool:
+        """Whether there is nothing to ``narrow`` in what the grammar allows."""
+        no_more = self._thoughts is None and self._base is None and not self._bad_words
+        return no_more and not self._forced
+
     def narrow(self, out: np.ndarray) -> None:
         """Clear in ``out`` (int32 words) what is not among the allowed tokens, or would complete a
         bad word; neither binds what is written for the model at the end of its thoughts. The
@@ -113,7 +121,10 @@ class RowMask:
             return
         if self._thoughts is not None and self._thoughts.narrow(out):
             return
-        out &= self._base
+        if self._base is not None:
+            out &= self._base
+        if not self._bad_words:
+            return
         words = out.view(np.uint32)
         for *prefix, last in self._bad_words:
             if not prefix or self._tail[-len(prefix) :] == prefix:
@@ -122,11 +133,15 @@ class RowMask:
 
 def row_masks(masks: Sequence[tuple[int, RowMask]], num_slots: int, vocab_size: int) -> np.ndarray:
     """int32 [slots, words] for a step: slots that are not among ``masks`` may draw anything."""
-    out = np.full((num_slots, mask_words(vocab_size)), -1, np.int32)
-    grammars = [(slot, mask.grammar) for slot, mask in masks]
-    fill_masks([(slot, grammar) for slot, grammar in grammars if grammar is not None], out)
+    grammars = [(slot, grammar) for slot, mask in masks if (grammar := mask.grammar) is not None]
+    out = np.empty((num_slots, mask_words(vocab_size)), np.int32)
+    free = np.ones(num_slots, np.bool_)
+    free[[slot for slot, _ in grammars]] = False
+    out[free] = -1
+    fill_masks(grammars, out)
     for slot, mask in masks:
-        mask.narrow(out[slot])
+        if not mask.follows_only:
+            mask.narrow(out[slot])
     return out
 
 

@@ -51,9 +51,10 @@ class TokenBytes:
         if token is None:  # logits are often wider than the vocabulary
             return b""
         if self.spelling is Spelling.BYTE_LEVEL:
-            if all(char in _BYTE_OF for char in token):
-                return bytes(_BYTE_OF[char] for char in token)
-            return token.encode()
+            try:
+                return bytes(map(_BYTE_OF.__getitem__, token))
+            except KeyError:
+                return token.encode()
         if self.spelling is Spelling.METASPACE:
             if match := _BYTE_FALLBACK.fullmatch(token):
                 return bytes((int(match[1], 16),))

@@ -22,8 +22,8 @@ from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.errors import ConfigError, OutOfMemoryError
+from jaxllm.grammar.compiler import GrammarCompiler
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
-from jaxllm.grammar.matcher import GrammarCompiler
 from jaxllm.journal.core import JournaledCore, open_journal
 from jaxllm.journal.file import JournalWriter
 from jaxllm.kv_files.store import BlockStore

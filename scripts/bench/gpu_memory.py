@@ -52,7 +52,7 @@ class WatchedRunner(ModelRunner):
 
     def dispatch(self, plan: SchedulerOutput) -> StepHandle:
         handle = super().dispatch(plan)
-        masked, scored = bool(handle.masks), handle.prompt_logprobs is not None
+        masked, scored = bool(handle.masked.masks), handle.prompt_logprobs is not None
         self.steps.append((plan.num_tokens, len(plan.rows), str(handle.mode), masked, scored))
         return handle
 

@@ -25,10 +25,12 @@ sys.path.insert(0, str(ROOT))
 
 from jaxllm import LLM, SamplingParams, StructuredOutputsParams  # noqa: E402
 from jaxllm.grammar.checker import GrammarChecker  # noqa: E402
+from jaxllm.grammar.compiler import GrammarCompiler  # noqa: E402
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer  # noqa: E402
-from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher, fill_masks  # noqa: E402
+from jaxllm.grammar.matcher import GrammarMatcher, fill_masks  # noqa: E402
 from jaxllm.messages import ModelInfo  # noqa: E402
 from jaxllm.sampling.token_mask import mask_words  # noqa: E402
+from scripts.bench.host_phases import HostPhases  # noqa: E402
 
 PERSON = {
     "type": "object",
@@ -76,10 +78,13 @@ def mask_cost(info: ModelInfo, rows: int, steps: int) -> dict[str, Any]:
 
 
 def step_cost(llm: LLM, rows: int, steps: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds a step with all rows decoding."""
+    """Milliseconds a step with all rows decoding, and where the host's time goes."""
     constrained = SamplingParams(temperature=1.0, max_tokens=steps, structured_outputs=SPEC)
     free = SamplingParams(temperature=1.0, max_tokens=steps, min_tokens=steps)
     seconds: dict[str, list[float]] = {"free": [], "constrained": []}
+    host: dict[str, dict[str, int]] = {}
+    phases = HostPhases()
+    phases.watch(llm.core)
     for _ in range(repeats + 1):
         for name, params in (("free", free), ("constrained", constrained)):
             before = llm.stats().num_steps
@@ -87,11 +92,13 @@ def step_cost(llm: LLM, rows: int, steps: int, repeats: int) -> dict[str, Any]:
             llm.generate(["A person:"] * rows, params, use_tqdm=False)
             took = time.perf_counter() - began
             seconds[name].append(took / (llm.stats().num_steps - before))
+            host[name] = phases.take()
     middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return {
         "free_step_ms": round(middle["free"] * 1e3, 2),
         "constrained_step_ms": round(middle["constrained"] * 1e3, 2),
         "ratio": round(middle["constrained"] / middle["free"], 3),
+        "host_us": host,  # of the last round
     }
 
 

@@ -34,6 +34,14 @@ class UsageObject(Answer):
     prompt_tokens_details: CachedTokens
 
 
+class ReasoningTokens(Answer):
+    reasoning_tokens: int
+
+
+class ChatUsageObject(UsageObject):
+    completion_tokens_details: ReasoningTokens
+
+
 class TokenLogprob(Answer):
     token: str
     logprob: float
@@ -93,7 +101,7 @@ class ChatCompletion(Answer):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: UsageObject
+    usage: ChatUsageObject
     system_fingerprint: None
     prompt_logprobs: PromptLogprobs | None = None
 
@@ -166,15 +174,11 @@ class InputTokensDetails(CachedTokens):
     cache_write_tokens: int
 
 
-class OutputTokensDetails(Answer):
-    reasoning_tokens: int
-
-
 class ResponseUsage(Answer):
     input_tokens: int
     input_tokens_details: InputTokensDetails
     output_tokens: int
-    output_tokens_details: OutputTokensDetails
+    output_tokens_details: ReasoningTokens
     total_tokens: int
 
 

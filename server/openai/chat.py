@@ -23,6 +23,7 @@ from server.record import record_of
 from server.responses import JSONResponse
 from server.serving import serving_of
 from server.sse import EventStream
+from server.thought_tokens import ThoughtTokens
 from server.turns import Turns
 
 
@@ -39,7 +40,8 @@ async def chat_completions(request: Request) -> Response:
         thoughts=body.include_reasoning is not False,
     )
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
-    reply = Reply("chatcmpl", kind, body.model)
+    thoughts = ThoughtTokens(turns, serving.client.tokenizer)
+    reply = Reply("chatcmpl", kind, body.model, thoughts)
     params = turns.params(body.sampling_params())
     outputs = about(
         serving.generate(

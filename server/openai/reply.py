@@ -7,12 +7,14 @@ from uuid import uuid4
 
 from jaxllm.errors import RequestFailedError
 from jaxllm.outputs import CompletionOutput, RequestOutput
+from server.thought_tokens import ThoughtTokens
 
 
 @dataclass(slots=True)
 class Usage:
-    """Token counts, summed over outputs as they come."""
+    """Token counts, summed over outputs as they come. ``thoughts``: None where none are read."""
 
+    thoughts: ThoughtTokens | None = None
     prompt_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
     cached_tokens: dict[int, int] = field(default_factory=dict)
     completion_tokens: int = 0
@@ -22,23 +24,31 @@ class Usage:
         self.prompt_tokens[prompt_index] = len(output.prompt_token_ids)
         self.cached_tokens[prompt_index] = output.num_cached_tokens
         self.completion_tokens += sum(len(choice.token_ids) for choice in output.outputs)
+        if self.thoughts is not None:
+            self.thoughts.add(output)
 
     def as_object(self) -> dict[str, Any]:
         prompt_tokens = sum(self.prompt_tokens.values())
-        return {
+        usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached_tokens.values())},
         }
+        if self.thoughts is None:
+            return usage
+        details = {"reasoning_tokens": self.thoughts.count()}
+        return usage | {"completion_tokens_details": details}
 
 
 class Reply:
     """``id`` is made here and also names the request in the engine."""
 
-    def __init__(self, prefix: str, object_name: str, model: str):
+    def __init__(
+        self, prefix: str, object_name: str, model: str, thoughts: ThoughtTokens | None = None
+    ):
         self.id = f"{prefix}-{uuid4().hex}"
-        self.usage = Usage()
+        self.usage = Usage(thoughts)
         self._head = {
             "id": self.id,
             "object": object_name,

@@ -16,6 +16,7 @@ from server.openai.reply import Usage, finish_reason
 from server.openai.response_items import Event, ResponseItems
 from server.openai.response_request import ResponsesRequest
 from server.openai.stream import Outputs
+from server.thought_tokens import ThoughtTokens
 from server.turns import Turns
 
 
@@ -30,7 +31,7 @@ class ResponseDraft:
         self._body = body
         self._tokenizer = tokenizer
         self._turns = turns
-        self._usage = Usage()
+        self._usage = Usage(ThoughtTokens(turns, tokenizer))
         self._items = ResponseItems(self._event)
         self._scores: list[dict[str, Any]] = []  # of tokens whose text is still to come
         self._num_events = 0
@@ -141,6 +142,6 @@ class ResponseDraft:
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": usage["completion_tokens_details"],
             "total_tokens": usage["total_tokens"],
         }

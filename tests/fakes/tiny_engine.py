@@ -12,7 +12,7 @@ from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.core.integrity import check_integrity
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
-from jaxllm.grammar.matcher import GrammarCompiler
+from jaxllm.grammar.compiler import GrammarCompiler
 from jaxllm.messages import EngineCoreRequest
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.runner.model_runner import ModelRunner

@@ -1,12 +1,14 @@
 """Masks: what may come next, when it may end, and what happens where a grammar gives up."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from jaxllm.grammar import matcher as module
-from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher, fill_masks
+from jaxllm.grammar import compiler as module
+from jaxllm.grammar.compiler import GrammarCompiler
+from jaxllm.grammar.matcher import PARALLEL_FROM, GrammarMatcher, fill_masks
 from tests.fakes.ascii_tokenizer import EOS, ascii_tokenizer, ids_of, regex, text_of
 
 MANY_STATES = "(a|b)*a(a|b){8}"  # one for each of the last eight characters, in the end
@@ -49,7 +51,7 @@ def test_what_may_follow(
     assert allowed(after(compiler, pattern, text)) == [want]
 
 
-@pytest.mark.parametrize("count", [1, module.PARALLEL_FROM - 1, module.PARALLEL_FROM, 20])
+@pytest.mark.parametrize("count", [1, PARALLEL_FROM - 1, PARALLEL_FROM, 20])
 def test_rows_together_are_as_alone(compiler: GrammarCompiler, count: int) -> None:
     texts = [("ab" * count)[:i] for i in range(count)]
     together = allowed(*(after(compiler, "(ab)*", text) for text in texts))
@@ -126,14 +128,47 @@ def test_states_of_others_do_not_end_an_answer(
         assert allowed(after(compiler, pattern, text)) == [want]
 
 
+def lanes_of(matchers: list[GrammarMatcher]) -> list[int]:
+    """How many matchers each lane has."""
+    allowed(*matchers)
+    return sorted(Counter(matcher.lane for matcher in matchers).values())
+
+
+def test_matchers_that_would_wait_for_each_other_are_few(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one lane compute one after the other, so many rows have several, but not too many;
+    and a lane serves again whose rows have gone.
+    """
+    monkeypatch.setattr(module, "LANES_S", 60.0)
+    monkeypatch.setattr(module, "MAX_LANES", 3)
+    few = module.MATCHERS_PER_LANE
+    matchers = [after(compiler, "(ab)*", "ab" * n) for n in range(3 * few + 2)]
+    assert lanes_of(matchers[:few]) == [few]
+    assert lanes_of(matchers[: few + 1]) == [1, few]
+    assert lanes_of(matchers) == [few, few + 1, few + 1]
+    known = {matcher.lane for matcher in matchers}
+    del matchers
+    again = [after(compiler, "(ab)*", "") for _ in range(2)]
+    assert lanes_of(again) == [1, 1]
+    assert {matcher.lane for matcher in again} <= known
+
+
+def test_what_takes_long_to_compile_is_compiled_once(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LANES_S", 0.0)
+    assert lanes_of([after(compiler, "(ab)*", "") for _ in range(9)]) == [9]
+
+
 def test_the_cache_is_bounded(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CACHED_BYTES", 1000)
     for number in range(100):
         assert allowed(after(compiler, f"{number}", ""))[0] == set(ids_of(f"{number}"[0]))
-        assert compiler._bytes == sum(map(len, compiler._roots)) <= 1000
-    assert 1 < len(compiler._roots) <= module.MAX_CACHED
+        assert compiler._bytes == sum(map(len, compiler._grammars)) <= 1000
+    assert 1 < len(compiler._grammars) <= module.MAX_CACHED
     assert allowed(after(compiler, "x" * 2000, ""))[0] == set(ids_of("x"))
-    assert len(compiler._roots) == 1
+    assert len(compiler._grammars) == 1
 
 
 def test_text_of() -> None:

@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from jaxllm.grammar.matcher import GrammarCompiler, GrammarMatcher, fill_masks
+from jaxllm.grammar.compiler import GrammarCompiler
+from jaxllm.grammar.matcher import GrammarMatcher, fill_masks
 from jaxllm.grammar.thoughts import ThoughtGate
 from jaxllm.messages import Thoughts
 from jaxllm.parsers.choice import REASONING_PARSERS, choose

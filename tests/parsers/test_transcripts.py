@@ -17,7 +17,7 @@ from jaxllm.parsers.choice import (
 from jaxllm.parsers.describe import in_words, written
 from jaxllm.parsers.events import ToolArguments, ToolCallStart, merged
 from jaxllm.parsers.family import ToolParser
-from jaxllm.parsers.machine import Machine
+from jaxllm.parsers.machine import AnswerParser, Machine
 from tests.parsers.transcripts import TOOLS, Said, cut, golden, parse
 
 
@@ -36,6 +36,9 @@ def test_calls(name: str, case: dict[str, Any]) -> None:
     said = Said.of(whole)
     assert (said.content, said.calls) == (case["content"], case["calls"])
     assert said.reasoning == case.get("reasoning", "")
+    assert _thoughts(AnswerParser([Machine(parser.grammar, TOOLS)], thinks=True), text, 7) == (
+        "".join(said.reasoning.split())
+    )
     for place in range(1, len(text)):
         assert parse(Machine(parser.grammar, TOOLS), cut(text, [place])) == whole
     assert parse(Machine(parser.grammar, TOOLS), list(text)) == whole
@@ -49,6 +52,21 @@ def test_reasoning(name: str, case: dict[str, Any]) -> None:
         assert parser is not None
         said = Said.of(parse(parser, pieces))
         assert said == Said(case["content"], case.get("reasoning", ""))
+    thoughts = "".join(said.reasoning.split())
+    for size in (1, 5, len(case["text"])):
+        parser = parsers.answer(prompt, {})
+        assert parser is not None and _thoughts(parser, case["text"], size) == thoughts
+
+
+def _thoughts(parser: AnswerParser, text: str, size: int) -> str:
+    """What stands where the parser says that thoughts do, without blanks; while it is read."""
+    for at in range(0, len(text), size):
+        may_think, before = parser.may_think, parser.thoughts[-1:]
+        parser.feed(text[at : at + size])
+        assert may_think or parser.thoughts[-1:] == before
+    parser.finish()
+    assert not parser.may_think
+    return "".join("".join(text[start:end] for start, end in parser.thoughts).split())
 
 
 def test_calls_follow_thoughts() -> None:

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from threading import Semaphore, get_ident
 from typing import Any
 
 import msgspec
@@ -10,9 +12,11 @@ import pytest
 
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.engine.executor import ModelRunnerOutput
-from jaxllm.grammar import matcher as module
+from jaxllm.grammar import compiler as module
+from jaxllm.grammar.matcher import PARALLEL_FROM
 from jaxllm.messages import EngineCoreRequest, Thoughts
-from jaxllm.runner import model_runner
+from jaxllm.runner import masking
+from jaxllm.runner.masking import MaskedStep
 from jaxllm.runner.model_runner import ModelRunner, StepHandle
 from tests.fakes.ascii_tokenizer import EOS, ids_of, regex, text_of
 from tests.fakes.tiny_engine import Answer, TinyEngine, request
@@ -107,6 +111,54 @@ def test_failed_steps_change_nothing(engine: TinyEngine, answers: dict[str, Answ
     assert failing.num_resets == 3
 
 
+def test_a_failed_dispatch_changes_nothing(
+    engine: TinyEngine, answers: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails while masks are being filled for it."""
+    core, calls = engine.core(), count()
+    runner = core.executor
+    assert isinstance(runner, ModelRunner)
+    forward = runner._forward
+
+    def failing(*args: Any) -> Any:
+        if next(calls) in (5, 15):
+            raise RuntimeError("injected")
+        return forward(*args)
+
+    monkeypatch.setattr(runner, "_forward", failing)
+    some = constrained(6)
+    assert engine.run(some, core) == {one.request_id: answers[one.request_id] for one in some}
+
+
+def test_masks_are_filled_beside_the_thread_that_dispatches(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as a step's tokens are known, and before the next step has been dispatched."""
+    core, here = engine.core(), get_ident()
+    runner = core.executor
+    assert isinstance(runner, ModelRunner)
+    fill, forward = runner._masking.fill, runner._forward
+    filled, beside, dispatched = Semaphore(0), list[bool](), count()
+
+    def watched(step: MaskedStep) -> Any:
+        masks = fill(step)
+        beside.append(get_ident() != here)
+        filled.release()
+        return masks
+
+    def waiting(*args: Any) -> Any:
+        """Its own masks are filled while it runs; the first one's come with the second step."""
+        for _ in range((0, 2)[number] if (number := next(dispatched)) < 2 else 1):
+            assert filled.acquire(timeout=20)
+        return forward(*args)
+
+    monkeypatch.setattr(runner._masking, "fill", watched)
+    monkeypatch.setattr(runner, "_forward", waiting)
+    settings = {"grammar": regex("[a-z]{40}"), "eos_token_ids": (EOS,)}
+    engine.run([request(f"g{i}", [1], 12, **settings) for i in range(PARALLEL_FROM)], core)
+    assert beside == [False] + [True] * 11
+
+
 def test_other_parameters_still_hold(engine: TinyEngine) -> None:
     params = {"bad_words_token_ids": tuple((i,) for i in range(65, 81)), "logprobs": 2}
     for name, answer in engine.run(constrained(5, **params)).items():
@@ -141,8 +193,8 @@ def forcing(**params: Any) -> list[EngineCoreRequest]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run of forced tokens is worth a step."""
-    monkeypatch.setitem(model_runner.MIXED_COST, "cpu", 0.0)
-    monkeypatch.setattr(model_runner, "LEAST_FORCED", 1)
+    monkeypatch.setitem(masking.MIXED_COST, "cpu", 0.0)
+    monkeypatch.setattr(masking, "LEAST_FORCED", 1)
 
 
 @pytest.fixture(scope="module")

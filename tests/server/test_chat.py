@@ -46,6 +46,7 @@ def test_answer(http: TestClient, engine: FakeClient) -> None:
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -179,6 +179,40 @@ def test_thoughts(serve: Serve, engine: FakeClient, stream: bool) -> None:
     assert "reasoning" not in ask(http, include_reasoning=False)["message"]
 
 
+HARMONY = (
+    "<|channel|>analysis<|message|>Hm, é.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+)
+
+
+@pytest.mark.parametrize(
+    ("parser", "text", "thoughts"),
+    [
+        ("qwen3", THOUGHTS, "\nHm, é.\n"),
+        ("qwen3", "<think>\nHm, é", "\nHm, é"),  # cut off
+        ("qwen3", "Yes.", ""),
+        ("openai_gptoss", HARMONY, "Hm, é."),
+        ("none", THOUGHTS, ""),
+    ],
+)
+def test_tokens_of_thoughts_are_counted(
+    serve: Serve, engine: FakeClient, parser: str, text: str, thoughts: str
+) -> None:
+    """A token is a byte here; é is two, and counts as two."""
+    says(engine, text)
+    http, want = serve(reasoning_parser=parser), len(thoughts.encode())
+    chat: Any = {"model": "fake", "messages": MESSAGES, "max_tokens": len(text.encode())}
+    whole = http.post(PATH, json=chat | {"n": 2}).json()["usage"]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = chat | {"stream": True, "stream_options": options, "stop": ["never said"]}
+    chunks, _ = events(http.post(PATH, json=body).text)
+    counts = [chunk["usage"]["completion_tokens_details"]["reasoning_tokens"] for chunk in chunks]
+    asked = {"model": "fake", "input": "Hi", "max_output_tokens": chat["max_tokens"]}
+    response = http.post("/v1/responses", json=asked).json()["usage"]
+    assert whole["completion_tokens_details"] == {"reasoning_tokens": 2 * want}
+    assert response["output_tokens_details"] == {"reasoning_tokens": want}
+    assert counts == sorted(counts) and (counts[0], counts[-1]) == (0, want)
+
+
 def with_template(engine: FakeClient, template: str) -> None:
     engine.tokenizer = type(engine.tokenizer)(engine.tokenizer.backend, chat_template=template)
 
