@@ -33,6 +33,11 @@ def prepare_accelerator(memory_fraction: float, *, preallocate: bool = True) -> 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
 
 
+def host_only_environment() -> dict[str, str]:
+    """For a child process that must leave the accelerator alone."""
+    return os.environ | {"JAX_PLATFORMS": "cpu"}
+
+
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,7 +14,8 @@ from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import RecompilationError
 from jaxllm.runner.model_runner import ModelRunner
-from jaxllm.runner.programs import Programs, full_rows
+from jaxllm.runner.program_jobs import full_rows
+from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import row_buffers_spec
 from jaxllm.runner.step import _count_tokens
 from jaxllm.sampling.metadata import SamplerMode
@@ -73,8 +74,9 @@ def test_a_shape_that_was_not_compiled_is_an_error_that_names_it(engine: TinyEng
 
 
 def test_programs_add_up_and_do_not_multiply(engine: TinyEngine) -> None:
-    """Forward by bucket (4), sample by rows (2 and 8) and mode (3), score by mixed bucket (2)."""
-    assert len(engine.programs) == 4 + 2 * 3 + 2 + 4
+    """Forward by bucket (4), sample by rows (2 and 8) and mode (3), and five of which there is one:
+    score, recount, copy, save and load."""
+    assert len(engine.programs) == 4 + 2 * 3 + 5
 
 
 @pytest.mark.parametrize(
