@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,21 @@ import numpy as np
 import pytest
 
 from jaxllm.attention.backends.xla import BACKEND
+from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import RecompilationError
+from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.params import model_def
 from jaxllm.runner.model_runner import ModelRunner
-from jaxllm.runner.program_jobs import full_rows
+from jaxllm.runner.planning import draft_plan
+from jaxllm.runner.program_jobs import ProgramJobs, full_rows
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import row_buffers_spec
 from jaxllm.runner.step import _count_tokens
 from jaxllm.sampling.metadata import SamplerMode
+from jaxllm.weights.json_file import read_json_object
 from tests.fakes.tiny_engine import TinyEngine, request, tiny_plan
 
 PROMPT = [5, 17, 80, 33, 2, 91, 14]
@@ -100,6 +106,34 @@ def test_a_full_step_takes_the_bucket_of_its_sampler(
     small = engine.plan.buckets[0]
     monkeypatch.delitem(engine.programs._compiled, ("sample", small.num_rows, SamplerMode.FULL))
     assert engine.run([item])["r"].token_ids == want
+
+
+def test_greedy_rows_go_with_random_ones_where_there_is_no_sampler_of_theirs(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with Hopper's kernels, for few rows."""
+    items = [request(f"r{i}", PROMPT[: i + 1], 6) for i in range(3)]
+    want = engine.run(items)
+    jobs = ProgramJobs(engine.plan, engine.model, BACKEND, "cpu")
+    assert jobs.mode_for(8, SamplerMode.GREEDY) is SamplerMode.GREEDY
+    random_only = (SamplerMode.RANDOM, SamplerMode.FULL)
+    monkeypatch.setattr(engine.programs, "modes", lambda num_rows: random_only)
+    for rows in (2, 8):
+        monkeypatch.delitem(engine.programs._compiled, ("sample", rows, SamplerMode.GREEDY))
+    assert engine.run(items) == want
+
+
+@pytest.mark.parametrize(("swap_space", "count"), [(0.0, 22), (1.0, 24)])
+def test_programs_of_an_engine_as_shipped_on_an_h200(swap_space: float, count: int) -> None:
+    """Llama-3.1-8B, but for its layers, of which programs hold more without being more."""
+    hf = read_json_object(Path("configs/models/llama-3.1-8b/config.json"))
+    shape = replace(LlamaForCausalLM.config_from_hf(hf), num_layers=1)
+    model = model_def(shape, "bfloat16", "sm_90")
+    config = EngineConfig(model="m", swap_space=swap_space)
+    plan = draft_plan(config, model, "bfloat16", "gpu", ("pallas", "test"))
+    jobs = ProgramJobs(plan, model, BACKEND, "sm_90").jobs()
+    assert len({job.name for job in jobs}) == len(jobs) == count
+    assert jobs[0].name == "forward mixed[8192 tokens, 256 rows]"  # what takes longest comes first
 
 
 def test_counts_of_tokens_stay_below_the_most_there_can_be(engine: TinyEngine) -> None:
