@@ -10,10 +10,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 import msgspec
 
@@ -27,6 +26,8 @@ COMMAND = (sys.executable, "-m", "jaxllm.runner.lowering_worker")
 FEWEST_JOBS = 4  # for fewer a helper, which imports JAX first, comes too late
 MOST_HELPERS = 8
 END_GRACE_S = 5.0
+# Of a program that a helper has lowered, or could not: its name, and the seconds it took (or 0).
+Done = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,6 @@ class LoweringAnswer(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """``done`` gets every task that a helper took, and its seconds."""
-
-    waiting: "deque[LoweringTask]"
-    done: "SimpleQueue[tuple[LoweringTask, float]]"
-
-
 class LoweringHelpers:
     """Owner of up to ``count`` processes, which start with the first ``share`` that is worth it."""
 
@@ -67,21 +60,26 @@ class LoweringHelpers:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def share(
-        self, plan: EnginePlan, wanted: Sequence[tuple[str, Path]]
-    ) -> Iterator[tuple[str, float]]:
-        """Names of programs, and the seconds that a helper spent on each. One that comes with 0 is
-        for the caller, who takes the next of those that nobody has begun; what a helper could not
-        lower is for the caller, too. ``wanted``: names and files, the longest first.
+        self, plan: EnginePlan, wanted: Sequence[tuple[str, Path]], done: Done
+    ) -> Iterator[str]:
+        """Names of the programs that the caller is to lower, who takes them one by one as helpers
+        do; ``done`` is called for all others, in threads, and every call is over in the end.
+        ``wanted``: names and files, what takes longest first.
         """
         tasks = (LoweringTask(self._target, plan, name, str(path)) for name, path in wanted)
-        shared = _Shared(deque(tasks), SimpleQueue())
+        waiting = deque(tasks)
         if len(wanted) >= FEWEST_JOBS:
             self._start(len(wanted) - 1)
-        for process in self._processes:
-            work = threading.Thread(target=_serve, args=(process, shared), daemon=True)
-            work.start()
-        for _ in wanted:
-            yield _next(shared)
+        threads = [
+            threading.Thread(target=_serve, args=(process, waiting, done), daemon=True)
+            for process in self._processes
+        ]
+        for thread in threads:
+            thread.start()
+        while (task := _next(waiting)) is not None:
+            yield task.name
+        for thread in threads:
+            thread.join()
 
     def close(self) -> None:
         processes, self._processes = self._processes, []
@@ -110,36 +108,26 @@ class LoweringHelpers:
             logger.warning("Programs are lowered by %d helpers: %s", len(alive), error)
 
 
-def _next(shared: _Shared) -> tuple[str, float]:
-    """What a helper has done, else what nobody has begun, else what a helper will have done."""
+def _next(waiting: deque[LoweringTask]) -> LoweringTask | None:
     try:
-        task, seconds = shared.done.get_nowait()
-    except Empty:
-        try:
-            task, seconds = shared.waiting.popleft(), 0.0
-        except IndexError:
-            task, seconds = shared.done.get()
-    return task.name, seconds
+        return waiting.popleft()
+    except IndexError:  # another thread has taken the last
+        return None
 
 
-def _serve(process: "subprocess.Popen[bytes]", shared: _Shared) -> None:
+def _serve(process: "subprocess.Popen[bytes]", waiting: deque[LoweringTask], done: Done) -> None:
     """Give one helper work as long as there is some, and it lives."""
-    while True:
-        try:
-            task = shared.waiting.popleft()
-        except IndexError:
-            return
+    alive = True
+    while alive and (task := _next(waiting)) is not None:
         seconds = 0.0
         try:
             answer = _ask(process, task)
-            seconds, problem, alive = answer.seconds, answer.error, True
+            seconds, problem = answer.seconds, answer.error
         except (OSError, ValueError) as error:  # it died, was closed, or says what nobody asked
             problem, alive = f"{type(error).__name__}: {error}", False
         if problem is not None:
             logger.warning("A helper could not lower %s: %s", task.name, problem)
-        shared.done.put((task, seconds))
-        if not alive:
-            return
+        done(task.name, seconds)
 
 
 def _ask(process: "subprocess.Popen[bytes]", task: LoweringTask) -> LoweringAnswer:

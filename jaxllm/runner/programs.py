@@ -8,7 +8,7 @@ so nothing compiles after warm-up.
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,17 +39,19 @@ _TOLD_S = 0.5  # programs that took so long are named in the log
 
 @dataclass(frozen=True, slots=True)
 class ProgramSeconds:
-    """``lower``: to have its lowered form, from the disk or anew; what helpers spent on it is in
-    ``helped``. ``compile``: in its thread, other programs beside it.
+    """``lower``: to have its lowered form, from the disk or anew, by a helper or here. ``compile``:
+    in its thread, other programs beside it.
     """
 
     lower: float
     compile: float
-    helped: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.lower + self.compile + self.helped
+        return self.lower + self.compile
+
+
+_Built = tuple[Any, ProgramSeconds]
 
 
 class Programs(ProgramJobs):
@@ -131,10 +133,10 @@ class Programs(ProgramJobs):
         is compiled for the plan's number, whatever that is, and all the others for good.
         """
         largest = {bucket.kind: bucket for bucket in sorted(self.plan.buckets)}
-        probes = [self._forward_job(bucket) for bucket in largest.values()]
+        probes = [self._forward_job(bucket) for bucket in sorted(largest.values(), reverse=True)]
         if self.plan.taps:
             probes.append(self._tapped_job(largest[BatchKind.MIXED]))
-        self._compile([*probes, *self._move_jobs(), *self._fixed_jobs()], threads, progress=False)
+        self._compile([*probes, *self._fixed_jobs(), *self._move_jobs()], threads, progress=False)
         return self.working_memory()
 
     def settle(self, plan: EnginePlan) -> None:
@@ -161,7 +163,7 @@ class Programs(ProgramJobs):
         told = {name: found for name, found in self.seconds.items() if found.total >= _TOLD_S}
         if told:
             rounded = {
-                name: [round(found.lower + found.helped, 2), round(found.compile, 2)]
+                name: [round(found.lower, 2), round(found.compile, 2)]
                 for name, found in sorted(told.items(), key=lambda item: -item[1].total)
             }
             logger.info("Seconds of lowering and compiling: %s", json.dumps(rounded))
@@ -179,38 +181,43 @@ class Programs(ProgramJobs):
         started = time.monotonic()
         shaped_by = (_without_host_settings(self.plan), self.backend.name, self.model.names)
         cache = LoweringCache(self._lowerings, *shaped_by)
-        futures: dict[Key, Future[tuple[Any, ProgramSeconds]]] = {}
+        futures: dict[str, Future[_Built]] = {}
+        by_name = {job.name: job for job in jobs}
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
         with ThreadPoolExecutor(threads) as pool:
-            for job, helped in self._as_lowered(jobs, cache):
-                begun = time.monotonic()
+
+            def found(name: str, helped: float = 0.0) -> None:
+                futures[name] = pool.submit(_build, by_name[name], cache, helped)
+
+            for name in self._to_lower_here(jobs, cache, found):
+                begun, job = time.monotonic(), by_name[name]
                 lowered = cache.lower(job.name, job.function, job.args, job.donated)
-                seconds = ProgramSeconds(time.monotonic() - begun, 0.0, helped)
-                options = _compiler_options(job.key)
-                futures[job.key] = pool.submit(_timed_compile, lowered, options, seconds)
-            bar = tqdm(jobs, desc="Compiling", unit="program", disable=None if progress else True)
-            for job in bar:
-                self._compiled[job.key], self.seconds[job.name] = futures[job.key].result()
+                seconds = ProgramSeconds(time.monotonic() - begun, 0.0)
+                futures[name] = pool.submit(_compile, job, lowered, seconds)
+            for job in tqdm(
+                jobs, desc="Compiling", unit="program", disable=None if progress else True
+            ):
+                self._compiled[job.key], self.seconds[job.name] = futures[job.name].result()
         self.compile_seconds += time.monotonic() - started
 
-    def _as_lowered(self, jobs: list[Job], cache: LoweringCache) -> Iterator[tuple[Job, float]]:
-        """The jobs, and what helpers spent on each: those first whose lowered form is there, then
-        those that this process has to lower itself and those that helpers have lowered meanwhile.
+    def _to_lower_here(
+        self, jobs: list[Job], cache: LoweringCache, found: Callable[..., None]
+    ) -> Iterator[str]:
+        """Names of jobs. ``found`` is called for those whose lowered form is on the disk, or should
+        be, since a helper wrote it.
         """
         if self._helpers is None:
-            yield from ((job, 0.0) for job in jobs)
+            yield from (job.name for job in jobs)
             return
-        missing: dict[str, tuple[Job, Path]] = {}
+        wanted: list[tuple[str, Path]] = []
         for job in jobs:
             path = cache.path(job.name, job.args)
             if path is None or path.is_file():
-                yield job, 0.0
+                found(job.name)
             else:
-                missing[job.name] = job, path
+                wanted.append((job.name, path))
         plan = replace(self._draft, num_blocks=self.plan.num_blocks)
-        wanted = [(name, path) for name, (_, path) in missing.items()]
-        for name, seconds in self._helpers.share(plan, wanted):
-            yield missing[name][0], seconds
+        yield from self._helpers.share(plan, wanted, found)
 
 
 def kernel_platform() -> str:
@@ -220,11 +227,15 @@ def kernel_platform() -> str:
     return "sm_90" if hopper else str(device.platform)
 
 
-def _timed_compile(
-    lowered: jax.stages.Lowered, options: dict[str, bool], seconds: ProgramSeconds
-) -> tuple[Any, ProgramSeconds]:
+def _build(job: Job, cache: LoweringCache, helped: float) -> _Built:
     begun = time.monotonic()
-    program = lowered.compile(options)
+    lowered = cache.lower(job.name, job.function, job.args, job.donated)
+    return _compile(job, lowered, ProgramSeconds(time.monotonic() - begun + helped, 0.0))
+
+
+def _compile(job: Job, lowered: jax.stages.Lowered, seconds: ProgramSeconds) -> _Built:
+    begun = time.monotonic()
+    program = lowered.compile(_compiler_options(job.key))
     return program, replace(seconds, compile=time.monotonic() - begun)
 
 
