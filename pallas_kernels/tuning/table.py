@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +79,7 @@ def tuned[Config: "DataclassInstance"](
     default: Config,
     folder: Path = FOLDER,
     *,
-    where: Fields | None = None,
+    where: Mapping[str, bool | int | float | str] | None = None,
 ) -> Config:
     """The config of ``op`` for the device, which is ``default`` where no entry replaces it. Of the
     entries that do, that with the most facts in ``where``, all of which must be among the given.
