@@ -108,6 +108,21 @@ def test_a_full_step_takes_the_bucket_of_its_sampler(
     assert engine.run([item])["r"].token_ids == want
 
 
+def test_prompts_are_scored_alike_together_and_alone(engine: TinyEngine) -> None:
+    """A step of 3 x 20 tokens is scored in two pieces, of which the second prompt has a part each,
+    and a step of 20 in one."""
+    prompts = {f"r{i}": [i, *PROMPT * 3][:20] for i in range(3)}
+    items = [request(name, prompt, 1, prompt_logprobs=1) for name, prompt in prompts.items()]
+    together = engine.run(items)
+    for item in items:
+        pieces = together[item.request_id].prompt_logprobs
+        alone = engine.run([item])[item.request_id].prompt_logprobs
+        want = prompts[item.request_id][1:]
+        assert [one.token_id for one in pieces] == [one.token_id for one in alone] == want
+        found, expected = ([one.logprob for one in scored] for scored in (pieces, alone))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_greedy_rows_go_with_random_ones_where_there_is_no_sampler_of_theirs(
     engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
