@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 COMMAND = (sys.executable, "-m", "jaxllm.runner.lowering_worker")
 FEWEST_JOBS = 4  # for fewer a helper, which imports JAX first, comes too late
 MOST_HELPERS = 8
+PATIENCE_S = 120.0  # with a helper, when there is nothing else to be lowered
 END_GRACE_S = 5.0
 # Of a program that a helper has lowered, or could not: its name, and the seconds it took (or 0).
 Done = Callable[[str, float], None]
@@ -78,8 +79,11 @@ class LoweringHelpers:
             thread.start()
         while (task := _next(waiting)) is not None:
             yield task.name
-        for thread in threads:
-            thread.join()
+        for thread, process in zip(threads, self._processes, strict=True):
+            thread.join(PATIENCE_S)
+            if thread.is_alive():
+                process.kill()
+                thread.join()
 
     def close(self) -> None:
         processes, self._processes = self._processes, []

@@ -97,11 +97,6 @@ class ProgramJobs:
             missing.add(SamplerMode.GREEDY)
         return tuple(mode for mode in SamplerMode if mode not in missing)
 
-    def mode_for(self, num_rows: int, mode: SamplerMode) -> SamplerMode:
-        """The sampler that serves rows of ``mode``: greedy rows may go with random ones."""
-        greedy = mode is SamplerMode.GREEDY and mode not in self.modes(num_rows)
-        return SamplerMode.RANDOM if greedy else mode
-
     def _fixed_jobs(self) -> list[Job]:
         """Those that the number of KV blocks does not shape."""
         by_rows = {bucket.num_rows: bucket for bucket in self.plan.buckets}

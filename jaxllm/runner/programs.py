@@ -88,6 +88,12 @@ class Programs(ProgramJobs):
         """One of ``modes(num_rows)``."""
         return self._find(("sample", num_rows, mode))
 
+    def mode_for(self, num_rows: int, mode: SamplerMode) -> SamplerMode:
+        """The sampler that serves rows of ``mode``: greedy rows may go with random ones."""
+        if mode is SamplerMode.GREEDY and ("sample", num_rows, mode) not in self._compiled:
+            return SamplerMode.RANDOM
+        return mode
+
     @property
     def score(self) -> Any:
         """Of what mixed steps leave; ``hidden.scored`` tokens at a time."""

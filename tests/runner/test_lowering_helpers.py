@@ -108,3 +108,21 @@ def test_every_program_comes_once_whatever_helpers_do(
     assert sorted([*own, *helped]) == [name for name, _ in wanted]
     assert set(helped.values()) == ({0.5, 0.0} if code is ANSWERS else {0.0} if code else set())
     assert code is not ANSWERS or helped["program 3"] == 0.0
+
+
+def test_a_helper_that_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    sleeping = (sys.executable, "-c", "import time; time.sleep(600)")
+    monkeypatch.setattr(lowering_helpers, "COMMAND", sleeping)
+    monkeypatch.setattr(lowering_helpers, "PATIENCE_S", 0.1)
+    helpers, helped = LoweringHelpers(CPU, 1), dict[str, float]()
+    own: list[str] = []
+    for name in helpers.share(
+        tiny_plan(), [(f"{i}", tmp_path) for i in range(5)], helped.setdefault
+    ):
+        own.append(name)
+        time.sleep(0.1)  # in which the helper is given one
+    helpers.close()
+    assert sorted([*own, *helped]) == ["0", "1", "2", "3", "4"]
+    assert list(helped.values()) == [0.0] and "could not lower" in caplog.text

@@ -129,10 +129,6 @@ def test_greedy_rows_go_with_random_ones_where_there_is_no_sampler_of_theirs(
     """As with Hopper's kernels, for few rows."""
     items = [request(f"r{i}", PROMPT[: i + 1], 6) for i in range(3)]
     want = engine.run(items)
-    jobs = ProgramJobs(engine.plan, engine.model, BACKEND, "cpu")
-    assert jobs.mode_for(8, SamplerMode.GREEDY) is SamplerMode.GREEDY
-    random_only = (SamplerMode.RANDOM, SamplerMode.FULL)
-    monkeypatch.setattr(engine.programs, "modes", lambda num_rows: random_only)
     for rows in (2, 8):
         monkeypatch.delitem(engine.programs._compiled, ("sample", rows, SamplerMode.GREEDY))
     assert engine.run(items) == want
