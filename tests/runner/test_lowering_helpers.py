@@ -119,7 +119,7 @@ def test_a_helper_that_hangs_is_ended(
     helpers, helped = LoweringHelpers(CPU, 1), dict[str, float]()
     own: list[str] = []
     for name in helpers.share(
-        tiny_plan(), [(f"{i}", tmp_path) for i in range(5)], helped.setdefault
+        tiny_plan(), [(f"{i}", tmp_path) for i in range(5)], helped.__setitem__
     ):
         own.append(name)
         time.sleep(0.1)  # in which the helper is given one
