@@ -51,7 +51,7 @@ def tune(
     num_sms: int,
     deadline: float,
 ) -> TunedConfig | None:
-    """The best entry for the shapes that have this default; None if no config is right.
+    """The best entry for these shapes, which have this default; None if no config is right.
 
     ``deadline``, of time.monotonic(), is kept by trying fewer configs, but at least the default.
     """
@@ -77,7 +77,13 @@ def tune(
             speedup = None if own is None else own.mean / best.mean
             print(f"  kept {_shown(best.fields)}", flush=True)
             return TunedConfig(
-                operation.name, replaced, best.fields, best.microseconds, speedup, made_by()
+                operation.name,
+                replaced,
+                best.fields,
+                best.microseconds,
+                speedup,
+                made_by(),
+                operation.where(specs[0]),
             )
         print(f"  {_shown(best.fields)} is WRONG: {error}", flush=True)
     return None
@@ -112,12 +118,15 @@ def attempt_check(wrong: Callable[[Any], str | None], config: Any) -> str | None
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def by_default(operation: Operation[Any, Any]) -> dict[Any, list[Any]]:
-    """The SPEED shapes by the config that the code gives them."""
-    groups: dict[Any, list[Any]] = {}
-    for spec in operation.speed:
-        groups.setdefault(operation.default(spec), []).append(spec)
-    return groups
+def by_default(operation: Operation[Any, Any]) -> list[tuple[Any, list[Any]]]:
+    """The shapes to tune on by the config that the code gives them, and what else tells them
+    apart.
+    """
+    groups: dict[Any, tuple[Any, list[Any]]] = {}
+    for spec in operation.tuned_on:
+        default, where = operation.default(spec), operation.where(spec)
+        groups.setdefault((default, tuple(where.items())), (default, []))[1].append(spec)
+    return list(groups.values())
 
 
 def made_by() -> dict[str, Any]:
@@ -157,7 +166,7 @@ def main() -> int:
     jobs = [
         (OPERATIONS[name], default, specs)
         for name in dict.fromkeys(args.op)
-        for default, specs in by_default(OPERATIONS[name]).items()
+        for default, specs in by_default(OPERATIONS[name])
     ]
     num_sms = getattr(device, "core_count", 132)
     end = time.monotonic() + args.minutes * 60

@@ -17,6 +17,7 @@ from jaxllm.errors import EngineDeadError
 
 READY_LINE = re.compile(r"^jaxllm: ready on (\S+)")
 SUMMARY_LINE = re.compile(r"Engine \d+ is ready: (\{.*\})$", re.MULTILINE)
+PROGRAMS_LINE = re.compile(r"Seconds of lowering and compiling: (\{.*\})$", re.MULTILINE)
 STOP_GRACE_S = 20.0
 
 # -P: no server.py that happens to lie in the working directory is taken for ours.
@@ -25,12 +26,15 @@ COMMAND = (sys.executable, "-P", "-m", "server", "serve")
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """One that is ready. ``summary`` is the engine's own, from the server's log."""
+    """One that is ready. ``summary`` is the engine's own, from the server's log, and so is
+    ``program_seconds``: of lowering and of compiling, by name of those that took long.
+    """
 
     url: str
     started: float  # time.perf_counter() just before the process was made
     ready_seconds: float
     summary: dict[str, Any]
+    program_seconds: dict[str, list[float]]
 
 
 def flags_of(config: EngineConfig) -> list[str]:
@@ -70,7 +74,8 @@ def server_process(
         try:
             url = _wait_until_ready(process, timeout_s, log)
             ready = time.perf_counter() - started
-            yield ServerProcess(url, started, ready, _summary(log))
+            told = (_told(log, line) for line in (SUMMARY_LINE, PROGRAMS_LINE))
+            yield ServerProcess(url, started, ready, *told)
         finally:
             _end(process)
 
@@ -98,9 +103,10 @@ def _wait_until_ready(process: subprocess.Popen[str], timeout_s: float, log: IO[
     raise EngineDeadError(f"The server {why}: {last}")
 
 
-def _summary(log: IO[str]) -> dict[str, Any]:
+def _told(log: IO[str], line: re.Pattern[str]) -> dict[str, Any]:
+    """The JSON that the last such line holds."""
     log.seek(0)
-    found = SUMMARY_LINE.findall(log.read())
+    found = line.findall(log.read())
     log.seek(0, 2)
     return json.loads(found[-1]) if found else {}
 

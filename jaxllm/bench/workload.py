@@ -52,6 +52,13 @@ class Workload:
         prompts = [[token_id % vocab_size for token_id in prompt] for prompt in self.prompts]
         return replace(self, prompts=prompts, folded_to=vocab_size)
 
+    def begun_otherwise(self, run: int, vocab_size: int) -> "Workload":
+        """The same but for the first token of each prompt, which is another for every ``run`` (up
+        to ``vocab_size`` of them): so no prefix of theirs was seen before.
+        """
+        prompts = [[(first + run) % vocab_size, *rest] for first, *rest in self.prompts]
+        return replace(self, prompts=prompts)
+
     def describe(self) -> dict[str, Any]:
         return {
             "workload": self.name,

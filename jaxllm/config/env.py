@@ -54,6 +54,11 @@ def prepare_interpreter() -> None:
     os.environ.setdefault("NPROC", "8")
 
 
+def host_only_environment() -> dict[str, str]:
+    """For a child process that must leave the accelerator alone."""
+    return os.environ | {"JAX_PLATFORMS": "cpu"}
+
+
 def cpu_count() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

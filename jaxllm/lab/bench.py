@@ -100,7 +100,8 @@ def _speed(op: Any, spec: Spec, context: int, reason: str | None) -> Speed:
 def timed(op: str, spec: Spec, reason: str | None) -> tuple[Timed, str | None]:
     """The form that would serve the shape, and why it is not the kernel."""
     operation, device = OPERATIONS[op], jax.devices()[0]
-    config = tuned(op, device.device_kind, operation.default(spec))
+    default, where = operation.default(spec), operation.where(spec)
+    config = tuned(op, device.device_kind, default, where=where)
     refused = operation.refuses(spec, config, target_platform())
     if refused is None and not spec.variant.is_plain:
         refused = reason

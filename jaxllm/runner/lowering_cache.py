@@ -58,22 +58,26 @@ class LoweringCache:
     ) -> jax.stages.Lowered:
         """``jax.jit(function, donate_argnums=donated).lower(*args)``, from the disk if it is
         there."""
-        if self._directory is None:
+        path = self.path(name, args)
+        if path is None:
             return jax.jit(function, donate_argnums=donated).lower(*args)
-        readable = re.sub(r"[^a-z0-9]+", "-", name)
-        path = self._directory / f"{readable}-{self._key(name, args)}{_SUFFIX}"
         exported = _read(path)
         if exported is None:
-            checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in _KERNEL_CALLS]
             try:
-                exported = jax.export.export(jax.jit(function), disabled_checks=checks)(*args)
+                exported = keep_lowered(path, function, args)
             except ValueError as error:  # a custom call that may not be kept
                 logger.warning("%s is lowered at every start: %s", name, error)
                 return jax.jit(function, donate_argnums=donated).lower(*args)
-            _write(path, bytes(exported.serialize()))
             # Compiled from what was read back, so that the next start finds the very same program.
             exported = _read(path) or exported
         return jax.jit(exported.call, donate_argnums=donated).lower(*args)
+
+    def path(self, name: str, args: tuple[Any, ...]) -> Path | None:
+        """The program's file, whether it is there or not. None: nothing is kept."""
+        if self._directory is None:
+            return None
+        readable = re.sub(r"[^a-z0-9]+", "-", name)
+        return self._directory / f"{readable}-{self._key(name, args)}{_SUFFIX}"
 
     def _key(self, name: str, args: tuple[Any, ...]) -> str:
         device: Any = jax.devices()[0]
@@ -82,6 +86,20 @@ class LoweringCache:
         versions += [device.platform, device.device_kind]
         parts = (name, self._shaped_by, repr(args), repr(settings), *versions, _source_digest())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def keep_lowered(
+    path: Path, function: Callable[..., Any], args: tuple[Any, ...], platform: str | None = None
+) -> jax.export.Exported:
+    """Lower a program and write it. ``platform``, as JAX names it: default that of this process.
+    Raises ValueError for a custom call that may not be kept.
+    """
+    checks = [jax.export.DisabledSafetyCheck.custom_call(call) for call in _KERNEL_CALLS]
+    platforms = None if platform is None else [platform]
+    jitted = jax.jit(function)
+    exported = jax.export.export(jitted, platforms=platforms, disabled_checks=checks)(*args)
+    _write(path, bytes(exported.serialize()))
+    return exported
 
 
 def is_ours(*things: type | Callable[..., Any]) -> bool:

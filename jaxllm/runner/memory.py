@@ -21,7 +21,7 @@ from jaxllm.models.params import ModelDef
 from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 from jaxllm.runner.host_pool import MOVES_ALIVE
 from jaxllm.runner.row_layout import RowLayout, row_buffers_spec
-from jaxllm.runner.step import TOKENS_PER_RECOUNT
+from jaxllm.runner.step import TOKENS_PER_RECOUNT, HiddenShape
 from jaxllm.runner.tapped_step import TapSizes, edits_spec
 from jaxllm.sampling.logprobs import PROMPT_CHUNK
 from jaxllm.sampling.metadata import SamplerMode
@@ -155,18 +155,20 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     row = splits * max(s.num_heads * (dim + 1) for s, dim in sized) * 4
     row += 8 * plan.max_blocks_per_row
     logits, scores = model.vocab_size * 4, MAX_LOGPROBS * 8 + 16
+    hidden = HiddenShape.of(plan.buckets)
     programs: list[ProgramMemory] = []
     for bucket in plan.buckets:
         tokens, rows = bucket.num_tokens, bucket.num_rows
         inside = tokens * widths * max(itemsize, 4) + rows * (2 * logits + row) + WORKSPACE_BYTES
-        outputs = rows * (logits + 16) + tokens * model.hidden_size * itemsize
+        left = hidden.tokens if bucket.kind is BatchKind.MIXED else tokens
+        outputs = rows * (logits + 16) + left * model.hidden_size * itemsize
         programs.append(ProgramMemory("forward", str(bucket), inside, outputs))
         if bucket.kind is BatchKind.MIXED and plan.taps:
             programs.append(_tapped(plan, bucket, inside, outputs))
-        if bucket.kind is BatchKind.MIXED:
-            inside = 3 * PROMPT_CHUNK * logits + tokens * (4 * model.hidden_size + 2 * scores)
-            inside += WORKSPACE_BYTES
-            programs.append(ProgramMemory("score", str(bucket), inside, tokens * scores))
+    if hidden.tokens:
+        inside = 3 * PROMPT_CHUNK * logits + hidden.scored * (4 * model.hidden_size + 2 * scores)
+        inside += WORKSPACE_BYTES
+        programs.append(ProgramMemory("score", "", inside, hidden.tokens * scores))
     rows = max(bucket.num_rows for bucket in plan.buckets)
     inside = rows * (8 * logits + 2 * scores) + WORKSPACE_BYTES
     programs.append(ProgramMemory("sample", f"{rows} {SamplerMode.FULL}", inside, rows * scores))

@@ -26,7 +26,7 @@ from jaxllm.models.params import Params
 from jaxllm.runner.block_moves import Moves, abstract_blocks, in_parts
 from jaxllm.runner.host_pool import HostPool
 from jaxllm.runner.masking import Followed, MaskedStep, Masking
-from jaxllm.runner.packing import pack, pack_idle
+from jaxllm.runner.packing import pack, pack_idle, pack_targets
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
@@ -47,7 +47,7 @@ class StepHandle:
     mode: SamplerMode
     logits: Any
     slots: StepSlots
-    prompt_logprobs: Logprobs | None
+    prompt_logprobs: list[Logprobs]  # of as many tokens each as ``score`` takes
     embeddings: jax.Array | None
     wants_logprobs: bool
     masked: MaskedStep
@@ -122,11 +122,12 @@ class ModelRunner:
             packed = jax.device_put(pack_idle(self._rows, layout))
             logits, slots, hidden = self._forward(bucket, packed)
             if bucket.kind is BatchKind.MIXED:
-                self._programs.score(bucket)(self._params, hidden, packed)
+                idle = np.zeros((1, self._programs.hidden.scored), np.int32)
+                self._score(hidden, idle)
                 if self._rows.taps is not None:
                     self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])
                 if self._plan.embeddings:
-                    self._programs.embed(bucket)(hidden, packed)
+                    self._programs.embed(hidden, slots)
             for mode in self._programs.modes(bucket.num_rows):
                 self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
         nowhere = self._plan.num_blocks
@@ -151,6 +152,7 @@ class ModelRunner:
         mode = self._rows.mode_of(plan)
         taps = self._rows.taps_of(plan)
         bucket = self._bucket(plan, mode)
+        mode = self._programs.mode_for(bucket.num_rows, mode)
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
             self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
@@ -170,12 +172,13 @@ class ModelRunner:
             logits, slots, hidden, tapped = self._run_tapped(bucket, packed, taps.runs(plan))
         for skipped in self._rows.take_skipped():
             self._count(*skipped)
-        scored: Logprobs | None = None
+        scored: list[Logprobs] = []
         if self._rows.scores_prompts(plan):
-            scored = self._programs.score(bucket)(self._params, hidden, packed)
+            targets = pack_targets(plan, self._rows, self._programs.hidden.scored)
+            scored = self._score(hidden, targets)
         embeddings: jax.Array | None = None
         if self._rows.embeds(plan):
-            embeddings = self._programs.embed(bucket)(hidden, packed)
+            embeddings = self._programs.embed(hidden, slots)
         handle = StepHandle(
             plan,
             bucket,
@@ -228,14 +231,12 @@ class ModelRunner:
             self._finish_waiting()
         if self._last is handle:
             self._last = None
-        num_tokens = handle.plan.num_tokens
-        scored = handle.prompt_logprobs
         return ModelRunnerOutput(
             handle.plan.step_id,
             token_ids,
             np.asarray(out.finite)[:count],
             _on_host(out.logprobs, count) if out.logprobs and handle.wants_logprobs else None,
-            None if scored is None else _on_host(scored, num_tokens),
+            _joined(handle.prompt_logprobs, handle.plan.num_tokens),
             handle.bucket.num_tokens,
             None if handle.embeddings is None else np.asarray(handle.embeddings)[:count],
             forced,
@@ -249,6 +250,14 @@ class ModelRunner:
         result = program(self._params, kv, buffers, packed)
         self._kv, self._buffers, logits, slots, hidden = result
         return logits, slots, hidden
+
+    def _score(self, hidden: jax.Array, targets: np.ndarray) -> list[Logprobs]:
+        """``targets``: [N, C], the tokens after each of the step's."""
+        starts = range(0, targets.size, targets.shape[1])
+        return [
+            self._programs.score(self._params, hidden, np.int32(start), jax.device_put(part))
+            for start, part in zip(starts, targets, strict=True)
+        ]
 
     def _run_tapped(
         self, bucket: BatchBucket, packed: jax.Array, runs: list[TapRun]
@@ -359,3 +368,10 @@ def _on_host(logprobs: Logprobs, count: int) -> LogprobArrays:
         for array in (logprobs.token, logprobs.rank, logprobs.top_ids, logprobs.top)
     )
     return LogprobArrays(token, rank, ids, top)
+
+
+def _joined(parts: list[Logprobs], count: int) -> LogprobArrays | None:
+    if not parts:
+        return None
+    whole = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return _on_host(whole, count)

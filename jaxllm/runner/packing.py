@@ -43,6 +43,18 @@ def pack_idle(rows: RowState, layout: StepLayout) -> np.ndarray:
     return buffer
 
 
+def pack_targets(plan: SchedulerOutput, rows: RowState, size: int) -> np.ndarray:
+    """The token after each fed one, where it is known; for prompt log-probabilities. [N, size]"""
+    targets = np.zeros(-(-plan.num_tokens // size) * size, np.int32)
+    end = plan.num_decode_rows
+    for slot in range(plan.num_decode_rows, len(plan.rows)):
+        known, place, count = _chunk(plan, rows, slot)
+        following = known[place + 1 : place + count + 1]
+        targets[end : end + len(following)] = following
+        end += count
+    return targets.reshape(-1, size)
+
+
 def take_patches(views, rows: RowState) -> None:
     index, value = rows.patches.take(len(views.patch_index))
     views.patch_index[: len(index)] = index
@@ -62,12 +74,16 @@ def _empty(rows: RowState, layout: StepLayout) -> np.ndarray:
 
 
 def _pack_chunk(views, slot: int, plan: SchedulerOutput, rows: RowState, end: int) -> None:
-    count, start = int(plan.num_new_tokens[slot]), int(plan.starts[slot])
-    row = int(plan.rows[slot])
-    known, place = rows.token_ids[row], start - rows.first_known[row]
+    known, place, count = _chunk(plan, rows, slot)
+    start = int(plan.starts[slot])
     tokens = slice(end - count, end)
     views.token_ids[tokens] = known[place : place + count]
     views.positions[tokens] = np.arange(start, start + count)
     views.token_slots[tokens] = slot
-    following = known[place + 1 : place + count + 1]
-    views.targets[end - count : end - count + len(following)] = following
+
+
+def _chunk(plan: SchedulerOutput, rows: RowState, slot: int) -> tuple[np.ndarray, int, int]:
+    """Known tokens of the slot's row, where among them its chunk begins, and how long it is."""
+    row = int(plan.rows[slot])
+    place = int(plan.starts[slot]) - int(rows.first_known[row])
+    return rows.token_ids[row], place, int(plan.num_new_tokens[slot])

@@ -31,7 +31,7 @@ from jaxllm.runner.row_layout import MAX_EOS_IDS, RowLayout
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
 _MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 512, 1024, 2048, 4096, 8192, 16384)}
 _SMALL_MIXED = 128  # tokens
-_ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
+_ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (8, 64, 128, 256, 512)}
 # What programs are compiled for before the number is known: of the size of real caches, so that
 # XLA treats the cache as it will. Nothing of that size is allocated.
 _LIKELY_BLOCKS = 4096
@@ -153,8 +153,8 @@ def row_sizes(platform: str, max_num_seqs: int) -> tuple[int, ...]:
     times as much as two rows: so the smallest is 2 there. On a GPU a step of 9 rows costs what one
     of 64 does, since reading the weights takes the time: so there are few.
     """
-    ladder = _ROW_LADDER[platform]
-    return (*(size for size in ladder if size < max_num_seqs), max(max_num_seqs, ladder[0]))
+    least = 2 if platform == "cpu" else 1
+    return (*(n for n in _ROW_LADDER[platform] if n < max_num_seqs), max(max_num_seqs, least))
 
 
 def mixed_sizes(platform: str, num_rows: int, max_tokens: int) -> tuple[int, ...]:

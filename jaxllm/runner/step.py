@@ -4,10 +4,13 @@
 that stay on the device for the next step. They are two programs, dispatched back to back: so there
 is one ``forward`` per bucket and one ``sample`` per number of rows instead of their product, and a
 mask that the host fills while ``forward`` runs takes the same path as everything else. ``score``
-follows ``forward`` when prompt log-probabilities are wanted. No step without such wishes holds a
-branch or a loop whose condition the host would have to read: the device never waits for it.
+follows ``forward`` when prompt log-probabilities are wanted, and ``embed`` when embeddings are:
+hidden states have one shape for all mixed buckets, so there is one of each. No step without such
+wishes holds a branch or a loop whose condition the host would have to read: the device never waits
+for it.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -37,6 +40,7 @@ class StepProgram:
     rows: RowLayout
     bucket: BatchBucket
     block_size: int
+    hidden_tokens: int = 0  # hidden states of a mixed step are padded to so many
 
     @cached_property
     def layout(self) -> StepLayout:
@@ -46,11 +50,14 @@ class StepProgram:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepSlots:
-    """What ``sample`` needs of the step's metadata; R depends on the bucket's rows only."""
+    """What ``sample`` and ``embed`` need of the step's metadata; R depends on the bucket's rows
+    only.
+    """
 
     rows: Int[Array, " R"]  # permanent row of each slot
     seq_lens: Int[Array, " R"]  # = position of the token to be sampled
     samples: Bool[Array, " R"]  # False: a prefill chunk that is not the last, or padding
+    last: Int[Array, " R"]  # the slot's last token, as index of the step's
 
 
 def forward(
@@ -60,16 +67,22 @@ def forward(
     packed: Int[Array, " B"],
     *,
     program: StepProgram,
-) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Float[Array, "T E"]]:
+) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Float[Array, "H E"]]:
     """Returns the cache and rows (updated in place when donated), float32 logits, what ``sample``
-    takes, and what ``score`` takes: final hidden states."""
+    takes, and what ``score`` and ``embed`` take: final hidden states."""
     views = program.layout.views(packed)
     tokens, rows = feed(rows, views, program)
     attend = step_attention(rows.state, views, program)
     model = program.model.merge(params)
     hidden, kv = model(tokens, views.positions, kv, attend)
     logits = model.compute_logits(hidden[views.logits_index])
-    return kv, rows, logits, step_slots(views), hidden
+    return kv, rows, logits, step_slots(views), padded_hidden(hidden, program)
+
+
+def padded_hidden(hidden: Float[Array, "T E"], program: StepProgram) -> Float[Array, "H E"]:
+    """Some microseconds of a mixed step, where ``score`` would be a program for every bucket."""
+    missing = max(program.hidden_tokens - hidden.shape[0], 0)
+    return jnp.pad(hidden, ((0, missing), (0, 0))) if missing else hidden
 
 
 def feed(
@@ -108,19 +121,22 @@ def step_attention(
 
 
 def score(
-    params: Params, hidden: Float[Array, "T E"], packed: Int[Array, " B"], *, program: StepProgram
+    params: Params,
+    hidden: Float[Array, "H E"],
+    start: Int[Array, ""],
+    targets: Int[Array, " C"],
+    *,
+    model: ModelDef,
 ) -> Logprobs:
-    """Log-probabilities of the tokens after each fed one."""
-    model = program.model.merge(params)
-    return prompt_logprobs(model, hidden, program.layout.views(packed).targets)
+    """Log-probabilities of the tokens ``targets`` after the step's tokens from ``start`` on."""
+    part = jax.lax.dynamic_slice_in_dim(hidden, start, targets.shape[0])
+    return prompt_logprobs(model.merge(params), part, targets)
 
 
-def embed(
-    hidden: Float[Array, "T E"], packed: Int[Array, " B"], *, program: StepProgram
-) -> Float[Array, "R E"]:
+def embed(hidden: Float[Array, "H E"], slots: StepSlots) -> Float[Array, "R E"]:
     """The final hidden state of each slot's last token, scaled to length 1. Meant where that token
     ends a prompt."""
-    last = hidden[program.layout.views(packed).logits_index].astype(jnp.float32)
+    last = hidden[slots.last].astype(jnp.float32)
     length = jnp.linalg.norm(last, axis=-1, keepdims=True)
     return last / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)
 
@@ -152,7 +168,7 @@ def sample(
 
 
 def step_slots(views: SimpleNamespace) -> StepSlots:
-    return StepSlots(views.rows, views.seq_lens, views.samples > 0)
+    return StepSlots(views.rows, views.seq_lens, views.samples > 0, views.logits_index)
 
 
 def _patch(state: Int[Array, "S C"], views: SimpleNamespace) -> Int[Array, "S C"]:
@@ -191,6 +207,28 @@ def _count_tokens(
     counted &= ~in_prompt & (counts[row, tokens] < most)
     counts = counts.at[jnp.where(counted, row, nowhere), tokens].add(jnp.int16(1), mode="drop")
     return counts, seen
+
+
+@dataclass(frozen=True)
+class HiddenShape:
+    """Final hidden states as mixed steps give them: so many tokens, of which ``score`` takes
+    ``scored`` at a time. Both are 0 where no step is mixed.
+    """
+
+    tokens: int
+    scored: int
+
+    @property
+    def pieces(self) -> int:
+        return self.tokens // self.scored if self.scored else 0
+
+    @classmethod
+    def of(cls, buckets: Iterable[BatchBucket]) -> "HiddenShape":
+        mixed = [bucket.num_tokens for bucket in buckets if bucket.kind is BatchKind.MIXED]
+        if not mixed:
+            return cls(0, 0)
+        scored = min(*mixed, 256)
+        return cls(-(-max(mixed) // scored) * scored, scored)
 
 
 TOKENS_PER_RECOUNT = 1024

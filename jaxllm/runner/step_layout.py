@@ -34,7 +34,6 @@ class StepLayout:
             "token_ids": tokens,  # -1: the token this row sampled last
             "positions": tokens,  # -1: padding
             "token_slots": tokens,
-            "targets": tokens,  # the token after each fed one, for prompt log-probabilities
             "rows": rows,  # permanent row of each slot; padding points to the scratch row
             "query_start_loc": rows + 1,
             "seq_lens": rows,

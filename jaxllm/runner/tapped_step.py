@@ -12,7 +12,14 @@ from jaxllm.config.plan import EnginePlan
 from jaxllm.layers.taps import Edits, Reads, TapArrays, Taps
 from jaxllm.models.params import Params
 from jaxllm.runner.row_layout import RowBuffers
-from jaxllm.runner.step import StepProgram, StepSlots, feed, step_attention, step_slots
+from jaxllm.runner.step import (
+    StepProgram,
+    StepSlots,
+    feed,
+    padded_hidden,
+    step_attention,
+    step_slots,
+)
 from jaxllm.taps.interventions import MAX_VECTORS
 
 MIB = 2**20
@@ -60,7 +67,7 @@ def tapped_forward(
     *,
     program: StepProgram,
     sizes: TapSizes,
-) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Float[Array, "T E"], TapArrays]:
+) -> tuple[KVCache, RowBuffers, Float[Array, "R V"], StepSlots, Float[Array, "H E"], TapArrays]:
     """As ``forward``, and what was read."""
     views = program.layout.views(packed)
     tokens, rows = feed(rows, _uncounted(views, reads.again, rows), program)
@@ -87,7 +94,7 @@ def tapped_forward(
     found = taps.found
     lens = model.compute_logits(model.norm(found.lens.astype(hidden.dtype)))
     found = TapArrays(found.vectors, lens, found.probs)
-    return kv, rows, logits, step_slots(views), hidden, found
+    return kv, rows, logits, step_slots(views), padded_hidden(hidden, program), found
 
 
 def _uncounted(views: SimpleNamespace, again: Int[Array, ""], rows: RowBuffers) -> SimpleNamespace:

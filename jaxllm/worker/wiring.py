@@ -32,6 +32,7 @@ from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.runner.compile_counter import compile_counter
+from jaxllm.runner.lowering_helpers import LoweringHelpers, LoweringTarget
 from jaxllm.runner.memory import (
     GIB,
     Device,
@@ -203,7 +204,16 @@ def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) ->
         logger.warning("KV pages hold heads of %d as %d: %d%% more memory", own, stored, more)
     attention = (backend.name, reason)
     draft = draft_plan(config, opened.model, opened.dtype, device.platform, attention, head_dims)
-    return Programs(draft, opened.model, backend, _program_dir(config) / "lowered")
+    lowerings = _program_dir(config) / "lowered"
+    return Programs(draft, opened.model, backend, lowerings, _helpers(target, device))
+
+
+def _helpers(target: AttentionTarget, device: Device) -> LoweringHelpers | None:
+    """On a CPU they would take the cores that compile."""
+    if device.platform == "cpu" or cpu_count() < 4:
+        return None
+    lowered_for = LoweringTarget(target, kernel_platform(), jax.export.default_export_platform())
+    return LoweringHelpers(lowered_for, cpu_count() // 2)
 
 
 def size_programs(config: EngineConfig, programs: Programs, device: Device) -> MemoryPlan:

@@ -107,10 +107,14 @@ SPEED = (
     PrefillSpec("8 x 1024, fp8", 32, 8, 128, 64, ((0, 1024),) * 8, pages=FP8),
 )
 
-# Speed of other pages and head dims.
-SPEED_OTHERS = (
+SPEED_SMALL_PAGES = (
     PrefillSpec("8192, pages of 16", 32, 8, 128, 16, ((0, 8192),)),
     PrefillSpec("8192, pages of 32", 32, 8, 128, 32, ((0, 8192),)),
+)
+
+# Speed of other pages and head dims.
+SPEED_OTHERS = (
+    *SPEED_SMALL_PAGES,
     PrefillSpec("8192, heads of 96", 32, 32, 96, 64, ((0, 8192),)),
     PrefillSpec("8192, heads of 256", 16, 8, 256, 64, ((0, 8192),)),
     PrefillSpec("2048, heads of 256 by 16", 16, 8, 256, 16, ((0, 2048),)),

@@ -46,6 +46,14 @@ class Operation[Spec, Config](ABC):
     def default(self, spec: Spec) -> Config:
         """The config that the code chooses for the shape, before any tuning."""
 
+    def where(self, spec: Spec) -> dict[str, Any]:
+        """Facts of the shape by which shapes of one default are tuned apart."""
+        return {}
+
+    @property
+    def tuned_on(self) -> Sequence[Spec]:
+        return self.speed
+
     @abstractmethod
     def grid(self, default: Config, num_sms: int) -> Sequence[dict[str, Any]]:
         """What tuning tries in place of these fields of ``default``; the default's own first.

@@ -18,7 +18,13 @@ from pallas_kernels.attention.prefill_sm90 import (
     paged_prefill_sm90,
     refuses_prefill_sm90,
 )
-from pallas_kernels.attention.prefill_specs import MIXED, SMALL, SPEED, PrefillSpec
+from pallas_kernels.attention.prefill_specs import (
+    MIXED,
+    SMALL,
+    SPEED,
+    SPEED_SMALL_PAGES,
+    PrefillSpec,
+)
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
 from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
@@ -39,15 +45,24 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
     def default(self, spec: PrefillSpec) -> PrefillConfig:
         return default_prefill_config(spec.heads, spec.kv_heads, spec.dim)
 
+    def where(self, spec: PrefillSpec) -> dict[str, Any]:
+        """Small pages are many copies, which more warps than one may deal out."""
+        return {"page": spec.page, "dim": spec.stored} if spec.page < 64 else {}
+
+    @property
+    def tuned_on(self) -> Sequence[PrefillSpec]:
+        return (*self.speed, *SPEED_SMALL_PAGES)
+
     def grid(self, default: PrefillConfig, num_sms: int) -> Sequence[dict[str, Any]]:
-        def fields(heads: int, ctas: int, turns: bool) -> dict[str, Any]:
-            return {"heads_per_tile": heads, "num_ctas": ctas, "take_turns": turns}
+        def fields(heads: int, ctas: int, turns: bool, issuers: int = 1) -> dict[str, Any]:
+            tiles = {"heads_per_tile": heads, "num_ctas": ctas, "take_turns": turns}
+            return tiles | {"issuers": issuers}
 
         own, turns = (default.heads_per_tile, default.num_ctas), default.take_turns
         tried = [fields(*own, turns), fields(own[0], num_sms, turns)]
         # 1 suits every group, 2 an even one; 4096: as many thread blocks as tiles, or nearly.
         tried += [fields(1, num_sms, turns), fields(own[0], 4096, turns)]
-        tried += [fields(*own, not turns)]
+        tried += [fields(*own, not turns), fields(*own, turns, 2), fields(*own, turns, 4)]
         return [item for index, item in enumerate(tried) if item not in tried[:index]]
 
     def refuses(self, spec: PrefillSpec, config: PrefillConfig, platform: str) -> str | None:

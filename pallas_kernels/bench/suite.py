@@ -78,7 +78,8 @@ def measure(case: Case, ceilings: Ceilings) -> Measurement:
     a run.
     """
     operation, device = OPERATIONS[case.op], jax.devices()[0]
-    config = tuned(case.op, device.device_kind, operation.default(case.spec))
+    default, where = operation.default(case.spec), operation.where(case.spec)
+    config = tuned(case.op, device.device_kind, default, where=where)
     kernel = operation.refuses(case.spec, config, target_platform())
     xla = None if kernel is None else operation.xla_refuses(case.spec)
     path = "kernel" if kernel is None else "xla" if xla is None else "none"

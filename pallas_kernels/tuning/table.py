@@ -3,6 +3,7 @@
 An entry says for one operation which fields of its default config to replace, and is used only
 where the default is still the one that it was found better than. So shapes that the code gives
 another default keep it, and a default that changes in the code is not overruled by old figures.
+Shapes of one default that want different configs are told apart by ``where``.
 Knows no kernel.
 """
 
@@ -10,6 +11,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,8 @@ class TunedConfig:
     microseconds: dict[str, float]  # per call, by shape, under ``config``
     speedup: float | None  # geometric mean over the shapes, against the default; None: not measured
     made_by: dict[str, Any]  # what makes figures comparable: versions, commit, command
+    # Facts of a shape that the default does not tell, such as {"page": 16}; {}: any shape.
+    where: Fields = dataclasses.field(default_factory=dict[str, bool | int | float | str])
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,32 @@ def load_table(device_kind: str, folder: Path = FOLDER) -> TuningTable | None:
 
 
 def tuned[Config: "DataclassInstance"](
-    op: str, device_kind: str, default: Config, folder: Path = FOLDER
+    op: str,
+    device_kind: str,
+    default: Config,
+    folder: Path = FOLDER,
+    *,
+    where: Mapping[str, bool | int | float | str] | None = None,
 ) -> Config:
-    """The config of ``op`` for the device, which is ``default`` where no entry replaces it.
+    """The config of ``op`` for the device, which is ``default`` where no entry replaces it. Of the
+    entries that do, that with the most facts in ``where``, all of which must be among the given.
 
     Raises:
         ValueError: the device's file does not fit the format or the config's class.
     """
-    table = load_table(device_kind, folder)
+    table, facts = load_table(device_kind, folder), where or {}
+    best, most = default, -1
     for index, entry in enumerate(table.tuned if table else ()):
-        if entry.op != op:
+        if entry.op != op or entry.where.items() - facts.items() or len(entry.where) <= most:
             continue
         try:
             _check_fields(entry, default)
             if all(getattr(default, name) == value for name, value in entry.replaces.items()):
-                return dataclasses.replace(default, **entry.config)
+                best, most = dataclasses.replace(default, **entry.config), len(entry.where)
         except ValueError as error:
             path = folder / f"{slug(device_kind)}.json"
             raise ValueError(f"{path}: tuned[{index}] ({op}): {error}. {_REMEDY}") from error
-    return default
+    return best
 
 
 _REMEDY = "Make it anew with scripts/tune_kernels.py, or remove it to use the defaults."
@@ -108,7 +119,7 @@ def _check_fields(entry: TunedConfig, default: "DataclassInstance") -> None:
 
 def _entry(data: Any, where: str) -> TunedConfig:
     entry = _fields(TunedConfig, data, where)
-    for name in ("replaces", "config", "microseconds", "made_by"):
+    for name in ("replaces", "config", "microseconds", "made_by", "where"):
         _of_type(entry[name], dict, f"{where}.{name}")
     if entry["replaces"].keys() != entry["config"].keys():
         raise ValueError(f"{where}: replaces and config must have the same fields")

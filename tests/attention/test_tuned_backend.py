@@ -1,14 +1,17 @@
 """The Pallas backend uses the configs its device was tuned to; a file that does not fit is said."""
 
+from dataclasses import replace
+
 import pytest
 
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
-from jaxllm.attention.backends.pallas import BACKEND
+from jaxllm.attention.backends.pallas import BACKEND, PallasBackend
 from jaxllm.attention.select import select_backend
 from jaxllm.errors import ConfigError
 from pallas_kernels.tuning import table
 from pallas_kernels.tuning.table import TunedConfig, TuningTable
 
+SPEC = AttentionSpec(32, 8, 128, 0.1)
 TARGET = AttentionTarget("gpu", "9.0", 64, "bfloat16", device_kind="NVIDIA X1")
 
 
@@ -28,7 +31,15 @@ def test_the_device_s_configs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert BACKEND.decode_config.num_ctas != 99
 
 
+@pytest.mark.parametrize(("page_size", "issuers"), [(16, 4), (32, 4), (64, 1)])
+def test_small_pages_of_the_h200_have_a_config_of_their_own(page_size: int, issuers: int) -> None:
+    target = replace(TARGET, page_size=page_size, device_kind="NVIDIA H200")
+    backend, _ = select_backend([SPEC], target)
+    assert isinstance(backend, PallasBackend)
+    assert backend._prefill_config(SPEC, page_size).issuers == issuers
+
+
 def test_a_file_that_does_not_fit_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     _tune(monkeypatch, warps=2)
     with pytest.raises(ConfigError, match=r"nvidia-x1\.json.*has no warps"):
-        select_backend([AttentionSpec(32, 8, 128, 0.1)], TARGET)
+        select_backend([SPEC], TARGET)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,7 +115,12 @@ def test_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config, batch_sizes=[1, 4], input_len=16, output_len=11, num_iters=2, json_path=path
     )
     written = json.loads(path.read_text())
-    assert not FakeLLM.last.settings["enable_prefix_caching"]  # its prompts come again
+    assert FakeLLM.last.settings == asdict(
+        config
+    )  # the programs are those of the engine that serves
+    prompts = [tuple(prompt) for run, _ in FakeLLM.last.calls for prompt in run]
+    assert len(set(prompts)) == len(prompts)  # or the prefix cache would know them
+    assert all(0 <= token_id < VOCAB for prompt in prompts for token_id in prompt)
     assert [row["batch_size"] for row in written["batches"]] == [1, 4]
     for row in written["batches"]:
         assert row["ttft_ms"] == pytest.approx(10)

@@ -22,6 +22,9 @@ known = list(pathlib.Path(cache).iterdir())
 seconds = 0.0 if known else 0.5
 print("INFO jaxllm.frontend.process_client: Engine 1 is ready: "
       f'{{"device": "cpu", "compile_seconds": {seconds}, "start_seconds": 0.25}}', file=sys.stderr)
+if not known:
+    print("INFO jaxllm.runner.programs: Seconds of lowering and compiling: "
+          '{"forward decode[8 tokens, 8 rows]": [1.5, 4.25]}', file=sys.stderr)
 with fake_server() as server:
     print("noise")
     print(f"jaxllm: ready on {server.url} - try: curl", flush=True)
@@ -39,6 +42,8 @@ def test_cold_and_warm(capsys: pytest.CaptureFixture[str]) -> None:
     assert [start["cache"] for start in report["starts"]] == ["cold", "warm"] * 2
     assert report["medians"]["cold"]["compile_seconds"] == 0.5
     assert report["medians"]["warm"]["compile_seconds"] == 0.0
+    told = [start["program_seconds"] for start in report["starts"]]
+    assert told == [{"forward decode[8 tokens, 8 rows]": [1.5, 4.25]}, {}] * 2
     for start in report["starts"]:
         assert 0 < start["ready_seconds"] < start["first_token_seconds"]
     out = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Tuned configs: the file's format, the look-up, the files that are shipped, and the sweep."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from pallas_kernels.attention import decode_specs, prefill_specs
 from pallas_kernels.bench.operation import Operation, Timed
+from pallas_kernels.bench.prefill import PrefillOperation
 from pallas_kernels.bench.suite import OPERATIONS
 from pallas_kernels.tuning.table import (
     FOLDER,
@@ -69,6 +71,21 @@ def test_an_entry_holds_only_for_the_default_it_was_compared_with(tmp_path: Path
     assert tuned("other op", device, Config(), tmp_path) == Config()
 
 
+def test_an_entry_for_some_shapes_goes_before_one_for_all(tmp_path: Path) -> None:
+    small = dataclasses.replace(ENTRY, config={"stages": 8}, where={"page": 16})
+    device = write(tmp_path, small, ENTRY)
+    for where, stages in (({"page": 16, "x": 1}, 8), ({"page": 64}, 4), (None, 4)):
+        assert tuned("op", device, Config(), tmp_path, where=where).stages == stages
+
+
+def test_small_pages_of_the_h200_are_dealt_out_by_four_warps() -> None:
+    prefill = PrefillOperation()
+    for spec in (*prefill_specs.SPEED_OTHERS, *prefill_specs.SPEED):
+        default = prefill.default(spec)
+        config = tuned("prefill", "NVIDIA H200", default, where=prefill.where(spec))
+        assert config.issuers == (4 if spec in prefill_specs.SPEED_SMALL_PAGES else 1), spec.name
+
+
 def test_no_file_means_the_default(tmp_path: Path) -> None:
     assert tuned("op", "NVIDIA X1", Config(), tmp_path) == Config()
     assert tuned("op", "", Config(), tmp_path) == Config()
@@ -123,13 +140,13 @@ def test_a_shipped_file_fits_the_kernels(path: Path) -> None:
         for spec in (*operation.speed, *operation.small, *more.get(name, ())):
             default = operation.default(spec)
             if operation.refuses(spec, default, "sm_90") is None:
-                config = tuned(name, table.device, default)
+                config = tuned(name, table.device, default, where=operation.where(spec))
                 assert operation.refuses(spec, config, "sm_90") is None
 
 
 def test_the_grid_begins_with_the_default() -> None:
     for operation in OPERATIONS.values():
-        for default in tune_kernels.by_default(operation):
+        for default, _ in tune_kernels.by_default(operation):
             first, *rest = operation.grid(default, 132)
             assert all(getattr(default, name) == value for name, value in first.items())
             assert first not in rest

@@ -15,6 +15,7 @@ from jaxllm.runner import lowering_cache
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.programs import Programs
 from tests.fakes.tiny_engine import TinyEngine, request
+from tests.runner.test_lowering_helpers import CPU, SlowCaller
 
 ARGS = (jax.ShapeDtypeStruct((4,), jnp.float32),)
 
@@ -118,7 +119,10 @@ def test_what_cannot_be_kept_is_lowered_all_the_same(
     assert "at every start" in caplog.text and not list(tmp_path.iterdir())
 
 
-def test_an_engine_of_kept_programs_answers_the_same(engine: TinyEngine, tmp_path: Path) -> None:
+def test_an_engine_of_kept_programs_answers_the_same(
+    engine: TinyEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lowered here and by a helper, and then found."""
     requests = [
         request("a", [5, 6, 7], 6, logprobs=2, presence_penalty=1.0),
         request("b", [8] * 20, 6, temperature=1.0, seed=3),
@@ -127,10 +131,14 @@ def test_an_engine_of_kept_programs_answers_the_same(engine: TinyEngine, tmp_pat
     expected = engine.run(requests)
     ends = replace(engine.plan.model, eos_token_ids=(3,))
     on_the_host = replace(engine.plan, model=ends, prefix_caching=not engine.plan.prefix_caching)
-    for plan in (engine.plan, on_the_host):
+    for plan, helpers in ((engine.plan, SlowCaller(CPU, 1)), (on_the_host, None)):
         again = TinyEngine.__new__(TinyEngine)
         again.plan, again.model, again.params = plan, engine.model, engine.params
-        again.programs = Programs(plan, engine.model, BACKEND, tmp_path)
+        draft = replace(plan, num_blocks=99)
+        again.programs = Programs(draft, engine.model, BACKEND, tmp_path, helpers)
+        again.programs.settle(plan)
         again.programs.compile(threads=2, progress=False)
+        assert helpers is None or all(helpers.helped.values())
         assert again.run(requests) == expected
+    assert not caplog.records
     assert len(list(tmp_path.iterdir())) == len(engine.programs)

@@ -120,7 +120,7 @@ def test_estimates_of_all_programs_are_above_the_real_ones() -> None:
 
 def test_temporaries_do_not_depend_on_the_number_of_blocks(engine: TinyEngine) -> None:
     """What measuring before that number is known relies on."""
-    likely = tiny_plan(num_blocks=999, buckets=make_buckets((8,), (64,), 8))
+    likely = tiny_plan(num_blocks=999, buckets=make_buckets((8,), (32, 64), 8))
     other = Programs(likely, engine.model, BACKEND)
     measured = {program.name: program for program in other.measure(threads=2).programs}
     whole = engine.programs.working_memory()

@@ -9,7 +9,7 @@ import pytest
 from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.core.scheduler_output import NewRow, SchedulerOutput
 from jaxllm.messages import EngineCoreRequest
-from jaxllm.runner.packing import pack, pack_idle
+from jaxllm.runner.packing import pack, pack_idle, pack_targets
 from jaxllm.runner.row_layout import RowLayout
 from jaxllm.runner.row_state import RowState
 from jaxllm.runner.step_layout import StepLayout
@@ -53,7 +53,7 @@ def test_decode_row_chunk_and_padding_side_by_side() -> None:
     assert views.token_ids.tolist() == [-1, 53, 54, 55, 56, *[0] * 7]
     assert views.positions.tolist() == [7, 3, 4, 5, 6, *[-1] * 7]
     assert views.token_slots[:5].tolist() == [0, 1, 1, 1, 1]
-    assert views.targets[1:5].tolist() == [54, 55, 56, 57]
+    assert pack_targets(plan, state, 4).tolist() == [[0, 54, 55, 56], [57, 0, 0, 0]]
     assert views.rows.tolist() == [1, 2, 4, 4]
     assert views.query_start_loc.tolist() == [0, 1, 5, 5, 5]
     assert views.seq_lens.tolist() == [8, 7, 0, 0]
@@ -64,10 +64,11 @@ def test_decode_row_chunk_and_padding_side_by_side() -> None:
 
 def test_a_chunk_that_fills_its_bucket_and_ends_its_prompt() -> None:
     state = row_state(a=request("a", range(20, 32)))
-    views = packed(step(MIXED, [0], [0], [12]), state)
+    plan = step(MIXED, [0], [0], [12])
+    views = packed(plan, state)
     assert views.token_ids.tolist() == list(range(20, 32))
     assert views.positions.tolist() == list(range(12))
-    assert views.targets.tolist() == [*range(21, 32), 0]
+    assert pack_targets(plan, state, 12).tolist() == [[*range(21, 32), 0]]
     assert views.query_start_loc.tolist() == [0, 12, 12, 12, 12]
 
 

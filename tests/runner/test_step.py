@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,21 @@ import numpy as np
 import pytest
 
 from jaxllm.attention.backends.xla import BACKEND
+from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchBucket, BatchKind
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import RecompilationError
+from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.models.params import model_def
 from jaxllm.runner.model_runner import ModelRunner
-from jaxllm.runner.programs import Programs, full_rows
+from jaxllm.runner.planning import draft_plan
+from jaxllm.runner.program_jobs import ProgramJobs, full_rows
+from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import row_buffers_spec
 from jaxllm.runner.step import _count_tokens
 from jaxllm.sampling.metadata import SamplerMode
+from jaxllm.weights.json_file import read_json_object
 from tests.fakes.tiny_engine import TinyEngine, request, tiny_plan
 
 PROMPT = [5, 17, 80, 33, 2, 91, 14]
@@ -73,8 +80,9 @@ def test_a_shape_that_was_not_compiled_is_an_error_that_names_it(engine: TinyEng
 
 
 def test_programs_add_up_and_do_not_multiply(engine: TinyEngine) -> None:
-    """Forward by bucket (4), sample by rows (2 and 8) and mode (3), score by mixed bucket (2)."""
-    assert len(engine.programs) == 4 + 2 * 3 + 2 + 4
+    """Forward by bucket (4), sample by rows (2 and 8) and mode (3), and five of which there is one:
+    score, recount, copy, save and load."""
+    assert len(engine.programs) == 4 + 2 * 3 + 5
 
 
 @pytest.mark.parametrize(
@@ -115,6 +123,45 @@ def test_a_decode_step_that_wants_more_takes_a_mixed_program_that_has_its_rows(
         runner._rows.resets = [0]
         taken[rows] = runner._bucket(replace(step, bucket=bucket), SamplerMode.GREEDY)
     assert taken == {2: small, 8: BatchBucket(32, 8, BatchKind.MIXED)}
+
+
+def test_prompts_are_scored_alike_together_and_alone(engine: TinyEngine) -> None:
+    """A step of 3 x 20 tokens is scored in two pieces, of which the second prompt has a part each,
+    and a step of 20 in one."""
+    prompts = {f"r{i}": [i, *PROMPT * 3][:20] for i in range(3)}
+    items = [request(name, prompt, 1, prompt_logprobs=1) for name, prompt in prompts.items()]
+    together = engine.run(items)
+    for item in items:
+        pieces = together[item.request_id].prompt_logprobs
+        alone = engine.run([item])[item.request_id].prompt_logprobs
+        want = prompts[item.request_id][1:]
+        assert [one.token_id for one in pieces] == [one.token_id for one in alone] == want
+        found, expected = ([one.logprob for one in scored] for scored in (pieces, alone))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_greedy_rows_go_with_random_ones_where_there_is_no_sampler_of_theirs(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with Hopper's kernels, for few rows."""
+    items = [request(f"r{i}", PROMPT[: i + 1], 6) for i in range(3)]
+    want = engine.run(items)
+    for rows in (2, 8):
+        monkeypatch.delitem(engine.programs._compiled, ("sample", rows, SamplerMode.GREEDY))
+    assert engine.run(items) == want
+
+
+@pytest.mark.parametrize(("swap_space", "count"), [(0.0, 22), (1.0, 24)])
+def test_programs_of_an_engine_as_shipped_on_an_h200(swap_space: float, count: int) -> None:
+    """Llama-3.1-8B, but for its layers, of which programs hold more without being more."""
+    hf = read_json_object(Path("configs/models/llama-3.1-8b/config.json"))
+    shape = replace(LlamaForCausalLM.config_from_hf(hf), num_layers=1)
+    model = model_def(shape, "bfloat16", "sm_90")
+    config = EngineConfig(model="m", swap_space=swap_space)
+    plan = draft_plan(config, model, "bfloat16", "gpu", ("pallas", "test"))
+    jobs = ProgramJobs(plan, model, BACKEND, "sm_90").jobs()
+    assert len({job.name for job in jobs}) == len(jobs) == count
+    assert jobs[0].name == "forward mixed[8192 tokens, 256 rows]"  # what takes longest comes first
 
 
 def test_counts_of_tokens_stay_below_the_most_there_can_be(engine: TinyEngine) -> None:

@@ -121,7 +121,7 @@ class PallasBackend:
         )
         if kind is BatchKind.DECODE:
             return _Prepared(tuple(by_sight), plans, (), ())
-        configs = tuple(dict.fromkeys(self._prefill_config(spec) for spec in specs))
+        configs = tuple(dict.fromkeys(self._prefill_config(spec, page_size) for spec in specs))
         tiles = tuple(
             make_prefill_tiles(
                 metadata.query_start_loc,
@@ -190,7 +190,7 @@ class PallasBackend:
         if not shared.tiles:
             return cut_heads(decoded, spec.head_dim)
         # Decode rows are the first slots, so token i is slot i there.
-        prefill = self._prefill_config(spec)
+        prefill = self._prefill_config(spec, kv.shape[3])
         out = paged_prefill_sm90(
             q,
             kv,
@@ -213,10 +213,11 @@ class PallasBackend:
         default = default_decode_config(dim, page_size, spec.num_heads // spec.num_kv_heads)
         return tuned("decode", self._device_kind, default)
 
-    def _prefill_config(self, spec: AttentionSpec) -> PrefillConfig:
+    def _prefill_config(self, spec: AttentionSpec, page_size: int) -> PrefillConfig:
         dim = self.cache_head_dim(spec.head_dim)
         default = default_prefill_config(spec.num_heads, spec.num_kv_heads, dim)
-        return tuned("prefill", self._device_kind, default)
+        where = {"page": page_size, "dim": dim}
+        return tuned("prefill", self._device_kind, default, where=where)
 
 
 def _sight(spec: AttentionSpec) -> _Sight:

@@ -72,8 +72,12 @@ class _Prepared:
 class XLABackend:
     name = "xla"
 
+    def __init__(self, platform: str | None = None):
+        """``platform``: "cpu" or "gpu"; default that of this process."""
+        self._platform = platform
+
     def on(self, target: AttentionTarget) -> "XLABackend":
-        return self
+        return XLABackend(target.platform)
 
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         return None
@@ -131,6 +135,7 @@ class XLABackend:
         )
         if shared.tiles is None:
             return decoded
+        platform = self._platform or jax.default_backend()
         # Decode rows are the first slots, so token i is slot i; the tiles fill in the rest.
         out = jnp.zeros((q.shape[0], *decoded.shape[1:]), q.dtype)
         out = jax.lax.dynamic_update_slice(out, decoded, (0, 0, 0))
@@ -148,7 +153,7 @@ class XLABackend:
             seq_lens=metadata.seq_lens,
             value_dim=spec.value_dim,
             spans=prefilling,
-            group=_CPU_TILES if jax.default_backend() == "cpu" else _ACCELERATOR_TILES,
+            group=_CPU_TILES if platform == "cpu" else _ACCELERATOR_TILES,
         )
 
 

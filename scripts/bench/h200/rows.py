@@ -102,6 +102,7 @@ ENGINE = (
     Row("start", "cold", lambda f: f["startup"]["cold"]["first_token_seconds"], 60, 30, "s"),
     Row("start", "warm", lambda f: f["startup"]["warm"]["first_token_seconds"], 25, 12, "s",
         beside="85"),
+    Row("start", "programs", lambda f: f["startup"]["cold"]["engine"]["programs"], 24),
     Row("KV cache", "planned", lambda f: f["plan"]["kv_tokens"], 830_000, 835_000, "tokens", True,
         "834,128"),
     Row("KV cache", "of the engine", lambda f: f["startup"]["warm"]["engine"]["kv_tokens"],
