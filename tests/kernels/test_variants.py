@@ -48,8 +48,11 @@ VALUES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "block_global": ({"block": 16, "num_global": 5}, {}),
     "head_windows": ({"windows": [5, 33, 64, 90]}, {}),
     "request_bias": ({}, {"bias": [2.0, -3.0, 1.5], "span": [[3, 60], [10, 100], [0, 9]]}),
+    "token_bias": ({}, {}),
+    "forgetting": ({}, {}),
 }
 NAMES = tuple(VARIANTS)
+THREE = tuple(Param(name, "per_token") for name in "abc")
 
 
 def case_of(name: str, dtype: str = "float32") -> Case:
@@ -154,7 +157,7 @@ def part(case: Case, spec: Any, order: tuple[int, ...], tokens: slice, at: int) 
         jnp.int32(spec.decode_rows),
     )
     brought = {name: value[slots] for name, value in case.row_params.items()}
-    return Case(case.variant, spec, moved, brought)
+    return Case(case.variant, spec, moved, brought, case.token_pages)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,7 +167,8 @@ def test_permuting_pages_changes_nothing(name: str) -> None:
     order = np.concatenate([[0], np.random.default_rng(3).permutation(count - 1) + 1])
     tables = jnp.asarray(np.argsort(order).astype(np.int32))[case.problem.block_tables]
     moved = case.problem._replace(kv=case.problem.kv[order], block_tables=tables)
-    got = by_xla(dataclasses.replace(case, problem=moved))
+    numbers = None if case.token_pages is None else case.token_pages[order]
+    got = by_xla(dataclasses.replace(case, problem=moved, token_pages=numbers))
     np.testing.assert_array_equal(got, by_xla(case))
 
 
@@ -218,6 +222,8 @@ def test_functions_that_give_something_else_are_refused() -> None:
         (lambda: Param("a", cast(Any, "per_page")), "kind"),
         (lambda: Param("a", "per_distance"), "needs its size"),
         (lambda: Param("a", "per_head", size=3), "takes no size"),
+        (lambda: Param("a", "per_token", dtype="int32"), "float32 only"),
+        (lambda: AttentionVariant("v", params=THREE), "at most 2"),
         (lambda: AttentionVariant("v", sinks="a"), "sinks"),
         (lambda: AttentionVariant("v", mask_mod=cast(Any, lambda q: q)), "4 arguments"),
         (lambda: AttentionVariant("v", lookahead="n"), "lookahead without mask_mod"),
