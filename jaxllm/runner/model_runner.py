@@ -27,7 +27,6 @@ from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
 from jaxllm.runner.step import TOKENS_PER_RECOUNT, StepSlots
-from jaxllm.runner.step_layout import StepLayout
 from jaxllm.runner.tapped_step import edits_spec
 from jaxllm.runner.tapping import TapRows, TapRun, values_of
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
@@ -72,7 +71,7 @@ class ModelRunner:
         self._grammars = grammars
         self._params = params
         self._programs = programs
-        self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
+        self._layouts = {b: programs.step_program(b).layout for b in plan.buckets}
         self._smallest_mixed = min(b for b in plan.buckets if b.kind is BatchKind.MIXED)
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
         self._no_mask: dict[int, jax.Array] = {}

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from jaxllm.attention.backend import AttentionBackend
 from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.attention.layers import layer_classes
-from jaxllm.attention.variants import functions_of, row_params
+from jaxllm.attention.variants import functions_of, row_params, token_params
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models import get_model
@@ -91,7 +91,8 @@ class Programs:
         self.plan = plan
         self.model = model
         self.backend = backend
-        self.rows = RowLayout(plan.max_blocks_per_row, row_params(plan.model))
+        kept = (row_params(plan.model), token_params(plan.model))
+        self.rows = RowLayout(plan.max_blocks_per_row, *kept)
         self.sampling_platform = kernel_platform()
         # A model or backend from elsewhere may change without the cache's key knowing of it.
         layers = layer_classes(plan.model)

@@ -38,8 +38,9 @@ def paged_decode(
     Rows with seq_len 0 return zeros. With ``window`` a query sees itself and the ``window - 1``
     tokens before it. ``row_params`` is what rows bring of the variant's params, see
     ``param_arrays``, ``tokens`` its per_token params. ``platform`` is ``"sm_90"`` for Hopper; every
-    other value takes XLA. ``plan`` is ``plan_decode`` of the same lengths, window, variant and config: layers that share
-    it compute it once. Pages may hold wider heads than the queries, with zeros behind.
+    other value takes XLA. ``plan`` is ``plan_decode`` of the same lengths, window, variant and
+    config: layers that share it compute it once. Pages may hold wider heads than the queries, with
+    zeros behind.
     """
     heads = q.shape[1]
     kv_heads, page_size, dim = kv.shape[2:]

@@ -139,7 +139,9 @@ def refuses_numbers(count: int, page_size: int, pages: str) -> str | None:
     A copy into shared memory starts at a multiple of 128 bytes, which 32 tokens take.
     """
     if count and page_size < NUMBERS_ALIGN:
-        return f"the kernels take per_token params in pages from {NUMBERS_ALIGN} on, not {page_size}"
+        return (
+            f"the kernels take per_token params in pages from {NUMBERS_ALIGN} on, not {page_size}"
+        )
     if count and pages == FP8:
         return "the kernels take no per_token params beside pages of eight bits"
     return None

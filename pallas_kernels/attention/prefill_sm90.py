@@ -4,6 +4,7 @@ The public function, what it refuses, and the launch. Each thread block has one 
 warpgroup and two consumers; their code is in prefill_sm90_producer.py and _consumer.py.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -153,6 +154,11 @@ def _launch(
     interpret: Any,
 ) -> Float[Array, "T H D"]:
     """One jitted function for all layers, so that the kernel is lowered and compiled once."""
+    compiler_params = plgpu.CompilerParams(approx_math=True)
+    if (
+        op.variant.token_params
+    ):  # they lie where other kernels reduce across warps; here no one does
+        compiler_params = dataclasses.replace(compiler_params, reduction_scratch_bytes=0)
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
         out_type=(),
@@ -161,7 +167,7 @@ def _launch(
         grid_names=("cta",),
         num_threads=3,
         thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=compiler_params,
         interpret=interpret,
     )
     operands = prefill_operands(op.variant, params, table, op, page_map, tokens)

@@ -61,7 +61,7 @@ from server.openai.taps import Interventions, TapNames, TapPositionsField, check
 
 # What the engine's attention variant declares: a number, or a list of them.
 AttentionParam = Annotated[
-    Annotated[float, ONE] | Annotated[list[float], Field(fail_fast=True, max_length=64), MANY],
+    Annotated[float, ONE] | Annotated[list[float], Field(fail_fast=True, max_length=2**17), MANY],
     number_or_list(),
 ]
 
