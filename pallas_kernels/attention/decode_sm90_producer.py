@@ -99,18 +99,18 @@ def produce(
         plgpu.copy_gmem_to_smem(heads, smem["q"].at[slot], smem["q_full"].at[slot])
 
         def one_block(block: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            step, pages, *found = carry
-            following = [walk.block_at(item, block + 1)] if found else []
-            ahead = pages_of(item, following[0] if found else block + 1)
-            here = found[0] if found else block
+            step, pages, *listed = carry
+            next_block = walk.block_at(item, block + 1)
+            ahead = pages_of(item, next_block)
+            here = listed[0] if listed else block
             copy(0, "k", item.head, here, pages, step)
             copy(1, "v", item.head, here, pages, step)
-            return step + 1, ahead, *following
+            return step + 1, ahead, *([next_block] if listed else [])
 
         first, end = item.blocks(op, shape.block, item.first_split, item.end_split)
-        found = walk.block_at(item, first)
-        carried = (found,) if op.variant.is_mapped else ()
-        state = (step, pages_of(item, found), *carried)
+        first_block = walk.block_at(item, first)
+        listed = (first_block,) if op.variant.is_mapped else ()
+        state = (step, pages_of(item, first_block), *listed)
         step, *_ = lax.fori_loop(first, end, one_block, state)
         return step, following
 

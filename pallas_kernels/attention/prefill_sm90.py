@@ -98,8 +98,8 @@ def paged_prefill_sm90(
     same ``config`` and T. With ``window`` a query sees itself and the ``window - 1`` tokens before
     it. ``row_params`` is what rows bring of the variant's params, see ``param_arrays``, ``tokens``
     its per_token params. ``page_map`` is ``prefill_map`` of a mapped variant, or made here.
-    ``scale`` must be positive. Pages may hold wider heads than the queries, with zeros behind. Raises
-    ValueError for tile sizes that do not fit the shape.
+    ``scale`` must be positive. Pages may hold wider heads than the queries, with zeros behind.
+    Raises ValueError for tile sizes that do not fit the shape.
     """
     own_dim = q.shape[2]
     q, out = pad_heads(q, kv.shape[4]), pad_heads(out, kv.shape[4])
@@ -155,9 +155,7 @@ def _launch(
 ) -> Float[Array, "T H D"]:
     """One jitted function for all layers, so that the kernel is lowered and compiled once."""
     compiler_params = plgpu.CompilerParams(approx_math=True)
-    if (
-        op.variant.token_params
-    ):  # they lie where other kernels reduce across warps; here no one does
+    if op.variant.token_params:  # they need what is kept for sums across warps; there are none here
         compiler_params = dataclasses.replace(compiler_params, reduction_scratch_bytes=0)
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
