@@ -111,7 +111,7 @@ def produce(
         first_block = walk.block_at(item, first)
         listed = (first_block,) if op.variant.is_mapped else ()
         state = (step, pages_of(item, first_block), *listed)
-        step, *_ = lax.fori_loop(first, end, one_block, state)
+        step = lax.fori_loop(first, end, one_block, state)[0]
         return step, following
 
     start = (jnp.int32(0), walk.describe(jnp.int32(0)))
