@@ -91,6 +91,12 @@ def layer_class(config: ModelConfig, layer: int) -> type[AttentionLayer]:
     return find_layer(config.attention_layer(layer) or DEFAULT_LAYER)
 
 
+def computed_by(layer: object) -> tuple[str, ...]:
+    """The per_token params that a layer, or a class of them, writes itself: its ``computes``. All
+    others are for requests to bring."""
+    return getattr(layer, "computes", ())
+
+
 def layer_classes(config: ModelConfig) -> tuple[type[AttentionLayer], ...]:
     """Each class once."""
     return tuple(dict.fromkeys(layer_class(config, layer) for layer in range(config.num_layers)))

@@ -1,5 +1,6 @@
 """What attention must know of one step. A pytree, built once per step inside the jitted program."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,13 +104,15 @@ class StepAttention:
         tokens = tokens.at[page, _place(spec, name), :, offset].set(values, mode="drop")
         return TokenPages(pages, tokens)
 
-    def write_brought(self, kv: LayerPages, spec: AttentionSpec) -> LayerPages:
-        """The cache with what requests bring of the step's tokens, or the defaults: a layer that
-        computes a param overwrites it."""
-        if split_pages(kv)[1] is None:
-            return kv
+    def write_brought(
+        self, kv: LayerPages, spec: AttentionSpec, but: Collection[str] = ()
+    ) -> LayerPages:
+        """The cache with what requests bring of the step's tokens, or the defaults. ``but``: params
+        that the layer computes."""
         shape = (self.metadata.positions.shape[0], spec.num_kv_heads)
         for param in spec.variant.token_params:
+            if param.name in but:
+                continue
             default = jnp.full(shape[:1], param.value(spec.num_heads))
             values = self.metadata.token_params.get(param.name, default)
             kv = self.write_token_param(

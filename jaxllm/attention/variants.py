@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxllm.attention.layers import find_layer, layer_class
+from jaxllm.attention.layers import computed_by, find_layer, layer_class
 from jaxllm.attention.user_file import from_user_file, split_name
 from jaxllm.config.model import AttentionChoice, ModelConfig, RowParam
 from jaxllm.errors import ConfigError
@@ -170,7 +170,7 @@ def token_params(model: ModelConfig) -> tuple[Param, ...]:
     for layer in range(model.num_layers):
         layer_type = layer_class(model, layer)
         variant = layer_type.spec_of(model, layer).variant
-        computed = getattr(layer_type, "computes", ())
+        computed = computed_by(layer_type)
         for param in variant.token_params:
             if param.name not in computed and found.setdefault(param.name, param) != param:
                 raise ConfigError(

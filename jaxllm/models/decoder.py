@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.backend import AttentionSpec
 from jaxllm.attention.kv_cache import KVCache, LayerPages, by_layer, from_layers
-from jaxllm.attention.layers import layer_class
+from jaxllm.attention.layers import computed_by, layer_class
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.embedding import Embedding
@@ -140,7 +140,8 @@ class DecoderLM(nnx.Module):
         written: list[LayerPages] = []
         pages = by_layer(self.config, kv)
         for index, (layer, layer_kv) in enumerate(zip(self.layers, pages, strict=True)):
-            layer_kv = attend.write_brought(layer_kv, AttentionSpec.of(self.config, index))
+            spec, computed = AttentionSpec.of(self.config, index), computed_by(layer.attention)
+            layer_kv = attend.write_brought(layer_kv, spec, but=computed)
             graphdef, state = nnx.split(layer)
             leaves, treedef = jax.tree.flatten(state)
             structure = (graphdef, treedef)

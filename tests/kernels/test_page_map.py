@@ -1,5 +1,6 @@
 """Blocks of keys that a mask hides whole are not fetched by the kernels, and all others are."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,43 +32,46 @@ def listed(found: PageMap, group: int) -> tuple[list[int], list[int]]:
 
 def test_a_decoding_row_walks_what_it_sees_in_order() -> None:
     sight = Sight(None, BLOCKS, None, PAGE, (3, PAGES))
-    found = decode_map(jnp.array([600, 100, 0], jnp.int32), 4, sight, 64)
+    found = jax.jit(lambda lens: decode_map(lens, 4, sight, 64))(np.array([600, 100, 0], np.int32))
     assert listed(found, 0) == ([0, 1, 8, 9], [])  # keys to 127, and from 544 on
     assert listed(found, 1) == ([0, 1], [])
     assert listed(found, 2) == ([], [])
 
 
-def tiles_of(cached: int, new: int) -> PageMap:
-    start, lens = jnp.array([0, new], jnp.int32), jnp.array([cached + new], jnp.int32)
-    tiles = make_prefill_tiles(start, lens, jnp.int32(0), new, CONFIG)
-    assert int(tiles.count[0]) == 1
-    sight = Sight(None, BLOCKS, None, PAGE, (1, PAGES))
-    return prefill_map(tiles, 4, sight, CONFIG)
+def tiles_of(
+    variant: AttentionVariant, cached: int, new: int, prefix_len: int = 0
+) -> tuple[PageMap, np.ndarray]:
+    """Of one row's ``new`` tokens, and the tiles' table."""
+
+    @jax.jit
+    def found(lens: jax.Array, brought: jax.Array) -> tuple[PageMap, jax.Array]:
+        start = jnp.array([0, new], jnp.int32)
+        tiles = make_prefill_tiles(start, lens, jnp.int32(0), new, CONFIG)
+        sight = Sight(None, variant, {"prefix_len": brought}, PAGE, (1, PAGES))
+        return prefill_map(tiles, 4, sight, CONFIG), tiles.table
+
+    page_map, table = found(np.array([cached + new], np.int32), np.array([prefix_len], np.int32))
+    return page_map, np.asarray(table)
 
 
 def test_a_tile_knows_what_all_of_its_queries_see() -> None:
     # The first 128 keys; and of the tile's queries 448 to 487 keys from 416 on.
-    assert listed(tiles_of(448, 40), 0) == ([6, 7], [0, 1])
-    # A query at 64 sees no key of the second block but its own.
-    assert listed(tiles_of(64, 40), 0) == ([1], [0])
+    assert listed(tiles_of(BLOCKS, 448, 40)[0], 0) == ([6, 7], [0, 1])
+    # A query at 64 sees of the second block its own key alone.
+    assert listed(tiles_of(BLOCKS, 64, 40)[0], 0) == ([1], [0])
 
 
 def test_what_one_head_sees_counts_for_all_of_a_tile() -> None:
     def seen(q_pos, kv_pos, head, params):
         return (kv_pos >= q_pos - 1) | ((head == 3) & (kv_pos == 70) & (q_pos == 300))
 
-    start, lens = jnp.array([0, 40], jnp.int32), jnp.array([320], jnp.int32)
-    tiles = make_prefill_tiles(start, lens, jnp.int32(0), 40, CONFIG)
-    sight = Sight(None, AttentionVariant("seen", mask_mod=seen), None, PAGE, (1, PAGES))
-    assert listed(prefill_map(tiles, 4, sight, CONFIG), 0) == ([1, 4], [])
+    found, _ = tiles_of(AttentionVariant("seen", mask_mod=seen), 280, 40)
+    assert listed(found, 0) == ([1, 4], [])
 
 
 def test_a_prefix_that_sees_ahead_is_walked_to_its_end() -> None:
-    start, lens = jnp.array([0, 150], jnp.int32), jnp.array([150], jnp.int32)
-    tiles = make_prefill_tiles(start, lens, jnp.int32(0), 150, CONFIG)
-    brought = {"prefix_len": jnp.array([140], jnp.int32)}
-    found = prefill_map(tiles, 4, Sight(None, PREFIX_LM, brought, PAGE, (1, PAGES)), CONFIG)
-    first = np.asarray(tiles.table[:, 1]).tolist().index(0)
+    found, table = tiles_of(PREFIX_LM, 0, 150, 140)
+    first = table[:, 1].tolist().index(0)
     assert listed(found, first) == ([2], [0, 1])
 
 
