@@ -9,6 +9,7 @@ from jaxllm.attention.layers import layer_class
 from jaxllm.config.model import ModelConfig
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
+from pallas_kernels.attention.variant_params import TokenValues
 
 if TYPE_CHECKING:
     from jaxllm.attention.metadata import AttentionMetadata
@@ -120,8 +121,10 @@ class AttentionBackend(Protocol):
         metadata: "AttentionMetadata",
         shared: Any,
         spec: AttentionSpec,
+        tokens: TokenValues | None = None,
     ) -> Float[Array, "T H V"]:
         """Causal attention of every token over its own row's pages, of queries as ``write`` gives
-        them or without padding. Padding tokens give finite values.
+        them or without padding. ``tokens``: of a variant with per_token params. Padding tokens give
+        finite values.
         """
         ...

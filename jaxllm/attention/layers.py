@@ -17,6 +17,7 @@ from jaxllm.weights.mapping import WeightRule
 
 if TYPE_CHECKING:
     from jaxllm.attention.backend import AttentionSpec
+    from jaxllm.attention.kv_cache import LayerPages
     from jaxllm.attention.metadata import StepAttention
     from jaxllm.layers.rotary import RotaryTable
 
@@ -47,10 +48,10 @@ class AttentionLayer(Protocol):
     def __call__(
         self,
         x: Float[Array, "T E"],
-        kv: Float[Array, "P S K B D"],
+        kv: "LayerPages",
         table: "RotaryTable",
         attend: "StepAttention",
-    ) -> tuple[Float[Array, "T E"], Float[Array, "P S K B D"]]:
+    ) -> tuple[Float[Array, "T E"], "LayerPages"]:
         """The branch to be added to the residual stream, and the pages with the step's tokens in
         them. ``attend`` writes first, then attends; ``table`` has the step's rotary angles.
         """
@@ -64,6 +65,7 @@ ATTENTION_LAYERS: Registry[type[AttentionLayer]] = Registry(
         "nope": "jaxllm.layers.nope:NoPEAttention",
         "differential": "jaxllm.layers.differential:DifferentialAttention",
         "latent": "jaxllm.layers.latent:LatentAttention",
+        "forgetting": "jaxllm.layers.forgetting:ForgettingAttention",
     },
 )
 
@@ -87,6 +89,12 @@ def find_layer(name: str) -> type[AttentionLayer]:
 def layer_class(config: ModelConfig, layer: int) -> type[AttentionLayer]:
     """Raises ConfigError as ``find_layer``."""
     return find_layer(config.attention_layer(layer) or DEFAULT_LAYER)
+
+
+def computed_by(layer: object) -> tuple[str, ...]:
+    """The per_token params that a layer, or a class of them, writes itself: its ``computes``. All
+    others are for requests to bring."""
+    return getattr(layer, "computes", ())
 
 
 def layer_classes(config: ModelConfig) -> tuple[type[AttentionLayer], ...]:

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jaxllm.attention.layers import find_layer
+from jaxllm.attention.layers import computed_by, find_layer, layer_class
 from jaxllm.attention.user_file import from_user_file, split_name
 from jaxllm.config.model import AttentionChoice, ModelConfig, RowParam
 from jaxllm.errors import ConfigError
@@ -148,7 +148,7 @@ def request_params(model: ModelConfig, longest_span: int) -> tuple[RowParam, ...
     """The same for who checks requests and knows no JAX. ``longest_span``: tokens of one row that
     a step can always feed."""
     ahead = {variant_of(model, layer).lookahead for layer in range(model.num_layers)}
-    return tuple(
+    per_row = tuple(
         RowParam(
             param.name,
             param.size,
@@ -157,6 +157,26 @@ def request_params(model: ModelConfig, longest_span: int) -> tuple[RowParam, ...
         )
         for param in row_params(model)
     )
+    per_token = (RowParam(p.name, None, False, per_token=True) for p in token_params(model))
+    return (*per_row, *per_token)
+
+
+def token_params(model: ModelConfig) -> tuple[Param, ...]:
+    """What a request may bring for each token of its prompt: what no layer computes of them.
+
+    Raises ConfigError where two variants mean different things by one name.
+    """
+    found: dict[str, Param] = {}
+    for layer in range(model.num_layers):
+        layer_type = layer_class(model, layer)
+        variant = layer_type.spec_of(model, layer).variant
+        computed = computed_by(layer_type)
+        for param in variant.token_params:
+            if param.name not in computed and found.setdefault(param.name, param) != param:
+                raise ConfigError(
+                    f"Two attention variants of this model declare {param.name!r} differently."
+                )
+    return tuple(found.values())
 
 
 def functions_of(model: ModelConfig) -> tuple[Callable[..., Any], ...]:

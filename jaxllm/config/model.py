@@ -54,6 +54,7 @@ class RowParam:
     size: int | None  # None: one number, else a list of so many
     whole: bool  # numbers only
     longest: int | None = None  # of a span of first tokens that see ahead: fed in one step
+    per_token: bool = False  # a list: a number for each of the prompt's first tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,14 @@ def check_attention_params(
                 name, f"is none that this engine's attention takes; it takes: {names}"
             )
         numbers = list(value) if isinstance(value, Sequence) else [value]
+        if param.per_token:
+            if not isinstance(value, Sequence) or len(numbers) > prompt_len:
+                raise _wrong_param(
+                    name,
+                    "must be a list with a number for each of the prompt's first tokens, of which "
+                    f"there are {prompt_len}",
+                )
+            continue
         if isinstance(value, Sequence) != (param.size is not None) or (
             param.size not in (None, len(numbers))
         ):

@@ -25,7 +25,7 @@ from pallas_kernels.attention.variant_check import (
     reference,
     why_not_lowered,
 )
-from pallas_kernels.attention.variant_params import kv_spans, param_arrays
+from pallas_kernels.attention.variant_params import default_pairs, kv_spans, param_arrays
 
 _FLOAT32, _BFLOAT16 = 1e-4, 1e-2  # what rounding may cost, beside the length of the answer
 
@@ -107,7 +107,9 @@ def _range(case: Case) -> Finding:
         position, rows = jnp.arange(length, dtype=jnp.int32), jnp.full(length, row, jnp.int32)
         scores = jnp.zeros((length, SHAPE.heads, length), jnp.float32)
         lens = case.problem.seq_lens
-        visible = modified_scores(scores, rows, position, variant, arrays, seq_lens=lens)[1]
+        numbers = default_pairs(variant, SHAPE.heads)
+        facts = (scores, rows, position, variant, arrays)
+        visible = modified_scores(*facts, seq_lens=lens, tokens=numbers)[1]
         seen = np.asarray(visible.any(axis=1))
         for tile in (1, 64):
             last = jnp.minimum(position + tile - 1, length - 1)
@@ -136,7 +138,8 @@ def _permuted(case: Case) -> Any:
     order = np.concatenate([[0], np.random.default_rng(3).permutation(count - 1) + 1])
     tables = jnp.asarray(np.argsort(order).astype(np.int32))[case.problem.block_tables]
     moved = case.problem._replace(kv=case.problem.kv[order], block_tables=tables)
-    return by_xla(dataclasses.replace(case, problem=moved))
+    numbers = None if case.token_pages is None else case.token_pages[order]
+    return by_xla(dataclasses.replace(case, problem=moved, token_pages=numbers))
 
 
 def _parted(case: Case, count: int) -> tuple[Any, Any]:
@@ -158,5 +161,5 @@ def _parted(case: Case, count: int) -> tuple[Any, Any]:
     )
     spec = dataclasses.replace(spec, padding=max(0, 2 - count))
     brought = {name: value[slots] for name, value in case.row_params.items()}
-    got = by_xla(Case(case.variant, spec, alone, brought))
+    got = by_xla(Case(case.variant, spec, alone, brought, case.token_pages))
     return got[:count], by_xla(case)[end - count : end]

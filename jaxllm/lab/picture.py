@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from pallas_kernels.attention.reference import modified_scores
 from pallas_kernels.attention.variant import AttentionVariant
-from pallas_kernels.attention.variant_params import param_arrays
+from pallas_kernels.attention.variant_params import default_pairs, param_arrays
 
 SCORES = np.linspace(-8, 8, 65, dtype=np.float32)
 
@@ -55,6 +55,7 @@ def _modified(
         variant,
         param_arrays(variant, num_heads, 1, None),
         seq_lens=jnp.asarray([num_tokens], jnp.int32),
+        tokens=default_pairs(variant, num_heads),
     )
     scores = jnp.where(visible, scores, jnp.nan)
     return np.asarray(visible).swapaxes(0, 1), np.asarray(scores).swapaxes(0, 1)

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxllm.attention.backend import AttentionSpec, HeadTransform
+from jaxllm.attention.kv_cache import LayerPages
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import ModelConfig
@@ -49,8 +50,8 @@ class Attention(nnx.Module):
         return rules
 
     def __call__(
-        self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
-    ) -> tuple[Float[Array, "T E"], Array]:
+        self, x: Float[Array, "T E"], kv: LayerPages, table: RotaryTable, attend: StepAttention
+    ) -> tuple[Float[Array, "T E"], LayerPages]:
         q, kv = attend.write(self.qkv(x), kv, self._heads(table), self.spec)
         out = attend(q, kv, self.spec)
         return self.o(out.reshape(x.shape[0], -1)), kv

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.kv_cache import LayerPages
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import ModelConfig
@@ -65,8 +66,8 @@ class DifferentialAttention(nnx.Module):
         ]
 
     def __call__(
-        self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
-    ) -> tuple[Float[Array, "T E"], Array]:
+        self, x: Float[Array, "T E"], kv: LayerPages, table: RotaryTable, attend: StepAttention
+    ) -> tuple[Float[Array, "T E"], LayerPages]:
         spec, count = self.spec, x.shape[0]
         heads, pairs, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim // 2
         parts = self.qkv(x).reshape(count, -1, dim)

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.kv_cache import LayerPages
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import LatentConfig, ModelConfig
@@ -73,8 +74,8 @@ class LatentAttention(nnx.Module):
         ]
 
     def __call__(
-        self, x: Float[Array, "T E"], kv: Array, table: RotaryTable, attend: StepAttention
-    ) -> tuple[Float[Array, "T E"], Array]:
+        self, x: Float[Array, "T E"], kv: LayerPages, table: RotaryTable, attend: StepAttention
+    ) -> tuple[Float[Array, "T E"], LayerPages]:
         count, rank = x.shape[0], self.latent.kv_rank
         made = self.kv_a(x)
         key = apply_rotary(made[:, None, rank:], table, self.rope)

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.kv_cache import LayerPages, split_pages
 from jaxllm.attention.metadata import StepAttention
 from pallas_kernels.attention.reference import attention_probs
 
@@ -92,7 +93,7 @@ class Taps:
         self,
         out: Float[Array, "T H V"],
         q: Float[Array, "T H D"],
-        kv: Array,
+        kv: LayerPages,
         attend: StepAttention,
         spec: AttentionSpec,
     ) -> "tuple[Float[Array, 'T H V'], Taps]":
@@ -102,13 +103,14 @@ class Taps:
         ablated = self.edits.ablated[self.rows, self.layer][:, :, None]
         out = jnp.where(ablated, jnp.zeros_like(out), out)
         metadata, reads = attend.metadata, self.reads
+        pages, tokens = split_pages(kv)
 
         def one(entry: Int[Array, ""], probs: Float[Array, "P H N"]) -> Float[Array, "P H N"]:
             token = reads.probs[0, entry]
             row = lax.dynamic_slice_in_dim(metadata.token_slots, token, 1)
             weights = attention_probs(
                 lax.dynamic_slice_in_dim(q, token, 1),
-                kv,
+                pages,
                 metadata.block_tables,
                 row,
                 lax.dynamic_slice_in_dim(metadata.positions, token, 1),
@@ -117,6 +119,7 @@ class Taps:
                 variant=spec.variant,
                 row_params=metadata.row_params,
                 seq_lens=metadata.seq_lens,
+                token_pages=tokens,
             )
             return probs.at[entry].set(weights[0])
 
@@ -158,7 +161,7 @@ class TappedAttention(StepAttention):
         return cls(attend.backend, attend.metadata, attend.slots, attend.shared, [taps])
 
     @override
-    def __call__(self, q: Float[Array, "T H _W"], kv: Array, spec: AttentionSpec) -> Array:
+    def __call__(self, q: Float[Array, "T H _W"], kv: LayerPages, spec: AttentionSpec) -> Array:
         out, taps = self.taps[-1].heads(super().__call__(q, kv, spec), q, kv, self, spec)
         self.taps.append(taps)
         return out

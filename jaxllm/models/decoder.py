@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jaxllm.attention.kv_cache import KVCache
-from jaxllm.attention.layers import layer_class
+from jaxllm.attention.backend import AttentionSpec
+from jaxllm.attention.kv_cache import KVCache, LayerPages, by_layer, from_layers
+from jaxllm.attention.layers import computed_by, layer_class
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.embedding import Embedding
@@ -45,11 +46,11 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "T E"],
         branch: Float[Array, "T E"] | None,
-        kv: Array,
+        kv: LayerPages,
         table: RotaryTable,
         attend: StepAttention,
         taps: Taps | None = None,
-    ) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array, Taps | None]:
+    ) -> tuple[Float[Array, "T E"], Float[Array, "T E"], LayerPages, Taps | None]:
         """The residual stream is ``x + branch``, coming in and going out: each norm adds the branch
         before it, in the pass over memory that it makes anyway.
         """
@@ -76,12 +77,12 @@ def _layer(
     leaves: list[Array],
     x: Float[Array, "T E"],
     branch: Float[Array, "T E"] | None,
-    kv: Array,
+    kv: LayerPages,
     table: RotaryTable,
     attend: StepAttention,
     structure: tuple[Any, Any],
     taps: Taps | None = None,
-) -> tuple[Float[Array, "T E"], Float[Array, "T E"], Array, Taps | None]:
+) -> tuple[Float[Array, "T E"], Float[Array, "T E"], LayerPages, Taps | None]:
     """One layer as a function of its parameters, so that layers of the same structure are traced
     and lowered once instead of once each; the compiler inlines the calls.
     """
@@ -136,8 +137,11 @@ class DecoderLM(nnx.Module):
         """The same, with activations read and changed on the way; None: neither."""
         x, branch = self.embed(tokens), None
         table = rotary_table(self.config.rope, jnp.maximum(positions, 0))
-        written: list[Array] = []
-        for index, (layer, layer_kv) in enumerate(zip(self.layers, kv, strict=True)):
+        written: list[LayerPages] = []
+        pages = by_layer(self.config, kv)
+        for index, (layer, layer_kv) in enumerate(zip(self.layers, pages, strict=True)):
+            spec, computed = AttentionSpec.of(self.config, index), computed_by(layer.attention)
+            layer_kv = attend.write_brought(layer_kv, spec, but=computed)
             graphdef, state = nnx.split(layer)
             leaves, treedef = jax.tree.flatten(state)
             structure = (graphdef, treedef)
@@ -149,7 +153,7 @@ class DecoderLM(nnx.Module):
             written.append(layer_kv)
         if taps is not None:
             (x, taps), branch = taps.at(self.config.num_layers).state(x, branch), None
-        return self.norm.add(x, branch)[0], tuple(written), taps
+        return self.norm.add(x, branch)[0], from_layers(written), taps
 
     def compute_logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
         """float32 logits."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.kv_cache import KVCache
@@ -28,7 +29,8 @@ def save_blocks(kv: KVCache, ids: Int[Array, " N"]) -> tuple[Float[Array, " E"],
     """Each block of all layers, one after the other: their pages may differ in shape. An id past
     the cache is padding."""
     count = ids.shape[0]
-    layers = [layer.at[ids].get(mode="clip").reshape(count, -1) for layer in kv]
+    found = [layer.at[ids].get(mode="clip") for layer in kv]
+    layers = [_as_dtype(content, kv[0].dtype).reshape(count, -1) for content in found]
     blocks = jnp.concatenate(layers, axis=1)
     return tuple(blocks[i] for i in range(count))
 
@@ -37,13 +39,30 @@ def load_blocks(
     kv: KVCache, ids: Int[Array, " N"], blocks: tuple[Float[Array, " E"], ...]
 ) -> KVCache:
     """Put blocks back. An id past the cache is padding. In place when ``kv`` is donated."""
-    pages = [layer.shape[1:] for layer in kv]
-    ends = list(accumulate(map(math.prod, pages)))
+    ends = list(accumulate(_elements(layer, kv[0].dtype) for layer in kv))
     layers = jnp.split(jnp.stack(blocks), ends[:-1], axis=1)
     return tuple(
-        layer.at[ids].set(content.reshape(-1, *page), mode="drop")
-        for layer, content, page in zip(kv, layers, pages, strict=True)
+        layer.at[ids].set(_as_page(content, layer), mode="drop")
+        for layer, content in zip(kv, layers, strict=True)
     )
+
+
+def _as_dtype(content: Array, dtype: Any) -> Array:
+    """A block is one array of one dtype, that of pages; numbers of tokens are bits of it."""
+    return content if content.dtype == dtype else lax.bitcast_convert_type(content, dtype)
+
+
+def _as_page(content: Float[Array, "N E"], layer: Array) -> Array:
+    shape = (len(content), *layer.shape[1:])
+    if content.dtype == layer.dtype:
+        return content.reshape(shape)
+    parts = layer.dtype.itemsize // content.dtype.itemsize
+    return lax.bitcast_convert_type(content.reshape(*shape, parts), layer.dtype)
+
+
+def _elements(layer: Any, dtype: Any) -> int:
+    """Of one block in one layer, in units of ``dtype``, which may be narrower."""
+    return math.prod(layer.shape[1:]) * (layer.dtype.itemsize // jnp.dtype(dtype).itemsize)
 
 
 def in_parts(moves: Moves, padding: int) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -60,6 +79,6 @@ def abstract_ids(*shape: int) -> jax.ShapeDtypeStruct:
 
 def abstract_blocks(kv: Any) -> tuple[jax.ShapeDtypeStruct, ...]:
     """``kv``: the cache's layers or their specs."""
-    elements = sum(math.prod(layer.shape[1:]) for layer in kv)
+    elements = sum(_elements(layer, kv[0].dtype) for layer in kv)
     block = jax.ShapeDtypeStruct((elements,), kv[0].dtype)
     return (block,) * BLOCKS_PER_MOVE

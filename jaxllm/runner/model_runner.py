@@ -31,7 +31,6 @@ from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
 from jaxllm.runner.step import TOKENS_PER_RECOUNT, StepSlots
-from jaxllm.runner.step_layout import StepLayout
 from jaxllm.runner.tapped_step import edits_spec
 from jaxllm.runner.tapping import TapRows, TapRun, values_of
 from jaxllm.sampling.metadata import Logprobs, SamplerMode, SamplerOutput
@@ -72,7 +71,7 @@ class ModelRunner:
         self._grammars = grammars
         self._params = params
         self._programs = programs
-        self._layouts = {b: StepLayout(b, plan.block_size) for b in plan.buckets}
+        self._layouts = {b: programs.step_program(b).layout for b in plan.buckets}
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
         self._last: StepHandle | None = None  # dispatched and not fetched
         self._masking = Masking(plan.model.vocab_size)

@@ -27,6 +27,8 @@ def pack(plan: SchedulerOutput, rows: RowState, layout: StepLayout) -> np.ndarra
     views.token_ids[:decode] = -1
     views.positions[:decode] = plan.starts[:decode]
     views.token_slots[:decode] = np.arange(decode)
+    if len(views.token_params):
+        _pack_token_params(views, plan, rows, ends)
     for slot in range(decode, count):
         _pack_chunk(views, slot, plan, rows, int(ends[slot]))
     views.num_decode_rows[:] = count if layout.bucket.kind is BatchKind.DECODE else decode
@@ -71,6 +73,13 @@ def _empty(rows: RowState, layout: StepLayout) -> np.ndarray:
     views.reset_rows[:] = rows.scratch_row + 1  # out of range: dropped
     views.patch_index[:] = rows.num_cells  # out of range: dropped
     return buffer
+
+
+def _pack_token_params(views, plan: SchedulerOutput, rows: RowState, ends: np.ndarray) -> None:
+    by_param = views.token_params.reshape(len(rows.layout.tokens), -1).view(np.float32)
+    counts, starts = plan.num_new_tokens.tolist(), plan.starts.tolist()
+    for row, start, count, end in zip(plan.rows.tolist(), starts, counts, ends, strict=True):
+        by_param[:, end - count : end] = rows.token_params(row, start, count)
 
 
 def _pack_chunk(views, slot: int, plan: SchedulerOutput, rows: RowState, end: int) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxllm.attention.backend import AttentionBackend
 from jaxllm.attention.kv_cache import kv_cache_spec
-from jaxllm.attention.variants import row_params
+from jaxllm.attention.variants import row_params, token_params
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.models.params import ModelDef
 from jaxllm.runner.block_moves import (
@@ -68,7 +68,8 @@ class ProgramJobs:
         self.model = model
         self.backend = backend
         # As wide as the first plan has it, even where a later one holds no row of that length.
-        self.rows = RowLayout(plan.max_blocks_per_row, row_params(plan.model))
+        kept = (row_params(plan.model), token_params(plan.model))
+        self.rows = RowLayout(plan.max_blocks_per_row, *kept)
         self.hidden = HiddenShape.of(plan.buckets)
         self.sampling_platform = platform
 

@@ -38,10 +38,11 @@ MAX_STOP_IDS = MAX_STOP_TOKEN_IDS + MAX_EOS_IDS  # the request's own and the mod
 @dataclass(frozen=True)
 class RowLayout:
     """``max_blocks``: entries of a block table. ``attention``: what requests may bring for
-    attention variants."""
+    attention variants, ``tokens`` of every token: these travel with steps."""
 
     max_blocks: int
     attention: tuple[Param, ...] = ()
+    tokens: tuple[Param, ...] = ()
 
     @cached_property
     def columns(self) -> dict[str, int]:

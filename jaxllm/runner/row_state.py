@@ -73,6 +73,7 @@ class RowState:
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         self.first_known = [0] * rows  # position of the first of token_ids
         self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
+        self._token_params: list[dict[str, np.ndarray]] = [{}] * rows
         self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
         self.resets: list[int] = []  # rows whose token counts must be cleared
@@ -167,6 +168,16 @@ class RowState:
             raise InvariantError("A request has a grammar, but the engine has no compiler.")
         return self._grammars
 
+    def token_params(self, row: int, start: int, count: int) -> np.ndarray:
+        """What the row's request brought of its tokens from ``start`` on, or the defaults: float32
+        [params, count]."""
+        params = self.layout.tokens
+        found = np.stack([np.broadcast_to(param.value(1), count) for param in params])
+        for place, param in enumerate(params):
+            brought = self._token_params[row].get(param.name, found[0, :0])[start : start + count]
+            found[place, : len(brought)] = brought
+        return found
+
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
         seed_high, seed_low = seed_words(params.seed or 0)
@@ -194,6 +205,11 @@ class RowState:
         self.patches.write(start + layout.bias_ids, bias)
         self.patches.write(start + layout.bias_values, map(_bits, bias.values()))
         brought = params.attention_params or {}
+        self._token_params[row] = {
+            param.name: np.asarray(brought[param.name], np.float32)
+            for param in layout.tokens
+            if param.name in brought
+        }
         cells = [
             (param.check(brought[param.name], 1) if param.name in brought else param.value(1))
             .reshape(-1)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxllm.attention.backend import AttentionBackend, AttentionSpec
@@ -44,7 +45,7 @@ class StepProgram:
 
     @cached_property
     def layout(self) -> StepLayout:
-        return StepLayout(self.bucket, self.block_size)
+        return StepLayout(self.bucket, self.block_size, len(self.rows.tokens))
 
 
 @jax.tree_util.register_dataclass
@@ -110,6 +111,7 @@ def step_attention(
         block_tables=program.rows.block_tables(state[views.rows]),
         num_decode_rows=views.num_decode_rows[0],
         row_params=program.rows.row_params(state[views.rows]),
+        token_params=_token_params(views, program),
     )
     return StepAttention.bind(
         program.backend,
@@ -118,6 +120,16 @@ def step_attention(
         AttentionSpec.all_of(program.model.config),
         program.block_size,
     )
+
+
+def _token_params(views: SimpleNamespace, program: StepProgram) -> dict[str, Array]:
+    """What requests brought of the step's tokens, by name; nothing in a pure decode step."""
+    if not views.token_params.shape[0]:
+        return {}
+    params = program.rows.tokens
+    bits = views.token_params.reshape(len(params), -1)
+    values = lax.bitcast_convert_type(bits, jnp.float32)
+    return {param.name: value for param, value in zip(params, values, strict=True)}
 
 
 def score(

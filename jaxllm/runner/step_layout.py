@@ -15,6 +15,7 @@ from jaxllm.config.plan import BatchBucket, BatchKind
 class StepLayout:
     bucket: BatchBucket
     block_size: int
+    token_params: int = 0  # numbers that requests bring of every token of their prompts
 
     @property
     def max_patches(self) -> int:
@@ -44,6 +45,10 @@ class StepLayout:
             "patch_value": self.max_patches,
             "num_decode_rows": 1,  # slots that the decode form of attention serves
         }
+        if self.bucket.kind is BatchKind.MIXED:  # tokens that were generated have the defaults
+            lengths["token_params"] = self.token_params * tokens  # bits, param after param
+        else:
+            lengths["token_params"] = 0
         fields: dict[str, tuple[int, int]] = {}
         offset = 0
         for name, length in lengths.items():

@@ -14,7 +14,7 @@ from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
-from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.attention.variant_params import Params, TokenValues, param_arrays
 from pallas_kernels.head_dims import cut_heads
 
 
@@ -29,6 +29,7 @@ def paged_decode(
     window: int | None = None,
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
+    tokens: TokenValues | None = None,
     config: DecodeConfig | None = None,
     plan: DecodePlan | None = None,
 ) -> Float[Array, "R H D"]:
@@ -36,9 +37,10 @@ def paged_decode(
 
     Rows with seq_len 0 return zeros. With ``window`` a query sees itself and the ``window - 1``
     tokens before it. ``row_params`` is what rows bring of the variant's params, see
-    ``param_arrays``. ``platform`` is ``"sm_90"`` for Hopper; every other value takes XLA.
-    ``plan`` is ``plan_decode`` of the same lengths, window, variant and config: layers that share
-    it compute it once. Pages may hold wider heads than the queries, with zeros behind.
+    ``param_arrays``, ``tokens`` its per_token params. ``platform`` is ``"sm_90"`` for Hopper; every
+    other value takes XLA. ``plan`` is ``plan_decode`` of the same lengths, window, variant and
+    config: layers that share it compute it once. Pages may hold wider heads than the queries, with
+    zeros behind.
     """
     heads = q.shape[1]
     kv_heads, page_size, dim = kv.shape[2:]
@@ -46,7 +48,8 @@ def paged_decode(
         dim, page_size, heads // kv_heads, itemsize=kv.dtype.itemsize
     )
     facts = (heads, kv_heads, dim, page_size, str(q.dtype), platform, config)
-    reason = refuses_decode_sm90(*facts, pages=str(kv.dtype))
+    numbers = len(variant.token_params)
+    reason = refuses_decode_sm90(*facts, pages=str(kv.dtype), numbers=numbers)
     if reason is None:
         if plan is None:
             plan = plan_decode(
@@ -58,11 +61,13 @@ def paged_decode(
                 config=config,
                 variant=variant,
                 num_heads=heads,
+                head_dim=dim,
                 row_params=row_params,
             )
         op = DecodeOp(scale, window, variant, config)
         params = param_arrays(variant, heads, q.shape[0], row_params)
-        return paged_decode_sm90(q, kv, block_tables, plan, params, op=op)
-    rest: dict[str, Any] = {"variant": variant, "row_params": row_params}
+        pages = None if tokens is None else tokens.pages
+        return paged_decode_sm90(q, kv, block_tables, plan, params, pages, op=op)
+    rest: dict[str, Any] = {"variant": variant, "row_params": row_params, "tokens": tokens}
     kv = cut_heads(kv, q.shape[2])
     return xla.paged_decode(q, kv, block_tables, seq_lens, scale=scale, window=window, **rest)

@@ -8,6 +8,7 @@ from pallas_kernels.kv_write.narrow import FP8
 PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
 MAX_GROUP = 64
+NUMBERS_ALIGN = 32
 _SMEM_BYTES = 227 * 1024  # of one CTA on sm_90
 _SM_BYTES = 228 * 1024  # of all CTAs of an SM, each with _CTA_BYTES of its own for the system
 _CTA_BYTES = 1024
@@ -53,15 +54,18 @@ class DecodeConfig:
         is two stages there."""
         return self.block if head_dim > 128 else max(self.block, page_size)
 
-    def smem_bytes(self, page_size: int, head_dim: int, group: int, itemsize: int = 2) -> int:
+    def smem_bytes(
+        self, page_size: int, head_dim: int, group: int, itemsize: int = 2, numbers: int = 0
+    ) -> int:
         """Shared memory of one CTA, an upper bound. ``itemsize``: bytes of a number in the pages,
-        2 or 1; what has one is widened in shared memory."""
+        2 or 1; what has one is widened in shared memory. ``numbers``: per_token params."""
         block, heads = self.block_tokens(page_size, head_dim), padded_group(group)
         ring = self.stages * 2 * block * head_dim * itemsize
         if itemsize == 1:
             ring += 2 * block * head_dim * 2
         queries = 2 * heads * head_dim * 2
         outputs = heads * head_dim * 2
+        ring += self.stages * numbers * block * 4
         return ring + queries + outputs + heads * block * 2 + _RESERVED_BYTES
 
 
@@ -97,9 +101,10 @@ def refuses_decode_sm90(
     platform: str,
     config: DecodeConfig,
     pages: str | None = None,
+    numbers: int = 0,
 ) -> str | None:
     """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries, ``pages``
-    that of the cache; None: the same.
+    that of the cache; None: the same. ``numbers``: per_token params of the variant.
     """
     pages = pages or dtype
     if platform != "sm_90":
@@ -120,7 +125,23 @@ def refuses_decode_sm90(
     most = MAX_GROUP if head_dim <= 128 else MAX_GROUP // 2  # sums are kept in registers
     if group > most:
         return f"the decode kernel takes up to {most} query heads per KV head, not {group}"
-    needed = config.smem_bytes(page_size, head_dim, group, 2 if pages == dtype else 1)
+    reason = refuses_numbers(numbers, page_size, pages)
+    if reason is not None:
+        return reason
+    needed = config.smem_bytes(page_size, head_dim, group, 2 if pages == dtype else 1, numbers)
     if needed > _SMEM_BYTES:
         return f"{config} needs {needed} bytes of shared memory, a CTA has {_SMEM_BYTES}"
+    return None
+
+
+def refuses_numbers(count: int, page_size: int, pages: str) -> str | None:
+    """None if both kernels can fetch ``count`` per_token params beside such pages, else the reason.
+    A copy into shared memory starts at a multiple of 128 bytes, which 32 tokens take.
+    """
+    if count and page_size < NUMBERS_ALIGN:
+        return (
+            f"the kernels take per_token params in pages from {NUMBERS_ALIGN} on, not {page_size}"
+        )
+    if count and pages == FP8:
+        return "the kernels take no per_token params beside pages of eight bits"
     return None

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from pallas_kernels.attention.decode_config import DecodeConfig
+from pallas_kernels.attention.page_map import decode_map
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_params import Params, kv_spans, param_arrays
+from pallas_kernels.attention.xla_spans import Sight
 
 # Room for partial sums, per CTA. Items so short that they leave more are not worth it, and so the
 # room grows neither with the batch nor with the length of a row.
@@ -25,10 +27,12 @@ class DecodePlan(NamedTuple):
     """With room for S partial sums there are up to N = R + S items and X = S / 2 split rows."""
 
     # row, first split, end split, first slot (-1: the whole row), length; for a variant with a
-    # kv_range the length is the end of what is visible, and two more: its begin, and the query
-    items: Int[Array, "N 5"] | Int[Array, "N 7"]
+    # kv_range the length is the end of what is visible, and two more: its begin, and the query;
+    # for a mapped variant one more: the length of what is walked, of which splits are counted
+    items: Int[Array, "N 5"] | Int[Array, "N 6"] | Int[Array, "N 7"]
     counts: Int[Array, "3"]  # items; splits in a partial sum, 1 or those of a chunk; split rows
     split_rows: Int[Array, "X 4"]  # row, first slot, first and end partial sum from position 0 on
+    visits: Int[Array, "R C"] | None = None  # blocks of keys that a mapped variant's row walks
 
     @property
     def num_slots(self) -> int:
@@ -74,16 +78,24 @@ def plan_decode(
     config: DecodeConfig,
     variant: AttentionVariant = CAUSAL,
     num_heads: int = 0,
+    head_dim: int = 128,
     row_params: Params | None = None,
 ) -> DecodePlan:
     """Cuts rows at multiples of an item's size, counted from position 0, and orders the items
     longest first. An empty row is an item too: its output is zero.
-    ``num_heads`` and ``row_params`` matter to a variant with a kv_range."""
-    query, begin = seq_lens - 1, None
-    if variant.kv_range is not None:
+    ``num_heads`` and ``row_params`` matter to a variant that hides something, ``head_dim`` (of
+    pages) to a mapped one."""
+    query, begin, visits, length = seq_lens - 1, None, None, seq_lens
+    if variant.is_mapped:
+        block = config.block_tokens(page_size, head_dim)
+        sight = Sight(window, variant, row_params, page_size, (seq_lens.shape[0], max_pages))
+        visits, counts = decode_map(seq_lens, num_heads, sight, block)
+        seq_lens, window = counts[:, 1] * block, None
+    elif variant.kv_range is not None:
         slots = jnp.arange(seq_lens.shape[0], dtype=jnp.int32)
         params = param_arrays(variant, num_heads, seq_lens.shape[0], row_params)
         begin, seq_lens = kv_spans(variant, params, slots, query, query, seq_lens, window)
+        length = seq_lens
     rows, size = seq_lens.shape[0], config.split_tokens
     num_slots = max_slots(
         rows,
@@ -121,11 +133,13 @@ def plan_decode(
     split_ends = jnp.cumsum(pieces > 1)
     split = _owner(split_ends, jnp.arange(num_slots // 2, dtype=jnp.int32))
     partials = (spans.first[split] >> unit, (spans.last[split] >> unit) + 1)
-    ranged = () if begin is None else (begin[row], query[row])
+    more = () if begin is None else (begin[row], query[row])
+    more = more if visits is None else (seq_lens[row],)
     return DecodePlan(
-        _table(row, first, end, slot, seq_lens[row], *ranged),
+        _table(row, first, end, slot, length[row], *more),
         _table(full_ends[-1] + rows, 1 << unit, split_ends[-1]),
         _table(split, row_slots[split], *partials),
+        visits,
     )
 
 

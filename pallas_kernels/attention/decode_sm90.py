@@ -46,15 +46,16 @@ def paged_decode_sm90(
     block_tables: Int[Array, "R M"],
     plan: DecodePlan,
     params: Params | None = None,
+    token_pages: Float[Array, "P N K B"] | None = None,
     *,
     op: DecodeOp,
     tokens: int | None = None,
 ) -> Float[Array, "T H D"]:
     """``tokens``, at least R, asks for an output with room for more queries, which nothing is
     written to. ``plan`` is ``plan_decode`` of the same window, variant and config; ``params`` is
-    ``param_arrays`` of a variant that has any. Jitted so that the layers of a
-    model lower and compile it once. Pages may hold wider heads than the queries, with zeros
-    behind."""
+    ``param_arrays`` of a variant that has any, ``token_pages`` its per_token params. Jitted so that
+    the layers of a model lower and compile it once. Pages may hold wider heads than the queries,
+    with zeros behind."""
     own_dim, q = q.shape[2], pad_heads(q, kv.shape[4])
     rows, heads, dim = q.shape
     kv_heads, page = kv.shape[2], kv.shape[3]
@@ -62,16 +63,19 @@ def paged_decode_sm90(
     grouped = multiplied(q, kv.dtype).reshape(rows, kv_heads, group, dim)
     block = op.config.block_tokens(page, dim)
     sizes = (rows, kv_heads, group, dim, grouped.dtype, page, block)
-    shape = DecodeShape(*sizes, pages=kv.dtype, answers=q.dtype)
+    numbers = len(op.variant.token_params)
+    shape = DecodeShape(*sizes, pages=kv.dtype, answers=q.dtype, numbers=numbers)
     if group > GROUP_TILE and group % GROUP_TILE:  # a copy takes one tile that ends early, not two
         missing = shape.padded - group
         grouped = jnp.pad(grouped, ((0, 0), (0, 0), (0, missing), (0, 0)))
     operands = decode_operands(op.variant, params or {}, shape)
     call = _call(shape, op, (tokens or rows, *grouped.shape[1:]), plan.num_slots)
-    out, *partials = call(grouped, kv, block_tables, plan.items, plan.counts, *operands)
+    given = [x for x in (plan.visits, token_pages) if x is not None]
+    out, *partials = call(grouped, kv, block_tables, plan.items, plan.counts, *operands, *given)
     if partials:
         values, stats = partials
-        sinks = [operands[i] for i, p in enumerate(op.variant.params) if p.name == op.variant.sinks]
+        named = zip(op.variant.array_params, operands, strict=True)
+        sinks = [operand for param, operand in named if param.name == op.variant.sinks]
         out = combine_partials(out, values, stats, plan, *sinks, op=op)
     return cut_heads(out[:, :, :group].reshape(-1, heads, dim), own_dim)
 
@@ -89,17 +93,20 @@ def _call(
 
     def body(*refs: Ref, **smem: Ref) -> None:
         queries, kv, tables, items, counts, *rest = refs
-        params, out = rest[: len(op.variant.params)], rest[len(op.variant.params) :]
-        walk = Walk(shape, op, items, counts)
+        rest = list(rest)
+        params = tuple(rest.pop(0) for _ in op.variant.array_params)
+        walk = Walk(shape, op, items, counts, rest.pop(0) if op.variant.is_mapped else None)
+        numbers = rest.pop(0) if shape.numbers else None
         warpgroup = lax.axis_index("warpgroup")
 
         @pl.when(warpgroup == 1)
         def _() -> None:
-            produce(walk, queries, kv, tables, smem)
+            produce(walk, queries, kv, tables, smem, numbers)
 
         @pl.when(warpgroup == 0)
         def _() -> None:
-            consume(walk, counts, tuple(params), Outputs(*out), smem)
+            own = (numbers, tables) if shape.numbers else None
+            consume(walk, counts, params, Outputs(*rest), smem, own)
 
     return plgpu.kernel(
         body,
@@ -125,13 +132,16 @@ def _scratch(shape: DecodeShape, stages: int) -> dict[str, Any]:
         return plgpu.SMEM(sizes, shape.pages) if shape.widens else tile(*sizes)
 
     wide = {name: tile(shape.block, shape.dim) for name in ("wide_k", "wide_v") if shape.widens}
+    if shape.numbers:
+        wide["numbers"] = plgpu.SMEM((stages, shape.numbers, shape.block), jnp.float32)
+    filled_by = shape.pages_per_block * (1 + shape.numbers)
     return wide | {
         "k": ring(),
         "v": ring(),
         "q": tile(2, shape.padded, shape.dim),
         "p": tile(shape.padded, shape.block),
         "out": tile(shape.padded, shape.dim, dtype=shape.answers),
-        "k_full": plgpu.Barrier(num_arrivals=shape.pages_per_block, num_barriers=stages),
+        "k_full": plgpu.Barrier(num_arrivals=filled_by, num_barriers=stages),
         "v_full": plgpu.Barrier(num_arrivals=shape.pages_per_block, num_barriers=stages),
         "q_full": plgpu.Barrier(num_barriers=2),
         "k_free": plgpu.Barrier(num_barriers=stages),

@@ -42,8 +42,14 @@ class Outputs(NamedTuple):
 
 
 def consume(
-    walk: Walk, counts: Ref, params: tuple[Ref, ...], out: Outputs, smem: dict[str, Ref]
+    walk: Walk,
+    counts: Ref,
+    params: tuple[Ref, ...],
+    out: Outputs,
+    smem: dict[str, Ref],
+    own: tuple[Ref, Ref] | None = None,
 ) -> None:
+    """``own``: pages of per_token params and block tables, where the query's own numbers lie."""
     shape, op = walk.shape, walk.op
     chunk_splits = op.config.splits_per_chunk
     nothing = functools.partial(empty_sum, shape.dim, shape.padded)
@@ -60,10 +66,10 @@ def consume(
 
     def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, description = carry
-        item = Item(*description)
+        item = walk.item(description)
         following = walk.describe(turn + 1)
         query = lax.rem(turn, jnp.int32(2))
-        mods = DecodeMods(op, shape, params, item)
+        mods = DecodeMods(op, shape, params, item, own)
         plgpu.barrier_wait(smem["q_full"].at[query])
 
         def one_split(split: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
@@ -117,7 +123,9 @@ def _sum_split(
         filled((shape.block, heads), 0.0),
         filled((heads,), MASKED),
     )
-    step, values, total, maximum = lax.fori_loop(first, end, one_block, state)
+    if walk.op.variant.is_mapped:
+        state = (*state, walk.block_at(item, first))
+    step, values, total, maximum, *_ = lax.fori_loop(first, end, one_block, state)
     return step, Sum(values, total.sum(axis=0), maximum)
 
 
@@ -127,11 +135,12 @@ def _one_block(
     mods: DecodeMods,
     smem: dict[str, Ref],
     query: Array,
-    block: Array,
+    place: Array,
     carry: Any,
 ) -> Any:
     shape, op, heads = walk.shape, walk.op, walk.shape.padded
-    step, accumulated, total, maximum = carry
+    step, accumulated, total, maximum, *found = carry
+    block, following = (found[0], [walk.block_at(item, place + 1)]) if found else (place, [])
     stage = lax.rem(step, jnp.int32(op.config.stages))
     position = block * shape.block  # of the block's first token
 
@@ -154,9 +163,13 @@ def _one_block(
         return result[...]
 
     scores = pl.run_scoped(keys_by_queries, _Accumulator((shape.block, heads), jnp.float32))
+    numbers = [
+        plgpu.load(smem["numbers"].at[stage, param], layout=WGMMA.reduce(1))
+        for param in range(shape.numbers)
+    ]
     if not shape.widens:
         plgpu.barrier_arrive(smem["k_free"].at[stage])
-    scores = _logits(walk, item, mods, position, scores)
+    scores = _logits(walk, item, mods, position, scores, numbers)
 
     # A block always has a visible token, so the maximum is a real logit and exp2 of a masked one 0;
     # where a variant hides all of it the maximum is the least int32, far above a masked one.
@@ -185,15 +198,22 @@ def _one_block(
     if not shape.widens:
         plgpu.barrier_arrive(smem["v_free"].at[stage])
     accumulated = accumulated * across(decay, accumulated) + added
-    return step + 1, accumulated, total, raised
+    return step + 1, accumulated, total, raised, *following
 
 
-def _logits(walk: Walk, item: Item, mods: DecodeMods, position: Array, scores: Array) -> Array:
+def _logits(
+    walk: Walk,
+    item: Item,
+    mods: DecodeMods,
+    position: Array,
+    scores: Array,
+    numbers: list[Array],
+) -> Array:
     """To base 2, where exp2 is one instruction; what the query does not see is masked."""
     op, variant = walk.op, walk.op.variant
     scores = scores * (op.scale * LOG2E if variant.score_mod is None else op.scale)
     token = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=WGMMA) + position
-    scores, seen = mods(scores, token, position)
+    scores, seen = mods(scores, token, position, numbers)
     if variant.score_mod is not None:
         scores = scores * LOG2E
     visible = token < item.length

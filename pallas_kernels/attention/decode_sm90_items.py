@@ -48,6 +48,7 @@ class DecodeShape:
     block: int  # tokens per stage
     pages: Any  # dtype of pages; if not ``dtype``, they are widened in shared memory
     answers: Any  # dtype of the output
+    numbers: int = 0  # per_token params of the variant
 
     @property
     def pages_per_block(self) -> int:
@@ -85,6 +86,7 @@ class Item(NamedTuple):
     head: Array
     first: Any = None  # visible position, and the query's: only with a variant's kv_range
     position: Any = None
+    walked: Any = None  # tokens of the blocks that a mapped variant's query sees
 
     @property
     def query(self) -> Array:
@@ -102,6 +104,9 @@ class Item(NamedTuple):
     def blocks(self, op: DecodeOp, block: int, first: Array, end: Array) -> tuple[Array, Array]:
         """First and last + 1 block of some of the splits, counted from position 0."""
         size = op.config.split_tokens
+        if self.walked is not None:
+            last = lax.min(end * size, self.walked)
+            return first * (size // block), lax.div(last, jnp.int32(block))
         last_token = lax.min(end * size, self.length)
         first_block = lax.max(first * (size // block), lax.div(self.begin(op), jnp.int32(block)))
         return first_block, lax.div(last_token + (block - 1), jnp.int32(block))
@@ -110,8 +115,10 @@ class Item(NamedTuple):
 class Walk:
     """This CTA's items. The list falls in length: dealing it back and forth evens out the sums."""
 
-    def __init__(self, shape: DecodeShape, op: DecodeOp, items: Ref, counts: Ref):
-        self.shape, self.op, self._items = shape, op, items
+    def __init__(
+        self, shape: DecodeShape, op: DecodeOp, items: Ref, counts: Ref, visits: Ref = None
+    ):
+        self.shape, self.op, self._items, self._visits = shape, op, items, visits
         self._cta, self._ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
         total = counts[0] * shape.kv_heads
         rounds, rest = lax.div(total, self._ctas), lax.rem(total, self._ctas)
@@ -129,3 +136,16 @@ class Walk:
         item, head = (f(unit, jnp.int32(self.shape.kv_heads)) for f in (lax.div, lax.rem))
         fields = [self._items[item, field] for field in range(self._items.shape[1])]
         return (*fields[:5], head, *fields[5:])
+
+    def item(self, description: tuple[Array, ...]) -> Item:
+        if self._visits is None:
+            return Item(*description)
+        *fields, walked = description
+        return Item(*fields, walked=walked)
+
+    def block_at(self, item: Item, place: Array) -> Array:
+        """The block of keys that is walked in that place, or any where there is none. Read ahead of
+        time, too."""
+        if self._visits is None:
+            return place
+        return self._visits[item.row, lax.min(place, jnp.int32(self._visits.shape[1] - 1))]

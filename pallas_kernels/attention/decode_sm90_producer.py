@@ -29,9 +29,12 @@ def issue(copy: Callable[[int], None], count: int, warps: int) -> None:
             pl.when(warp == i % warps)(functools.partial(copy, i))
 
 
-def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> None:
+def produce(
+    walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref], tokens: Ref = None
+) -> None:
     """Runs ahead of the consumer by as many blocks as the ring has stages, across items. Page
-    numbers and items are read one step before they are needed."""
+    numbers and items are read one step before they are needed. ``tokens``: pages of a variant's
+    per_token params, which travel with the keys."""
     shape, op, stages = walk.shape, walk.op, walk.op.config.stages
 
     def pages_of(item: Item, block: Array) -> tuple[Array, ...]:
@@ -54,6 +57,12 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
         part = lax.rem(block, jnp.int32(shape.blocks_per_page))
         return kv.at[page, kind, head, pl.ds(part * shape.block, shape.block)]
 
+    def numbers_of(page: Array, param: int, head: Array, block: Array) -> Ref:
+        if shape.blocks_per_page == 1:
+            return tokens.at[page, param, head]
+        part = lax.rem(block, jnp.int32(shape.blocks_per_page))
+        return tokens.at[page, param, head, pl.ds(part * shape.block, shape.block)]
+
     def copy(
         kind: int, name: str, head: Array, block: Array, pages: tuple[Array, ...], step: Array
     ) -> None:
@@ -70,12 +79,15 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
             target = smem[name].at[stage, pl.ds(i * size, size)]
             barrier = smem[f"{name}_full"].at[stage]
             plgpu.copy_gmem_to_smem(tokens_of(pages[i], kind, head, block), target, barrier)
+            for param in range(shape.numbers if kind == 0 else 0):
+                numbers = smem["numbers"].at[stage, param, pl.ds(i * size, size)]
+                plgpu.copy_gmem_to_smem(numbers_of(pages[i], param, head, block), numbers, barrier)
 
         issue(copy_page, len(pages), op.config.issuers)
 
     def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, description = carry
-        item = Item(*description)
+        item = walk.item(description)
         following = walk.describe(turn + 1)
         slot = lax.rem(turn, jnp.int32(2))
 
@@ -87,14 +99,19 @@ def produce(walk: Walk, q: Ref, kv: Ref, tables: Ref, smem: dict[str, Ref]) -> N
         plgpu.copy_gmem_to_smem(heads, smem["q"].at[slot], smem["q_full"].at[slot])
 
         def one_block(block: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            step, pages = carry
-            ahead = pages_of(item, block + 1)
-            copy(0, "k", item.head, block, pages, step)
-            copy(1, "v", item.head, block, pages, step)
-            return step + 1, ahead
+            step, pages, *listed = carry
+            next_block = walk.block_at(item, block + 1)
+            ahead = pages_of(item, next_block)
+            here = listed[0] if listed else block
+            copy(0, "k", item.head, here, pages, step)
+            copy(1, "v", item.head, here, pages, step)
+            return step + 1, ahead, *([next_block] if listed else [])
 
         first, end = item.blocks(op, shape.block, item.first_split, item.end_split)
-        step, _ = lax.fori_loop(first, end, one_block, (step, pages_of(item, first)))
+        first_block = walk.block_at(item, first)
+        listed = (first_block,) if op.variant.is_mapped else ()
+        state = (step, pages_of(item, first_block), *listed)
+        step = lax.fori_loop(first, end, one_block, state)[0]
         return step, following
 
     start = (jnp.int32(0), walk.describe(jnp.int32(0)))

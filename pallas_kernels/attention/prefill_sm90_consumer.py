@@ -21,6 +21,7 @@ from pallas_kernels.attention.prefill_sm90_items import (
     Item,
     PrefillOp,
     Shared,
+    block_at,
     ceil_div,
     my_items,
     rows_and_head,
@@ -29,6 +30,7 @@ from pallas_kernels.attention.prefill_sm90_variant import PrefillMods
 from pallas_kernels.attention.prefill_tiles import ROWS
 
 _Accumulator: Any = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+_Sums = tuple[Array, Array, Array]  # weighted values [ROWS, D], maximum and total [ROWS]
 _FLOOR = -1e30  # start of the running maximum: finite, so that a row without keys stays at zero
 
 
@@ -64,7 +66,7 @@ def _attend(
     """The consumer's 64 rows of attention output, float32."""
     dim, config = smem.q.shape[2], op.config
     row, head = rows_and_head(item, consumer, config)
-    mods = PrefillMods(op, gmem, item, head)
+    mods = PrefillMods(op, gmem, item, head, row)
     low, high = lax.max(item.low, row), lax.min(item.high, row + ROWS)
     step = functools.partial(_step, smem, op, mods, consumer, item.position + row, done)
 
@@ -78,6 +80,8 @@ def _attend(
     clear_end = lax.div(item.position + low + 1, jnp.int32(config.block_kv))
     clear_end = lax.clamp(item.begin, clear_end, item.end)
     clear_begin = item.begin
+    if op.variant.is_mapped:
+        return _attend_mapped(gmem, step, mods, dim)
     if op.variant.mask_mod is not None or op.ranged:
         clear_end = item.begin  # none is known to be seen whole
     elif op.window is not None:
@@ -85,17 +89,41 @@ def _attend(
         clear_begin = lax.clamp(item.begin, ceil_div(oldest, config.block_kv), item.end)
         clear_end = lax.max(clear_begin, clear_end)
 
-    def rows(value: float) -> Array:
-        return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), WGMMA.reduce(1))
-
-    zeros = plgpu.layout_cast(jnp.zeros((ROWS, dim), jnp.float32), WGMMA)
-    carry: tuple[Array, Array, Array] = (zeros, rows(_FLOOR), rows(0.0))
+    carry = _nothing(dim)
     if clear_begin is not item.begin:
         carry = lax.fori_loop(item.begin, clear_begin, functools.partial(step, True), carry)
     if clear_end is not item.begin:
         carry = lax.fori_loop(clear_begin, clear_end, functools.partial(step, False), carry)
     carry = lax.fori_loop(clear_end, item.end, functools.partial(step, True), carry)
-    accumulated, total = mods.add_sink(*carry)
+    return _answer(mods, carry, dim)
+
+
+def _attend_mapped(gmem: Gmem, step: Callable[..., _Sums], mods: PrefillMods, dim: int) -> Array:
+    """Blocks that are seen in part, then those seen whole, where nothing asks the mask. Which they
+    are is read one step before it is needed."""
+    item = mods.item
+
+    def walk(masked: bool, place: Array, carry: tuple[Array, _Sums]) -> tuple[Array, _Sums]:
+        block, sums = carry
+        following = block_at(gmem, item, place + 1)
+        return following, step(masked, place, sums, block)
+
+    carry = (block_at(gmem, item, item.begin), _nothing(dim))
+    carry = lax.fori_loop(item.begin, item.whole, functools.partial(walk, True), carry)
+    carry = lax.fori_loop(item.whole, item.end, functools.partial(walk, False), carry)
+    return _answer(mods, carry[1], dim)
+
+
+def _nothing(dim: int) -> _Sums:
+    def rows(value: float) -> Array:
+        return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), WGMMA.reduce(1))
+
+    zeros = plgpu.layout_cast(jnp.zeros((ROWS, dim), jnp.float32), WGMMA)
+    return zeros, rows(_FLOOR), rows(0.0)
+
+
+def _answer(mods: PrefillMods, sums: _Sums, dim: int) -> Array:
+    accumulated, total = mods.add_sink(*sums)
     return accumulated * _spread(1.0 / jnp.maximum(total, 1e-30), dim)
 
 
@@ -107,13 +135,16 @@ def _step(
     position: Array,
     done: Array,
     masked: bool,
-    block: Array,
-    carry: tuple[Array, Array, Array],
-) -> tuple[Array, Array, Array]:
-    """One block of keys: scores, softmax update, weighted values."""
+    place: Array,
+    carry: _Sums,
+    block: Array | None = None,
+) -> _Sums:
+    """One block of keys: scores, softmax update, weighted values. ``block``: which, if not the one
+    at ``place``."""
     accumulated, maximum, total = carry
     config, stages, item = op.config, jnp.int32(op.config.stages), mods.item
-    step = done + block - item.begin
+    block = place if block is None else block
+    step = done + place - item.begin
     stage = lax.rem(step, stages)
 
     def multiply(scores: Any) -> Array:
@@ -123,16 +154,20 @@ def _step(
         return scores[...]
 
     scores = pl.run_scoped(multiply, _Accumulator((ROWS, config.block_kv), jnp.float32))
+    numbers = [
+        plgpu.load(smem.numbers.at[stage, param], layout=WGMMA.reduce(0))
+        for param in range(len(op.variant.token_params))
+    ]
     plgpu.barrier_arrive(smem.k_free.at[stage])
 
-    @pl.when(block == item.end - 1)
+    @pl.when(place == item.end - 1)
     def _() -> None:
         plgpu.barrier_arrive(smem.q_free)
 
     factor = op.scale * LOG2E
     if op.variant.score_mod is not None:
         scores, factor = scores * op.scale, LOG2E
-    scores, seen = mods(scores, position, block * config.block_kv)
+    scores, seen = mods(scores, position, block * config.block_kv, numbers, masked=masked)
     if masked:
         scores = _mask(scores, position, block * config.block_kv, op, item.seq_len, seen)
     # The maximum is kept in scaled units, so that exp2's argument is one multiply-add.
@@ -155,7 +190,7 @@ def _step(
     next_stage, end = lax.rem(step + 1, stages), item.end  # Mosaic rejects literals in a closure
 
     def wait_for_next_keys() -> None:
-        @pl.when(block + 1 < end)
+        @pl.when(place + 1 < end)
         def _() -> None:
             plgpu.barrier_wait(smem.k_full.at[next_stage])
 

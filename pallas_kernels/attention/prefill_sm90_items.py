@@ -34,7 +34,8 @@ class PrefillOp:
     @property
     def ranged(self) -> bool:
         """Whether tiles come with the positions that they may see."""
-        return self.variant.kv_range is not None or self.variant.lookahead is not None
+        ahead = self.variant.lookahead is not None and not self.variant.is_mapped
+        return self.variant.kv_range is not None or ahead
 
 
 class Shared(NamedTuple):
@@ -56,6 +57,7 @@ class Shared(NamedTuple):
     narrow: Any = None  # [2, block_kv, D] keys, values of eight bits; then neither of the two above
     narrow_full: Any = None  # [2]
     p: Any = None  # [2, ROWS, block_kv], interpreter only
+    numbers: Any = None  # [stages, per_token params, block_kv] of keys
 
 
 class Gmem(NamedTuple):
@@ -67,6 +69,10 @@ class Gmem(NamedTuple):
     out: Any
     params: tuple[Any, ...] = ()  # of the variant, in order
     spans: Any = None  # [N, 2] first and last + 1 visible position, if op.ranged
+    order: Any = None  # [N, C] the tiles' PageMap, if the variant is mapped
+    counts: Any = None
+    token_pages: Any = None  # [P, N, K, B], if the variant has per_token params
+    token_queries: Any = None  # [N, K, T]
 
 
 class Item(NamedTuple):
@@ -79,8 +85,10 @@ class Item(NamedTuple):
     high: Array
     seq_len: Array
     unit: Array  # head, or pair of heads
-    begin: Array  # first and last + 1 block of keys
+    begin: Array  # first and last + 1 block of keys, or of the tile's list of them
     end: Array
+    tile: Any = None  # of a mapped variant only, as is the first place with a block seen whole
+    whole: Any = None
 
 
 def ceil_div(x: Array, y: int) -> Array:
@@ -110,6 +118,10 @@ def _read_item(gmem: Gmem, op: PrefillOp, index: Array, units: int) -> Item:
     tile, unit = lax.div(index, jnp.int32(units)), lax.rem(index, jnp.int32(units))
     slot, group, position, low, high, seq_len = (gmem.table[tile, i] for i in range(6))
     begin = jnp.int32(0)
+    if op.variant.is_mapped:
+        end = gmem.counts[tile, 1]
+        facts = (slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
+        return Item(*facts, tile, gmem.counts[tile, 0])
     if op.ranged:
         first, stop = gmem.spans[tile, 0], gmem.spans[tile, 1]
         begin = lax.div(first, jnp.int32(op.config.block_kv))
@@ -121,6 +133,17 @@ def _read_item(gmem: Gmem, op: PrefillOp, index: Array, units: int) -> Item:
     end = ceil_div(lax.min(position + high, seq_len), op.config.block_kv)
     end = lax.max(end, begin)
     return Item(slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
+
+
+def block_at(gmem: Gmem, item: Item, place: Array) -> Array:
+    """The block of keys in that place of the item's list, or any where there is none."""
+    if item.tile is None:
+        return place
+    return gmem.order[item.tile, lax.min(place, jnp.int32(gmem.order.shape[1] - 1))]
+
+
+def kv_head_of(gmem: Gmem, head: Array) -> Array:
+    return lax.div(head, jnp.int32(gmem.q.shape[1] // gmem.kv.shape[2]))
 
 
 def rows_and_head(item: Item, consumer: Array | int, config: PrefillConfig) -> tuple[Any, Any]:

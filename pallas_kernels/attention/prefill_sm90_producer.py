@@ -16,12 +16,14 @@ from pallas_kernels.attention.prefill_sm90_items import (
     Item,
     PrefillOp,
     Shared,
+    block_at,
     my_items,
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
 from pallas_kernels.attention.widen_sm90 import widen
 
+_NUMBERS = 2  # where per_token params follow keys and values
 _WIDENED = 4096  # numbers at a time: a thread has 40 registers
 
 
@@ -33,9 +35,9 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
     def one_item(turn: Array, done: Array) -> Array:
         item = read(turn)
 
-        def one_block(block: Array, _: None) -> None:
-            step = done + block - item.begin
-            fetch(gmem, smem, op, item, block, step)
+        def one_block(place: Array, _: None) -> None:
+            step = done + place - item.begin
+            fetch(gmem, smem, op, item, place, step)
 
         lax.fori_loop(item.begin, item.end, one_block, None)
         return done + item.end - item.begin
@@ -53,9 +55,9 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
         plgpu.barrier_wait(smem.v_free.at[stage])
 
 
-def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array) -> None:
+def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, place: Array, step: Array) -> None:
     """One block of keys and values, and before the first of an item its queries."""
-    config = op.config
+    config, block = op.config, block_at(gmem, item, place)
     stage = lax.rem(step, jnp.int32(config.stages))
     count, part = _parts(gmem, op, item, block)
     size = config.block_kv // count
@@ -64,6 +66,9 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
         def copy_part(i: int) -> None:
             rows = target.at[stage, pl.ds(i * size, size)]
             plgpu.copy_gmem_to_smem(part(which, i), rows, barrier)
+            for param in range(len(op.variant.token_params) if which == 0 else 0):
+                numbers = smem.numbers.at[stage, param, pl.ds(i * size, size)]
+                plgpu.copy_gmem_to_smem(part(_NUMBERS + param, i), numbers, barrier)
 
         issue(copy_part, count, config.issuers)
 
@@ -73,7 +78,7 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, st
 
     copy(0, smem.k, smem.k_full.at[stage])
 
-    @pl.when(block == item.begin)
+    @pl.when(place == item.begin)
     def _() -> None:
         _fetch_queries(gmem, smem, op, item, step)
 
@@ -100,7 +105,7 @@ def _parts(
     gmem: Gmem, op: PrefillOp, item: Item, block: Array
 ) -> tuple[int, Callable[[int, int], Any]]:
     """How many copies fetch a block, and what the i-th takes: whole pages, or one part of a page,
-    of keys (0) or values (1)."""
+    of keys (0), values (1) or a per_token param."""
     page_size, block_kv = gmem.kv.shape[3], op.config.block_kv
     count = max(block_kv // page_size, 1)
     blocks_per_page = max(page_size // block_kv, 1)
@@ -112,19 +117,21 @@ def _parts(
     pages = [gmem.block_tables[item.slot, lax.min(first + i, last_page)] for i in range(count)]
 
     def part(which: int, i: int) -> Any:
+        source = gmem.kv if which < _NUMBERS else gmem.token_pages
+        which = which if which < _NUMBERS else which - _NUMBERS
         if blocks_per_page == 1:
-            return gmem.kv.at[pages[i], which, kv_head]
+            return source.at[pages[i], which, kv_head]
         start = lax.rem(block, jnp.int32(blocks_per_page)) * block_kv
-        return gmem.kv.at[pages[i], which, kv_head, pl.ds(start, block_kv)]
+        return source.at[pages[i], which, kv_head, pl.ds(start, block_kv)]
 
     return count, part
 
 
 def _fetch_narrow(
-    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, block: Array, step: Array
+    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, place: Array, step: Array
 ) -> None:
     """The same for pages of eight bits: they are widened here, while the next are on their way."""
-    config = op.config
+    config, block = op.config, block_at(gmem, item, place)
     size, rows = config.block_kv, _WIDENED // gmem.kv.shape[4]
     stage = lax.rem(step, jnp.int32(config.stages))
 
@@ -138,7 +145,7 @@ def _fetch_narrow(
 
         issue(copy_part, count, config.issuers)
 
-    @pl.when(block == item.begin)
+    @pl.when(place == item.begin)
     def _() -> None:
         copy(0, block)
 
@@ -161,13 +168,13 @@ def _fetch_narrow(
 
     take(0, smem.k, smem.k_free, smem.k_full, None)
 
-    @pl.when(block == item.begin)
+    @pl.when(place == item.begin)
     def _() -> None:
         _fetch_queries(gmem, smem, op, item, step)
 
-    @pl.when(block + 1 < item.end)
+    @pl.when(place + 1 < item.end)
     def _() -> None:
-        copy(0, block + 1)
+        copy(0, block_at(gmem, item, place + 1))
 
     take(1, smem.v, smem.v_free, smem.v_full, item.seq_len - block * size)
 

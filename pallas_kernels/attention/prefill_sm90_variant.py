@@ -10,11 +10,14 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.decode_sm90_sums import LOG2E
-from pallas_kernels.attention.prefill_sm90_items import WGMMA, Gmem, Item, PrefillOp
+from pallas_kernels.attention.page_map import PageMap
+from pallas_kernels.attention.prefill_sm90_items import WGMMA, Gmem, Item, PrefillOp, kv_head_of
 from pallas_kernels.attention.prefill_tiles import ROWS
 from pallas_kernels.attention.variant import AttentionVariant
 from pallas_kernels.attention.variant_params import (
+    OfPair,
     Params,
+    TokenValues,
     by_position,
     kv_spans,
     slice_start,
@@ -23,13 +26,19 @@ from pallas_kernels.attention.variant_params import (
 
 
 def prefill_operands(
-    variant: AttentionVariant, arrays: Params, table: Int[Array, "N F"], op: PrefillOp
+    variant: AttentionVariant,
+    arrays: Params,
+    table: Int[Array, "N F"],
+    op: PrefillOp,
+    page_map: PageMap | None,
+    tokens: TokenValues | None,
 ) -> list[Array]:
     """The params as the kernel reads them, in order of declaration: per_head [H], per_layer [1],
-    per_row as it is, per_distance [H, 2, ROWS, positions]; if ranged the tiles' spans.
+    per_row as it is, per_distance [H, 2, ROWS, positions]; if ranged the tiles' spans, if mapped
+    their map, and of per_token params pages and the queries' [N, K, T].
     """
     operands: list[Array] = []
-    for param in variant.params:
+    for param in variant.array_params:
         value = arrays[param.name]
         if param.kind == "per_layer":
             value = value[None]
@@ -38,6 +47,10 @@ def prefill_operands(
         operands.append(value)
     if op.ranged:
         operands.append(_tile_spans(variant, arrays, table, op))
+    if page_map is not None:
+        operands += page_map
+    if tokens is not None:
+        operands += [tokens.pages, jnp.moveaxis(tokens.queries, 0, 2)]
     return operands
 
 
@@ -68,11 +81,17 @@ def _tile_spans(
 class PrefillMods:
     """The functions, with the params of one head and tile: read once, before its blocks."""
 
-    def __init__(self, op: PrefillOp, gmem: Gmem, item: Item, head: Array):
+    def __init__(self, op: PrefillOp, gmem: Gmem, item: Item, head: Array, row: Array):
         self._op, self._head, self.item = op, head, item
+        self._own: list[Array] = []
+        for index in range(len(op.variant.token_params)):
+            queries = pl.ds(item.token + row, ROWS)
+            ref = gmem.token_queries.at[index, kv_head_of(gmem, head), queries]
+            own = plgpu.load(ref, layout=WGMMA.reduce(1), optimized=False)
+            self._own.append(own)
         self._tables: dict[str, tuple[Any, int]] = {}
         self._scalars: dict[str, Any] = {}
-        for param, ref in zip(op.variant.params, gmem.params, strict=True):
+        for param, ref in zip(op.variant.array_params, gmem.params, strict=True):
             match param.kind:
                 case "per_distance":
                     self._tables[param.name] = (ref, param.size or 0)
@@ -86,11 +105,14 @@ class PrefillMods:
                     values = tuple(ref[item.slot, i] for i in range(param.size or 0))
                     self._scalars[param.name] = values
 
-    def __call__(self, scores: Array, position: Array, key: Array) -> tuple[Array, Array | None]:
-        """Logits, and what the variant lets be seen (None: all), of queries from ``position`` on
-        and keys from ``key`` on."""
+    def __call__(
+        self, scores: Array, position: Array, key: Array, numbers: list[Array], *, masked: bool
+    ) -> tuple[Array, Array | None]:
+        """Logits, and what the variant lets be seen (None: all, or not ``masked``), of queries from
+        ``position`` on and keys from ``key`` on. ``numbers``: the keys' per_token params."""
         variant = self._op.variant
-        if variant.score_mod is None and variant.mask_mod is None:
+        hides = masked and variant.mask_mod is not None
+        if variant.score_mod is None and not hides:
             return scores, None
 
         def index(dimension: int) -> Array:
@@ -98,10 +120,14 @@ class PrefillMods:
 
         query, token = index(0) + position, index(1) + key
         params = SimpleNamespace(**self._scalars, **self._at(position, key))
+        for param, own, keys in zip(variant.token_params, self._own, numbers, strict=True):
+            query_values = lax.broadcast_in_dim(own, scores.shape, (0,))
+            pair = OfPair(query_values, lax.broadcast_in_dim(keys, scores.shape, (1,)))
+            setattr(params, param.name, pair)
         if variant.score_mod is not None:
             scores = variant.score_mod(scores, query, token, self._head, params)
             scores = spread(scores.astype(jnp.float32), token.shape)
-        if variant.mask_mod is None:
+        if variant.mask_mod is None or not masked:
             return scores, None
         return scores, spread(variant.mask_mod(query, token, self._head, params), token.shape)
 

@@ -49,12 +49,12 @@ class PrefillConfig:
         """Tokens per tile."""
         return ROWS * _CONSUMERS // self.heads_per_tile
 
-    def smem_bytes(self, head_dim: int, *, widens: bool = False) -> int:
+    def smem_bytes(self, head_dim: int, *, widens: bool = False, numbers: int = 0) -> int:
         """Shared memory of a thread block, less what barriers take. ``widens``: pages have eight
-        bits, which lie in two blocks of their own first."""
+        bits, which lie in two blocks of their own first. ``numbers``: per_token params."""
         whole = 2 * ROWS + (2 * self.stages + widens) * self.block_kv
         answers = (2 if widens else 4) * ROWS * columns_at_once(head_dim)
-        return 2 * (whole * head_dim + answers)
+        return 2 * (whole * head_dim + answers) + 4 * self.stages * numbers * self.block_kv
 
 
 def columns_at_once(head_dim: int) -> int:

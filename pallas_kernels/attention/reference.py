@@ -3,6 +3,7 @@
 Every implementation is compared with it. It gathers whole block tables: never use it to serve.
 """
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
-from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.attention.variant_params import OfPair, Params, param_arrays, query_values
 from pallas_kernels.kv_write.narrow import widened
 
 
@@ -27,6 +28,7 @@ def paged_attention_reference(
     row_params: Params | None = None,
     seq_lens: Int[Array, " R"] | None = None,
     value_dim: int | None = None,
+    token_pages: Float[Array, "P N K B"] | None = None,
 ) -> Float[Array, "T H V"]:
     """Causal attention of token t, at ``positions[t]`` of row ``token_rows[t]``, over its row's
     pages, changed by ``variant``; ``row_params`` is what rows bring of its params.
@@ -35,7 +37,8 @@ def paged_attention_reference(
     S is 1, the first ``value_dim`` channels of a key are its value.
     With ``window`` a query sees itself and the ``window - 1`` tokens before it. ``kv_range`` is not
     asked. ``seq_lens``, how far rows have been written, bounds a variant with lookahead.
-    A position of -1 marks padding, whose output is zero. Returns float32.
+    ``token_pages`` holds the variant's per_token params. A position of -1 marks padding, whose
+    output is zero. Returns float32.
     """
     weights = attention_probs(
         q,
@@ -48,6 +51,7 @@ def paged_attention_reference(
         variant=variant,
         row_params=row_params,
         seq_lens=seq_lens,
+        token_pages=token_pages,
     )
     values = _gathered(kv, -1, block_tables, token_rows, q.shape[1])[..., :value_dim]
     values = jnp.where((weights != 0)[..., None], values, 0.0)
@@ -66,6 +70,7 @@ def attention_probs(
     variant: AttentionVariant = CAUSAL,
     row_params: Params | None = None,
     seq_lens: Int[Array, " R"] | None = None,
+    token_pages: Float[Array, "P N K B"] | None = None,
 ) -> Float[Array, "T H N"]:
     """The weights of that attention, float32: of the key at position n of the token's row, for
     ``N = M * B``. What is hidden has zero; with sinks they do not sum to one.
@@ -75,7 +80,14 @@ def attention_probs(
     scores = jnp.einsum("thd,thnd->thn", q.astype(jnp.float32), keys) * scale
     arrays = param_arrays(variant, heads, block_tables.shape[0], row_params)
     scores, visible = modified_scores(
-        scores, token_rows, positions, variant, arrays, window=window, seq_lens=seq_lens
+        scores,
+        token_rows,
+        positions,
+        variant,
+        arrays,
+        window=window,
+        seq_lens=seq_lens,
+        tokens=_token_pairs(variant, token_pages, block_tables, token_rows, positions, heads),
     )
     sink = None if variant.sinks is None else arrays[variant.sinks]
     return masked_softmax(scores, visible, sink)
@@ -118,13 +130,15 @@ def modified_scores(
     *,
     window: int | None = None,
     seq_lens: Int[Array, " R"] | None = None,
+    tokens: Mapping[str, OfPair] | None = None,
 ) -> tuple[Float[Array, "T H N"], Bool[Array, "T H N"]]:
     """The scores of tokens with positions 0 to N - 1 of their rows as the variant wants them, and
-    what is visible. ``arrays`` is ``param_arrays``, the rest as above.
+    what is visible. ``arrays`` is ``param_arrays``, ``tokens`` the per_token params as they
+    broadcast with the scores, the rest as above.
     """
     q_pos, kv_pos = positions[:, None, None], jnp.arange(scores.shape[2])[None, None]
     head = jnp.arange(scores.shape[1])[None, :, None]
-    mods = _params_of(variant, arrays, token_rows, jnp.maximum(q_pos - kv_pos, 0))
+    mods = _params_of(variant, arrays, token_rows, jnp.maximum(q_pos - kv_pos, 0), tokens or {})
     if variant.score_mod is not None:
         changed = variant.score_mod(scores, q_pos, kv_pos, head, mods)
         scores = jnp.broadcast_to(changed, scores.shape)
@@ -139,12 +153,35 @@ def modified_scores(
     return scores, jnp.broadcast_to(visible, scores.shape)
 
 
+def _token_pairs(
+    variant: AttentionVariant,
+    pages: Float[Array, "P N K B"] | None,
+    block_tables: Int[Array, "R M"],
+    rows: Int[Array, " T"],
+    positions: Int[Array, " T"],
+    heads: int,
+) -> dict[str, OfPair]:
+    if pages is None:
+        return {}
+    groups = heads // pages.shape[2]
+    query = query_values(pages, block_tables, rows, positions)  # [T, N, K]
+    key = jnp.moveaxis(pages[block_tables[rows]], 1, 3)  # [T, N, K, M, B]
+    key = jnp.repeat(key.reshape(*key.shape[:3], -1), groups, axis=2)
+    query = jnp.repeat(query, groups, axis=2)[..., None]
+    named = enumerate(variant.token_params)
+    return {param.name: OfPair(query[:, i], key[:, i]) for i, param in named}
+
+
 def _params_of(
-    variant: AttentionVariant, params: Params, rows: Int[Array, " T"], distance: Int[Array, "T 1 N"]
+    variant: AttentionVariant,
+    params: Params,
+    rows: Int[Array, " T"],
+    distance: Int[Array, "T 1 N"],
+    tokens: Mapping[str, OfPair],
 ) -> SimpleNamespace:
     """The params as they broadcast with scores [T, H, N]."""
-    shaped: dict[str, Array | tuple[Array, ...]] = {}
-    for param in variant.params:
+    shaped: dict[str, Array | tuple[Array, ...]] = dict(tokens)
+    for param in variant.array_params:
         value = params[param.name]
         match param.kind:
             case "per_head":

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-Kind = Literal["per_head", "per_layer", "per_row", "per_distance"]
+Kind = Literal["per_head", "per_layer", "per_row", "per_distance", "per_token"]
 DType = Literal["float32", "int32"]
 # A number for all entries, nested tuples of the whole shape, or a function from the number of query
 # heads to either.
 Default = Any
-_KINDS: tuple[Kind, ...] = ("per_head", "per_layer", "per_row", "per_distance")
+_KINDS: tuple[Kind, ...] = ("per_head", "per_layer", "per_row", "per_distance", "per_token")
+MAX_PER_TOKEN = 2  # of a variant: each takes 4 bytes per token and KV head, beside its keys
 _MAX_SIZE = {"per_row": 64, "per_distance": 2**14}
 
 
@@ -39,6 +40,9 @@ class Param:
     - per_row [] or [size]: what a request brings; with ``size`` a tuple of so many numbers.
     - per_distance [H, size]: the number at distance ``q_pos - kv_pos``; a table's last entry is for
       all larger distances, its first for those below zero.
+    - per_token [], of every token and KV head: what a layer computes of a token, or a request
+      brings for the tokens of its prompt, kept in pages beside the keys. Functions get a pair,
+      the query's and the key's: ``params.NAME.query``, ``params.NAME.key``.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Param:
             raise VariantError(f"param {self.name}: kind must be one of {_KINDS}, not {self.kind}")
         if self.dtype not in ("float32", "int32"):
             raise VariantError(f"param {self.name}: dtype must be float32 or int32")
+        if self.kind == "per_token" and self.dtype != "float32":
+            raise VariantError(f"param {self.name}: per_token takes float32 only")
         limit = _MAX_SIZE.get(self.kind)
         if self.size is not None and (limit is None or not 0 < self.size <= limit):
             raise VariantError(f"param {self.name}: {self.kind} takes no size of {self.size}")
@@ -138,6 +144,8 @@ class AttentionVariant:
             raise VariantError(f"{self.name}: sinks must name a per_head param, not {self.sinks!r}")
         if self.lookahead is not None:
             self._check_lookahead()
+        if len(self.token_params) > MAX_PER_TOKEN:
+            raise VariantError(f"{self.name}: at most {MAX_PER_TOKEN} params may be per_token")
         for field, count in (("score_mod", 5), ("mask_mod", 4), ("kv_range", 3)):
             function = getattr(self, field)
             if function is not None:
@@ -162,6 +170,23 @@ class AttentionVariant:
     def row_params(self) -> tuple[Param, ...]:
         """What a request may bring."""
         return tuple(param for param in self.params if param.kind == "per_row")
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the mask must be asked what it hides, since there is no ``kv_range`` to say so.
+        One that may look at numbers of tokens is not: they lie in every layer's own pages."""
+        asked = self.mask_mod is not None and self.kv_range is None
+        return asked and not self.token_params
+
+    @property
+    def token_params(self) -> tuple[Param, ...]:
+        """What is kept of every token, in the order in which pages hold it."""
+        return tuple(param for param in self.params if param.kind == "per_token")
+
+    @property
+    def array_params(self) -> tuple[Param, ...]:
+        """All others, which a step has as arrays."""
+        return tuple(param for param in self.params if param.kind != "per_token")
 
     def bind(self, values: Mapping[str, Any], num_heads: int | None = None) -> "AttentionVariant":
         """The variant with other defaults. Raises VariantError for unknown names, and where

@@ -30,7 +30,12 @@ from pallas_kernels.attention.prefill_tiles import make_prefill_tiles
 from pallas_kernels.attention.reference import paged_attention_reference
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 from pallas_kernels.attention.variant_hints import hint_of
-from pallas_kernels.attention.variant_params import Params, param_arrays
+from pallas_kernels.attention.variant_params import (
+    Params,
+    TokenValues,
+    param_arrays,
+    query_values,
+)
 from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.kv_write.narrow import widened
 
@@ -47,6 +52,14 @@ class Case:
     spec: PrefillSpec
     problem: PrefillProblem
     row_params: Params
+    token_pages: Float[Array, "P N K B"] | None = None
+
+    @property
+    def tokens(self) -> TokenValues | None:
+        if self.token_pages is None:
+            return None
+        where = (self.problem.block_tables, *_tokens(self.spec))
+        return TokenValues(self.token_pages, query_values(self.token_pages, *where))
 
     @property
     def scale(self) -> float:
@@ -76,7 +89,20 @@ def make_case(
                 values = [values] * slots
             stacked = np.stack([param.check(value, spec.heads) for value in values])
             brought[param.name] = jnp.asarray(stacked)
-    return Case(variant, spec, make_prefill_problem(spec, dtype), brought)
+    problem = make_prefill_problem(spec, dtype)
+    return Case(variant, spec, problem, brought, _random_token_pages(variant, spec, problem))
+
+
+def _random_token_pages(
+    variant: AttentionVariant, spec: PrefillSpec, problem: PrefillProblem
+) -> Array | None:
+    """NaN where nothing has been written."""
+    if not variant.token_params:
+        return None
+    shape = (len(problem.kv), len(variant.token_params), spec.kv_heads, spec.page)
+    values = np.random.default_rng(1).standard_normal(shape, np.float32)
+    unwritten = np.isnan(np.asarray(widened(problem.kv, jnp.float32))[:, 0, :, :, 0])
+    return jnp.asarray(np.where(unwritten[:, None], np.nan, values))
 
 
 def reference(case: Case) -> Float[Array, "T H D"]:
@@ -92,6 +118,7 @@ def reference(case: Case) -> Float[Array, "T H D"]:
         slots,
         positions,
         seq_lens=problem.seq_lens,
+        token_pages=None if case.token_pages is None else jnp.nan_to_num(case.token_pages),
         **case.rest,
     )
 
@@ -100,7 +127,8 @@ def by_xla(case: Case) -> Float[Array, "T H D"]:
     positions = _tokens(case.spec)[1]
     lens = _decode_lens(case)
     problem, brought = case.problem, case.row_params
-    return _xla(problem, lens, positions, brought, variant=case.variant, scale=case.scale)
+    facts: dict[str, Any] = {"variant": case.variant, "scale": case.scale}
+    return _xla(problem, lens, positions, brought, case.tokens, **facts)
 
 
 @functools.partial(jax.jit, static_argnames=("variant", "scale"))
@@ -109,6 +137,7 @@ def _xla(
     decode_lens: Int[Array, " R"],
     positions: Int[Array, " T"],
     row_params: Params,
+    tokens: TokenValues | None,
     *,
     variant: AttentionVariant,
     scale: float,
@@ -116,10 +145,13 @@ def _xla(
     """Jitted by shape and variant, so that batches of the same shape compile once."""
     rest: dict[str, Any] = {"scale": scale, "variant": variant, "row_params": row_params}
     q, kv, tables = problem.q, problem.kv, problem.block_tables
-    decoded = xla.paged_decode(q[: len(decode_lens)], kv, tables, decode_lens, **rest)
+    first = None
+    if tokens is not None:
+        first = tokens._replace(queries=tokens.queries[: len(decode_lens)])
+    decoded = xla.paged_decode(q[: len(decode_lens)], kv, tables, decode_lens, tokens=first, **rest)
     out = jnp.zeros_like(q).at[: decoded.shape[0]].set(decoded)
     tiles = make_tile_map(problem.query_start_loc, problem.num_decode_rows, q.shape[0])
-    rest["seq_lens"] = problem.seq_lens
+    rest |= {"seq_lens": problem.seq_lens, "tokens": tokens}
     return xla.paged_prefill(q, kv, tables, positions, tiles, out, **rest)
 
 
@@ -135,14 +167,16 @@ def by_kernels(case: Case, *, interpret: bool) -> tuple[Array, Array]:
         config=_DECODE,
         variant=case.variant,
         num_heads=spec.heads,
+        head_dim=spec.dim,
         row_params=case.row_params,
     )
     params = param_arrays(case.variant, spec.heads, rows, case.row_params)
     op = DecodeOp(case.scale, None, case.variant, _DECODE, interpret)
     tables, kv = problem.block_tables, problem.kv
-    decoded = paged_decode_sm90(problem.q[:rows], kv, tables, plan, params, op=op)
+    decoded = paged_decode_sm90(problem.q[:rows], kv, tables, plan, params, case.token_pages, op=op)
     config = default_prefill_config(spec.heads, spec.kv_heads, spec.dim)
-    config = dataclasses.replace(config, num_ctas=2) if interpret else config
+    # The interpreter is many times slower with a second thread block.
+    config = dataclasses.replace(config, num_ctas=1) if interpret else config
     tiles = make_prefill_tiles(
         problem.query_start_loc, problem.seq_lens, problem.num_decode_rows, spec.tokens, config
     )
@@ -152,6 +186,7 @@ def by_kernels(case: Case, *, interpret: bool) -> tuple[Array, Array]:
         tables,
         tiles,
         jnp.zeros_like(problem.q),
+        tokens=case.tokens,
         config=config,
         interpret=plgpu.InterpretGPUParams() if interpret else False,
         **case.rest,
@@ -172,11 +207,15 @@ def why_not_lowered(case: Case) -> str | None:
 def lower_for_cuda(case: Case) -> str:
     """The text of a program with both kernels."""
 
-    def both(problem: PrefillProblem, row_params: Params) -> tuple[Array, Array]:
-        inner = dataclasses.replace(case, problem=problem, row_params=row_params)
+    def both(
+        problem: PrefillProblem, row_params: Params, token_pages: Array | None
+    ) -> tuple[Array, Array]:
+        inner = dataclasses.replace(
+            case, problem=problem, row_params=row_params, token_pages=token_pages
+        )
         return by_kernels(inner, interpret=False)
 
-    traced = jax.jit(both).trace(case.problem, case.row_params)
+    traced = jax.jit(both).trace(case.problem, case.row_params, case.token_pages)
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 

@@ -6,20 +6,45 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 
 Params = dict[str, Array]
 
 
+class TokenValues(NamedTuple):
+    """The N per_token params of a variant, float32, in order of declaration."""
+
+    pages: Float[Array, "P N K B"]  # of all tokens, by the same block tables as their keys
+    queries: Float[Array, "T N K"]  # of those that attend
+
+
+class OfPair(NamedTuple):
+    """A per_token param as functions get it; both broadcast with the scores."""
+
+    query: Array
+    key: Array
+
+
+def query_values(
+    pages: Float[Array, "P N K B"],
+    block_tables: Int[Array, "R M"],
+    rows: Int[Array, " T"],
+    positions: Int[Array, " T"],
+) -> Float[Array, "T N K"]:
+    """What pages hold of tokens at ``positions`` of ``rows``; anything for position -1."""
+    position, size = jnp.maximum(positions, 0), pages.shape[3]
+    return pages[block_tables[rows, position // size], :, :, position % size]
+
+
 def param_arrays(
     variant: AttentionVariant, num_heads: int, num_rows: int, brought: Mapping[str, Array] | None
 ) -> Params:
-    """Every param as an array: per_head [H], per_layer [], per_row [R] or [R, size], per_distance
-    [H, size]. ``brought`` holds what rows brought, the defaults fill in."""
+    """Every param but per_token ones as an array: per_head [H], per_layer [], per_row [R] or
+    [R, size], per_distance [H, size]. ``brought`` holds what rows brought, the defaults fill in."""
     arrays: Params = {}
-    for param in variant.params:
+    for param in variant.array_params:
         value = jnp.asarray(param.value(num_heads))
         if param.kind == "per_row":
             value = jnp.broadcast_to(value, (num_rows, *value.shape))
@@ -33,6 +58,12 @@ def param_arrays(
                 value = given
         arrays[param.name] = value
     return arrays
+
+
+def default_pairs(variant: AttentionVariant, num_heads: int) -> dict[str, OfPair]:
+    """Every per_token param where all tokens have its default."""
+    values = {p.name: jnp.float32(p.value(num_heads)) for p in variant.token_params}
+    return {name: OfPair(value, value) for name, value in values.items()}
 
 
 class KvSpan(NamedTuple):

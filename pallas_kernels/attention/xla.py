@@ -11,7 +11,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
-from pallas_kernels.attention.variant_params import Params, kv_spans, param_arrays
+from pallas_kernels.attention.variant_params import (
+    OfPair,
+    Params,
+    TokenValues,
+    kv_spans,
+    param_arrays,
+)
 from pallas_kernels.attention.xla_queries import (
     Mods,
     Pairs,
@@ -28,7 +34,6 @@ from pallas_kernels.attention.xla_spans import (
     SpanMap,
     decode_spans,
     prefill_spans,
-    takes_spans,
 )
 from pallas_kernels.kv_write.narrow import widened
 
@@ -50,16 +55,20 @@ def paged_decode(
     row_params: Params | None = None,
     value_dim: int | None = None,
     spans: SpanMap | None = None,
+    tokens: TokenValues | None = None,
 ) -> Float[Array, "R H V"]:
     """One query per row, at position ``seq_lens - 1``. Rows with seq_len 0 return zeros.
     ``row_params`` is what rows bring of the variant's params, see ``param_arrays``; ``spans``
-    what ``decode_spans`` gave, or gives here."""
-    if spans is None and takes_spans(variant):
+    what ``decode_spans`` gave, or gives here; ``tokens`` a variant's per_token params."""
+    if spans is None and variant.is_mapped:
         sight = Sight(window, variant, row_params, kv.shape[3], block_tables.shape)
         spans = decode_spans(seq_lens, q.shape[1], sight)
     params = param_arrays(variant, q.shape[1], seq_lens.shape[0], row_params)
     mods = Mods(scale, window, variant, params, value_dim)
-    return _walk(q[:, None], decode_queries(seq_lens), kv, block_tables, mods, spans)[:, 0]
+    if tokens is not None:
+        tokens = tokens._replace(queries=tokens.queries[:, None])
+    queries = decode_queries(seq_lens)
+    return _walk(q[:, None], queries, kv, block_tables, mods, spans, tokens)[:, 0]
 
 
 def paged_prefill(
@@ -78,18 +87,18 @@ def paged_prefill(
     seq_lens: Int[Array, " R"] | None = None,
     value_dim: int | None = None,
     spans: SpanMap | None = None,
+    tokens: TokenValues | None = None,
 ) -> Float[Array, "T H V"]:
     """Attends all tokens covered by ``tiles`` and returns ``out`` with their rows replaced.
 
     ``group`` tiles are attended at once: 1 suits a CPU, many fill an accelerator. A variant with
     lookahead needs ``seq_lens``: how far each row has been written. ``spans`` is what
-    ``prefill_spans`` gave, or gives here.
+    ``prefill_spans`` gave, or gives here; ``tokens`` a variant's per_token params.
     """
-    if spans is None and takes_spans(variant):
+    if spans is None and variant.is_mapped:
         sight = Sight(window, variant, row_params, kv.shape[3], block_tables.shape)
         spans = prefill_spans(positions, tiles, seq_lens, q.shape[1], sight)
-    tokens = q.shape[0]
-    count = tiles.slot.shape[0]
+    total, count = q.shape[0], tiles.slot.shape[0]
     group = min(group, count)
     params = param_arrays(variant, q.shape[1], block_tables.shape[0], row_params)
     mods = Mods(scale, window, variant, params, value_dim)
@@ -98,8 +107,9 @@ def paged_prefill(
         take = jnp.minimum(index * group + jnp.arange(group), count - 1)
         token, queries = tile_queries(positions, tiles, take, variant, seq_lens)
         mine = None if spans is None else SpanMap(spans.order[take], spans.count[take])
-        result = _walk(q[token], queries, kv, block_tables[queries.rows], mods, mine)
-        target = jnp.where(queries.positions < 0, tokens, token).reshape(-1)  # too large: dropped
+        own = tokens if tokens is None else tokens._replace(queries=tokens.queries[token])
+        result = _walk(q[token], queries, kv, block_tables[queries.rows], mods, mine, own)
+        target = jnp.where(queries.positions < 0, total, token).reshape(-1)  # too large: dropped
         return out.at[target].set(result.reshape(-1, *out.shape[1:]), mode="drop")
 
     return lax.fori_loop(0, (tiles.count + group - 1) // group, body, out)
@@ -120,8 +130,10 @@ def _walk(
     block_tables: Int[Array, "N M"],
     mods: Mods,
     spans: SpanMap | None,
+    tokens: TokenValues | None,
 ) -> Float[Array, "N S H V"]:
-    """Queries against their rows' pages; every row at its own stretch if there are ``spans``."""
+    """Queries against their rows' pages; every row at its own stretch if there are ``spans``.
+    ``tokens.queries`` is of every query, [N, S, params, K]."""
     n, s, heads, dim = q.shape
     value_dim = mods.value_dim or dim
     kv_heads, page_size = kv.shape[2], kv.shape[3]
@@ -142,7 +154,8 @@ def _walk(
             at[:, None] * pages + jnp.arange(pages)[None], block_tables.shape[1] - 1
         )
         wanted = jnp.broadcast_to(wanted, (n, pages))
-        block = kv[jnp.take_along_axis(block_tables, wanted, axis=1)]  # [N, pages, S, K, B, D]
+        here = jnp.take_along_axis(block_tables, wanted, axis=1)
+        block = kv[here]  # [N, pages, S, K, B, D]
         block = widened(block, packed.dtype).transpose(2, 0, 3, 1, 4, 5)
         block = block.reshape(-1, n, kv_heads, span, dim)
         kv_pos = at[:, None] * span + jnp.arange(span)[None]
@@ -151,7 +164,8 @@ def _walk(
         written = (kv_pos < queries.written[:, None])[:, None, :, None]
         keys, values = block[0], jnp.where(written, block[-1, ..., :value_dim], 0)
         scores = jnp.einsum("nkqd,nkcd->nkqc", packed, keys, preferred_element_type=jnp.float32)
-        scores, visible = _logits(scores * mods.scale, kv_pos, queries, mods)
+        numbers = _token_pairs(tokens, here, groups, mods)
+        scores, visible = _logits(scores * mods.scale, kv_pos, queries, mods, numbers)
         return _update(scores, visible, values, state)
 
     shape = (n, kv_heads, groups * s)
@@ -186,14 +200,32 @@ def _bounds(queries: Queries, mods: Mods) -> tuple[Int[Array, ""], Int[Array, ""
     return jnp.minimum(begin, end), end
 
 
+def _token_pairs(
+    tokens: TokenValues | None, pages: Int[Array, "N W"], groups: int, mods: Mods
+) -> dict[str, OfPair]:
+    """The per_token params as they broadcast with scores [N, K, Q, C], of the keys in ``pages``."""
+    if tokens is None:
+        return {}
+    key = jnp.moveaxis(tokens.pages[pages], 1, 3)  # [N, params, K, W, B]
+    key = key.reshape(*key.shape[:3], 1, -1)
+    query = jnp.moveaxis(tokens.queries, 1, 3)  # [N, params, K, S]
+    query = jnp.tile(query, (1, 1, 1, groups))[..., None]
+    named = enumerate(mods.variant.token_params)
+    return {param.name: OfPair(query[:, i], key[:, i]) for i, param in named}
+
+
 def _logits(
-    scores: Float[Array, "N K Q C"], kv_pos: Int[Array, "_N C"], queries: Queries, mods: Mods
+    scores: Float[Array, "N K Q C"],
+    kv_pos: Int[Array, "_N C"],
+    queries: Queries,
+    mods: Mods,
+    tokens: dict[str, OfPair],
 ) -> tuple[Float[Array, "N K Q C"], Bool[Array, "N _K Q C"]]:
     """Scores as the variant wants them, and what is visible."""
     variant, kv_heads = mods.variant, scores.shape[1]
     groups = scores.shape[2] // queries.positions.shape[1]
     pairs = Pairs.of(queries, kv_pos, kv_heads, groups)
-    values = param_values(pairs, queries.rows, mods)
+    values = param_values(pairs, queries.rows, mods, tokens)
     if variant.score_mod is not None:
         changed = variant.score_mod(scores, pairs.query, pairs.key, pairs.head, values)
         scores = jnp.broadcast_to(changed.astype(jnp.float32), scores.shape)

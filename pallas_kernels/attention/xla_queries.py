@@ -1,5 +1,6 @@
 """Queries of plain XLA attention, and what of the keys they see."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from pallas_kernels.attention.variant import AttentionVariant
-from pallas_kernels.attention.variant_params import Params
+from pallas_kernels.attention.variant_params import OfPair, Params
 
 TILE = 32  # queries of one row that are attended together in prefill
 SPAN = 128  # key positions per loop iteration
@@ -112,10 +113,12 @@ def visible_pairs(
     return visible
 
 
-def param_values(pairs: Pairs, rows: Int[Array, " N"], mods: Mods) -> SimpleNamespace:
+def param_values(
+    pairs: Pairs, rows: Int[Array, " N"], mods: Mods, tokens: Mapping[str, OfPair] | None = None
+) -> SimpleNamespace:
     """The params, each of a shape that broadcasts with the scores."""
-    values: dict[str, Array | tuple[Array, ...]] = {}
-    for param in mods.variant.params:
+    values: dict[str, Array | tuple[Array, ...]] = dict(tokens or {})
+    for param in mods.variant.array_params:
         array = mods.params[param.name]
         match param.kind:
             case "per_head":

@@ -39,11 +39,6 @@ class Sight(NamedTuple):
     tables: tuple[int, ...]  # shape of the block tables, [R, M]
 
 
-def takes_spans(variant: AttentionVariant) -> bool:
-    """Whether the mask must be asked what it hides, since there is no ``kv_range`` to say so."""
-    return variant.mask_mod is not None and variant.kv_range is None
-
-
 def decode_spans(seq_lens: Int[Array, " R"], num_heads: int, sight: Sight) -> SpanMap:
     """For ``paged_decode``."""
     return _find_spans(decode_queries(seq_lens), num_heads, sight)

@@ -17,6 +17,7 @@ from pallas_kernels.attention.decode_config import (
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import make_decode_problem, right_answer
 from pallas_kernels.attention.decode_specs import MIXED, SMALL, SPEED, DecodeSpec
+from pallas_kernels.attention.variant_params import TokenValues, query_values
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
 from pallas_kernels.kv_write.narrow import narrow
 
@@ -44,19 +45,22 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
 
     def refuses(self, spec: DecodeSpec, config: DecodeConfig, platform: str) -> str | None:
         facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
-        return refuses_decode_sm90(*facts, platform, config, spec.pages)
+        numbers = len(spec.variant.token_params)
+        return refuses_decode_sm90(*facts, platform, config, spec.pages, numbers)
 
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
         calls = XLA_CALLS if config is None else CALLS
         q, caches, tables, lens = decode_inputs(spec, calls)
+        numbers = _token_values(spec, caches[0], tables, lens)
         scale = spec.dim**-0.5
 
         def attend(q: jax.Array, kv: jax.Array, plan: DecodePlan | None) -> jax.Array:
             rest = (q, kv, tables, lens)
             if config is None:
-                mods = {"window": spec.window, "variant": spec.variant}
+                mods: dict[str, Any] = {"window": spec.window, "variant": spec.variant}
+                mods["tokens"] = numbers
                 return xla.paged_decode(*rest, scale=scale, **mods)
-            return _kernel(spec, rest, config, plan)
+            return _kernel(spec, rest, config, plan, numbers)
 
         # The plan is made once per step and shared by the layers: not part of what is timed.
         plan = None if config is None else _plan(spec, lens, config)
@@ -112,11 +116,27 @@ def _plan(spec: DecodeSpec, seq_lens: jax.Array, config: DecodeConfig) -> Decode
         config=config,
         variant=spec.variant,
         num_heads=spec.heads,
+        head_dim=spec.stored,
     )
 
 
+def _token_values(
+    spec: DecodeSpec, kv: jax.Array, tables: jax.Array, lens: jax.Array
+) -> TokenValues | None:
+    count = len(spec.variant.token_params)
+    if not count:
+        return None
+    pages = jax.random.normal(jax.random.key(1), (kv.shape[0], count, *kv.shape[2:4]))
+    rows = jnp.arange(len(lens), dtype=jnp.int32)
+    return TokenValues(pages, query_values(pages, tables, rows, lens - 1))
+
+
 def _kernel(
-    spec: DecodeSpec, rest: tuple[jax.Array, ...], config: DecodeConfig, plan: DecodePlan | None
+    spec: DecodeSpec,
+    rest: tuple[jax.Array, ...],
+    config: DecodeConfig,
+    plan: DecodePlan | None,
+    numbers: TokenValues | None = None,
 ) -> jax.Array:
     q, kv, tables, lens = rest
     return paged_decode(
@@ -128,6 +148,7 @@ def _kernel(
         platform="sm_90",
         window=spec.window,
         variant=spec.variant,
+        tokens=numbers,
         config=config,
         plan=plan,
     )

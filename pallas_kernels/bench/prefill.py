@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import xla
+from pallas_kernels.attention.page_map import prefill_map
 from pallas_kernels.attention.prefill_problem import (
     PrefillProblem,
     make_prefill_problem,
@@ -26,7 +27,9 @@ from pallas_kernels.attention.prefill_specs import (
     PrefillSpec,
 )
 from pallas_kernels.attention.prefill_tiles import PrefillConfig, make_prefill_tiles
+from pallas_kernels.attention.variant_params import TokenValues, query_values
 from pallas_kernels.attention.xla_queries import make_tile_map
+from pallas_kernels.attention.xla_spans import Sight
 from pallas_kernels.bench.operation import XLA_CALLS, Operation, Timed
 from pallas_kernels.kv_write.narrow import narrow
 
@@ -134,6 +137,10 @@ def _attend_kernel(
     tiles = make_prefill_tiles(starts, lens, num_decode_rows, spec.tokens, config)
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window}
     rest |= {"variant": spec.variant, "config": config}
+    rest["tokens"] = _token_values(spec, problem)
+    if spec.variant.is_mapped:
+        sight = Sight(spec.window, spec.variant, None, spec.page, tables.shape)
+        rest["page_map"] = prefill_map(tiles, spec.heads, sight, config)
     return [paged_prefill_sm90(q, kv, tables, tiles, jnp.empty_like(q), **rest) for q in queries]
 
 
@@ -144,14 +151,31 @@ def _attend_xla(
     problem: PrefillProblem,
 ) -> list[jax.Array]:
     _, kv, tables, starts, lens, num_decode_rows = problem
-    token = jnp.arange(spec.tokens, dtype=jnp.int32)
-    row = jnp.minimum(jnp.searchsorted(starts[1:], token, side="right"), lens.shape[0] - 1)
-    positions = (lens - starts[1:])[row] + token
+    _, positions = _tokens(spec, problem)
     tiles = make_tile_map(starts, num_decode_rows, spec.tokens)
     group = 1 if jax.default_backend() == "cpu" else 8
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window, "group": group}
     rest |= {"variant": spec.variant, "seq_lens": lens}
+    rest["tokens"] = _token_values(spec, problem)
     return [
         xla.paged_prefill(q, kv, tables, positions, tiles, jnp.zeros_like(q), **rest)
         for q in queries
     ]
+
+
+def _tokens(spec: PrefillSpec, problem: PrefillProblem) -> tuple[jax.Array, jax.Array]:
+    """Row and position of every token."""
+    starts, lens = problem.query_start_loc, problem.seq_lens
+    token = jnp.arange(spec.tokens, dtype=jnp.int32)
+    row = jnp.minimum(jnp.searchsorted(starts[1:], token, side="right"), lens.shape[0] - 1)
+    return row, (lens - starts[1:])[row] + token
+
+
+def _token_values(spec: PrefillSpec, problem: PrefillProblem) -> TokenValues | None:
+    count = len(spec.variant.token_params)
+    if not count:
+        return None
+    shape = (problem.kv.shape[0], count, *problem.kv.shape[2:4])
+    pages = jax.random.normal(jax.random.key(1), shape)
+    where = (problem.block_tables, *_tokens(spec, problem))
+    return TokenValues(pages, query_values(pages, *where))

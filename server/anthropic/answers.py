@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from server.openai.answers import Answer
+from server.openai.answers import Answer, TapObject
 
 
 class TextBlock(Answer):
@@ -39,6 +39,7 @@ class Message(Answer):
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"] | None
     stop_sequence: str | None
     usage: MessageUsage
+    taps: dict[str, TapObject] | None = None
 
 
 class TokenCount(Answer):

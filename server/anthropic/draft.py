@@ -12,6 +12,7 @@ from jaxllm.parsers.events import Event as Said
 from server.openai.json_text import parse_json
 from server.openai.reply import Usage, finish_reason
 from server.openai.stream import Outputs
+from server.openai.taps import taps_object
 from server.turns import Turns
 
 Event = dict[str, Any]
@@ -31,12 +32,13 @@ class MessageDraft:
         self._started = False
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
+        self._taps: dict[str, Any] = {}  # of an answer that is not streamed
 
     async def answer(self, outputs: Outputs) -> dict[str, Any]:
         """The whole object. Raises JaxLLMError, also when the output never ended."""
         async for _ in self.events(outputs):
             continue
-        return self._message(self._blocks)
+        return self._message(self._blocks) | self._taps
 
     async def events(self, outputs: Outputs) -> AsyncGenerator[list[Event]]:
         """The events that each output brings, together. Raises as ``answer``."""
@@ -55,6 +57,8 @@ class MessageDraft:
             raise JaxLLMError("The engine's output ended before the request did.")
 
     def _advance(self, completion: CompletionOutput) -> list[Event]:
+        if completion.taps is not None:
+            self._taps = {"taps": taps_object(completion.taps)}
         events: list[Event] = []
         for said in self._turns.read(0, completion):
             events += self._say(said)

@@ -208,6 +208,7 @@ class ResponseObject(Answer):
     truncation: str
     usage: ResponseUsage | None
     user: str | None
+    taps: dict[str, TapObject] | None = None
 
 
 class EmbeddingUsage(Answer):

@@ -16,6 +16,7 @@ from server.openai.reply import Usage, finish_reason
 from server.openai.response_items import Event, ResponseItems
 from server.openai.response_request import ResponsesRequest
 from server.openai.stream import Outputs
+from server.openai.taps import taps_object
 from server.thought_tokens import ThoughtTokens
 from server.turns import Turns
 
@@ -35,13 +36,14 @@ class ResponseDraft:
         self._items = ResponseItems(self._event)
         self._scores: list[dict[str, Any]] = []  # of tokens whose text is still to come
         self._num_events = 0
+        self._taps: dict[str, Any] = {}  # of an answer that is not streamed
         self._status = "in_progress"
 
     async def answer(self, outputs: Outputs) -> dict[str, Any]:
         """The whole object. Raises JaxLLMError, also when the output never ended."""
         async for _ in self.events(outputs):
             continue
-        return self._response()
+        return self._response() | self._taps
 
     async def events(self, outputs: Outputs) -> AsyncGenerator[list[Event]]:
         """The events that each output brings, together. Raises as ``answer``."""
@@ -69,6 +71,8 @@ class ResponseDraft:
         return [self._event(name, response=self._response()) for name in names]
 
     def _advance(self, completion: CompletionOutput) -> list[Event]:
+        if completion.taps is not None:
+            self._taps = {"taps": taps_object(completion.taps)}
         if completion.logprobs is not None:
             top = self._body.top_logprobs or 0
             ids, positions = completion.token_ids, completion.logprobs

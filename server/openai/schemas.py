@@ -61,7 +61,7 @@ from server.openai.taps import Interventions, TapNames, TapPositionsField, check
 
 # What the engine's attention variant declares: a number, or a list of them.
 AttentionParam = Annotated[
-    Annotated[float, ONE] | Annotated[list[float], Field(fail_fast=True, max_length=64), MANY],
+    Annotated[float, ONE] | Annotated[list[float], Field(fail_fast=True, max_length=2**17), MANY],
     number_or_list(),
 ]
 
@@ -79,8 +79,13 @@ class StreamOptions(RequestObject):
         return value
 
 
+_NOT_STREAMED = {"properties": {"stream": {"enum": [False, None]}}}
+
+
 class SamplingRequest(ModelRequest):
     """What all endpoints that generate text take."""
+
+    model_config = ConfigDict(json_schema_extra=either(absent("taps"), _NOT_STREAMED))
 
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -112,6 +117,9 @@ class SamplingRequest(ModelRequest):
     cache_salt: Salt | None = None
     parallel_tool_calls: bool | None = None  # false: no call but the first is told
     attention_params: Annotated[dict[str, AttentionParam], Field(max_length=64)] | None = None
+    taps: TapNames | None = None
+    tap_positions: TapPositionsField | None = None
+    interventions: Interventions | None = None
 
     # Known, and without effect here: notes of the client's, and hints about caches and speed.
     user: str | None = None
@@ -128,11 +136,17 @@ class SamplingRequest(ModelRequest):
     session_id: str | None = None
     spaces_between_special_tokens: bool | None = None
 
+    @model_validator(mode="after")
+    def _taps_come_whole(self) -> Self:
+        check_alone(self.taps, self.stream, 1)
+        return self
+
     def _sampling_params(self, **overrides: Any) -> SamplingParams:
         given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         )
+        given["interventions"] = made(self.interventions)
         given["structured_outputs"] = only_one(self._structured_outputs())
         chosen = {name: value for name, value in given.items() if value is not None}
         return SamplingParams(**(chosen | overrides))
@@ -165,6 +179,8 @@ _SAMPLING_FIELDS = (
     "skip_special_tokens",
     "include_stop_str_in_output",
     "attention_params",
+    "taps",
+    "tap_positions",
 )
 
 
@@ -177,7 +193,7 @@ class GenerationRequest(SamplingRequest):
     model_config = ConfigDict(
         json_schema_extra=both(
             either(absent("stream_options"), given("stream", const=True)),
-            either(absent("prompt_logprobs"), {"properties": {"stream": {"enum": [False, None]}}}),
+            either(absent("prompt_logprobs"), _NOT_STREAMED),
             either(absent("taps"), _ALONE),
             beam_search.SCHEMA,
         )
@@ -190,9 +206,6 @@ class GenerationRequest(SamplingRequest):
     best_of: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None  # beams; default: n
     prompt_logprobs: LogprobCount | None = None
     response_format: ResponseFormat | None = None
-    taps: TapNames | None = None
-    tap_positions: TapPositionsField | None = None
-    interventions: Interventions | None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -203,7 +216,7 @@ class GenerationRequest(SamplingRequest):
         beam_search.check(
             self.use_beam_search is True, self.num_choices, self.best_of, self.__dict__
         )
-        check_alone(self.taps, self.stream, self.num_choices)
+        check_alone(self.taps, None, self.num_choices)
         return self
 
     def _structured_outputs(self) -> list[StructuredOutputsParams]:
@@ -236,9 +249,6 @@ class GenerationRequest(SamplingRequest):
 
     def _choice_params(self, **overrides: Any) -> SamplingParams:
         own: dict[str, Any] = {"n": self.num_choices, "prompt_logprobs": self.prompt_logprobs}
-        own |= {"taps": self.taps, "interventions": made(self.interventions)}
-        if self.tap_positions is not None:
-            own["tap_positions"] = self.tap_positions
         return self._sampling_params(**own | overrides)
 
 
@@ -254,7 +264,7 @@ class CompletionRequest(GenerationRequest):
     def _check_size(self) -> Self:
         if len(self.prompts) * self.num_sequences > MAX_SEQUENCES:
             raise conflict("n", f"prompts times n must not be more than {MAX_SEQUENCES}")
-        check_alone(self.taps, self.stream, len(self.prompts))
+        check_alone(self.taps, None, len(self.prompts))
         return self
 
     @property

@@ -10,14 +10,16 @@ import pytest
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.backends.pallas import BACKEND, _say_once
 from jaxllm.attention.select import cache_head_dims
-from jaxllm.config.model import ModelConfig, RopeConfig
+from jaxllm.config.model import AttentionChoice, ModelConfig, RopeConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.models.params import model_def
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.step import forward
+from pallas_kernels.attention.variants.forgetting import FORGETTING
 
 SPEC = AttentionSpec(32, 8, 128, 0.1)
 H200 = AttentionTarget("gpu", "9.0", 64, "bfloat16")
+FP8_PAGES = replace(H200, page_dtype="float8_e4m3fn")
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",
     vocab_size=256,
@@ -51,6 +53,8 @@ GLM = replace(
         (replace(SPEC, head_dim=100), H200, "head dims"),
         (AttentionSpec(32, 1, 576, 0.1, value_dim=512), H200, "latent"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
+        (replace(SPEC, variant=FORGETTING), replace(H200, page_size=16), "from 32 on"),
+        (replace(SPEC, variant=FORGETTING), FP8_PAGES, "eight bits"),
         (SPEC, replace(H200, dtype="float32"), "float32"),
     ],
 )
@@ -105,9 +109,13 @@ def test_layers_of_other_shapes_lower_beside_each_other(
     model: ModelConfig, own: int, wide: int
 ) -> None:
     """Differential layers have half the KV heads, twice as wide; unrotated ones are no other kind
-    for the kernel that writes. Each is padded by itself: heads of 80 to 128, of 160 to 256."""
-    layers = ("rotary", "nope", "differential")
-    model = replace(model, attention_layers=layers, sliding_windows=())
+    for the kernel that writes. Each is padded by itself: heads of 80 to 128, of 160 to 256. What
+    one keeps of tokens, and what another's mask hides, are operands of its kernels alone."""
+    layers = ("rotary", "nope", "differential", "forgetting")
+    variants = (AttentionChoice("block_global"), *[AttentionChoice("causal")] * 3)
+    model = replace(
+        model, num_layers=4, attention_layers=layers, attention=variants, sliding_windows=()
+    )
     bucket = make_buckets((8,), (64,), 8)[1]
     facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
     plan = EnginePlan(model, *facts, cache_head_dims=cache_head_dims(model, BACKEND))
@@ -118,3 +126,5 @@ def test_layers_of_other_shapes_lower_beside_each_other(
     assert text.count("func.func private @rope_and_write_sm90") == 1
     for heads, dim in ((2, own), (1, wide)):
         assert f"tensor<300x2x{heads}x64x{dim}xbf16>" in text
+    calls = [line for line in text.splitlines() if "@mosaic_gpu_v2" in line]
+    assert sum("tensor<300x1x2x64xf32>" in line for line in calls) == 2  # decode, prefill

@@ -26,9 +26,11 @@ import jax.numpy as jnp
 from pallas_kernels.attention.variant import AttentionVariant, Param
 
 def parity(score, q_pos, kv_pos, head, params):
-    return jnp.where((q_pos - kv_pos) % 2 == 0, score + params.even, score)
+    score = jnp.where((q_pos - kv_pos) % 2 == 0, score + params.even, score)
+    return score + (params.weight.key - 0.5 * params.weight.query)
 
-MINE = AttentionVariant("mine", score_mod=parity, params=(Param("even", "per_row"),))
+PARAMS = (Param("even", "per_row"), Param("weight", "per_token", default=0.25))
+MINE = AttentionVariant("mine", score_mod=parity, params=PARAMS)
 """
 
 
@@ -118,16 +120,29 @@ def test_a_users_file_is_served_with_what_requests_bring(
     (tmp_path / "mine.py").write_text(MINE)
     with started(tiny_model_dir, attention=f"{tmp_path / 'mine.py'}:MINE") as llm:
 
-        def bias(even: float) -> Any:
-            return lambda layer, heads, count: jnp.where(distance(count) % 2 == 0, even, 0.0)[None]
+        def bias(even: float, weights: list[float] | None = None) -> Any:
+            def added(layer: int, heads: int, count: int) -> jax.Array:
+                known = jnp.asarray(weights or [], jnp.float32)
+                keys = jnp.full(count, 0.25).at[: len(known)].set(known)
+                return jnp.where(distance(count) % 2 == 0, even, 0.0)[None] + keys[None, None]
+
+            return added
+
+        weights = [9.0 * (index % 3) for index in range(30)]  # the last five have the default
+        for brought in (weights, None, weights[::-1]):  # of the same tokens: the cache has three
+            given = {} if brought is None else {"weight": brought}
+            assert greedy(llm, **given) == by_hand(llm, bias(0.0, brought))
+        assert greedy(llm, weight=weights) != greedy(llm)
 
         for even in (0.0, 9.0):
             assert greedy(llm, even=even) == by_hand(llm, bias(even))
         assert greedy(llm) == by_hand(llm, bias(0.0)), "the row's next owner brings nothing"
         assert greedy(llm, even=9.0) != greedy(llm)
         for brought, message in (
-            ({"odd": 1.0}, "takes: even"),
+            ({"odd": 1.0}, "takes: even, weight"),
             ({"even": [1.0]}, "one number"),
+            ({"weight": 1.0}, "a number for each"),
+            ({"weight": [1.0] * 36}, "of which there are 35"),
             ({"even": float("nan")}, "attention_params.even"),
         ):
             with pytest.raises(InvalidRequestError, match=message):

@@ -33,9 +33,11 @@ class Layer:
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
-    def weights(self, q: np.ndarray, k: np.ndarray, dim: int) -> np.ndarray:
+    def weights(
+        self, q: np.ndarray, k: np.ndarray, dim: int, bias: np.ndarray | float = 0.0
+    ) -> np.ndarray:
         """Softmax over keys, [H, T, T]; q and k [T, H, D]."""
-        scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(dim)
+        scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(dim) + bias
         scores = np.where(self.visible, scores, -np.inf)
         exp = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return exp / exp.sum(axis=-1, keepdims=True)
@@ -75,6 +77,24 @@ def differential(layer: Layer, x: np.ndarray) -> np.ndarray:
     return layer.product(out.reshape(len(x), -1), "o")
 
 
+def forgetting(layer: Layer, x: np.ndarray) -> np.ndarray:
+    """The product of the gates between key and query weighs a pair (arXiv:2503.02130, eq. 4-8)."""
+    q, k, v = layer.heads(x)
+    q, k = layer.rotate(q), layer.rotate(k)
+    logs = -np.log1p(np.exp(-(layer.product(x, "gate") + layer.params["gate.bias"])))
+    groups = q.shape[1] // k.shape[1]
+    between = np.array(
+        [
+            [logs[key + 1 : query + 1].sum(axis=0) for key in range(len(x))]
+            for query in range(len(x))
+        ]
+    )
+    bias = np.repeat(between.transpose(2, 0, 1), groups, axis=0)
+    k, v = (np.repeat(part, groups, axis=1) for part in (k, v))
+    out = np.einsum("hqk,khd->qhd", layer.weights(q, k, q.shape[-1], bias), v)
+    return layer.product(out.reshape(len(x), -1), "o")
+
+
 def latent(layer: Layer, x: np.ndarray) -> np.ndarray:
     """Keys and values written out for every head (arXiv:2405.04434, section 2.1)."""
     sizes, count = layer.config.latent, len(x)
@@ -97,6 +117,7 @@ LAYERS: dict[str, Callable[[Layer, np.ndarray], np.ndarray]] = {
     "nope": lambda layer, x: grouped(layer, x, turned=False),
     "differential": differential,
     "latent": latent,
+    "forgetting": forgetting,
 }
 
 

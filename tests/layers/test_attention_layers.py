@@ -120,6 +120,7 @@ def test_a_span_that_no_step_holds_is_refused(engine: TinyEngine) -> None:
 def test_a_block_holds_what_its_layers_keep() -> None:
     pairs = 2 * TINY.num_kv_heads * TINY.head_dim
     widths = {"latent": LATENT.kv_rank + LATENT.rope_dim}
+    widths["forgetting"] = pairs + TINY.num_kv_heads
     per_token = sum(widths.get(name, pairs) for name in NAMES)
     assert bytes_per_block(MODEL, 16, "float32") == 4 * 16 * per_token
 

@@ -1,12 +1,22 @@
 """Keys and values found in the cache give the answer that computing them gives."""
 
+from dataclasses import replace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxllm.attention.kv_cache import kv_cache_spec
+from jaxllm.attention.kv_cache import bytes_per_block, kv_cache_spec
+from jaxllm.config.model import AttentionChoice
 from jaxllm.messages import EngineCoreRequest
-from jaxllm.runner.block_moves import abstract_ids, copy_blocks
+from jaxllm.runner.block_moves import (
+    abstract_blocks,
+    abstract_ids,
+    copy_blocks,
+    load_blocks,
+    save_blocks,
+)
 from jaxllm.sampling_params import SamplingParams
 from jaxllm.simulation.answers import Answers
 from tests.fakes.tiny_engine import TINY, Answer, TinyEngine
@@ -110,3 +120,22 @@ def test_copying_blocks_needs_no_second_cache() -> None:
     assert memory is not None
     assert memory.alias_size_in_bytes == cache_bytes
     assert memory.temp_size_in_bytes < cache_bytes / 50
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+def test_numbers_of_tokens_leave_and_come_back_with_their_block(dtype: str) -> None:
+    """One block is one array of the pages' dtype, whatever its layers keep."""
+    model = replace(TINY, attention=(AttentionChoice("causal"), AttentionChoice("token_bias")))
+    specs = kv_cache_spec(model, 3, 16, dtype)
+    assert [spec.shape for spec in specs[2:]] == [(3, 1, TINY.num_kv_heads, 16)]
+    assert sum(spec.size // 3 * spec.dtype.itemsize for spec in specs) == bytes_per_block(
+        model, 16, dtype
+    )
+    rng = np.random.default_rng(0)
+    kv = tuple(jnp.asarray(rng.integers(0, 9, spec.shape), spec.dtype) for spec in specs)
+    kv = (*kv[:2], kv[2] + 0.1)
+    blocks = save_blocks(kv, jnp.array([2, 0]))
+    assert {block.shape for block in blocks} == {abstract_blocks(kv)[0].shape}
+    back = load_blocks(kv, jnp.array([0, 2]), blocks)
+    for old, new in zip(kv, back, strict=True):
+        np.testing.assert_array_equal(old[jnp.array([2, 1, 0])], new)

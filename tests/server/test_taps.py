@@ -11,8 +11,9 @@ from starlette.testclient import TestClient
 
 from jaxllm.taps.interventions import AblateHead, Patch, Steer
 from jaxllm.taps.sites import TapShapes
+from server.anthropic.answers import Message
 from server.app import create_app
-from server.openai.answers import ChatCompletion, Completion
+from server.openai.answers import ChatCompletion, Completion, ResponseObject
 from server.settings import ServerSettings
 from tests.server.fake_client import FakeClient
 
@@ -27,6 +28,7 @@ def tapped(engine: FakeClient) -> FakeClient:
 
 
 Ask = Callable[..., Any]
+OTHERS = [("responses", {"input": "Hi"}), ("messages", CHAT | {"max_tokens": 3})]
 
 
 @pytest.fixture
@@ -68,6 +70,27 @@ def test_interventions_reach_the_engine(ask: Ask, tapped: FakeClient) -> None:
             Patch(0, 1, [1, 2.5, 3]),
             AblateHead(1, 1),
         )
+
+
+@pytest.mark.parametrize(("path", "body"), OTHERS, ids=["responses", "messages"])
+def test_the_other_apis_have_them_too(tapped: FakeClient, path: str, body: dict[str, Any]) -> None:
+    http = TestClient(create_app(tapped, ServerSettings(served_model_names=("fake",))))
+
+    def post(**fields: Any) -> Any:
+        return http.post(f"/v1/{path}", json={"model": "fake"} | body | fields)
+
+    answer = post(taps=["logits.0"], interventions=[STEER]).json()
+    taps = (ResponseObject if path == "responses" else Message).model_validate(answer).taps
+    assert taps is not None and taps["logits.0"].shape == [1, 258]
+    assert tapped.params[-1].interventions == (Steer(0, [1, 2, 3]),)
+    assert "taps" not in post().json()
+    for fields, words in (
+        ({"taps": ["resid.0"], "stream": True}, "stream"),
+        ({"taps": ["resid.3"]}, "resid.0 to 2"),
+        ({"tap_positions": "first"}, "last"),
+    ):
+        response = post(**fields)
+        assert response.status_code == 400 and words in response.json()["error"]["message"]
 
 
 STEER = {"type": "steer", "layer": 0, "vector": [1, 2, 3]}

@@ -1,6 +1,5 @@
 """Attention over one whole sequence in float32, to be differentiated: it serves nothing."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,11 +10,12 @@ from jaxllm.attention.backend import (
     SlotMapping,
 )
 from jaxllm.attention.backends.xla import write_by_xla
-from jaxllm.attention.kv_cache import page_shape
+from jaxllm.attention.kv_cache import LayerPages, TokenPages, page_shape, token_shape
 from jaxllm.attention.metadata import AttentionMetadata, StepAttention
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.reference import masked_softmax, modified_scores
-from pallas_kernels.attention.variant_params import Params
+from pallas_kernels.attention.variant import AttentionVariant
+from pallas_kernels.attention.variant_params import OfPair, Params, TokenValues
 
 
 class DenseBackend:
@@ -60,6 +60,7 @@ class DenseBackend:
         metadata: AttentionMetadata,
         shared: Params,
         spec: AttentionSpec,
+        tokens: TokenValues | None = None,
     ) -> Float[Array, "T H V"]:
         groups, variant = spec.num_heads // spec.num_kv_heads, spec.variant
         parts = jnp.repeat(kv[0].astype(jnp.float32), groups, axis=1)  # [S, H, T, D]
@@ -73,6 +74,7 @@ class DenseBackend:
             shared,
             window=spec.window,
             seq_lens=metadata.seq_lens,
+            tokens=_token_pairs(variant, tokens, groups),
         )
         sink = None if variant.sinks is None else shared[variant.sinks]
         weights = masked_softmax(scores, visible, sink)
@@ -93,8 +95,25 @@ def whole_sequence(num_tokens: int, params: Params) -> StepAttention:
     return StepAttention(_BACKEND, metadata, metadata.slot_mapping(num_tokens), params)
 
 
-def empty_page(spec: AttentionSpec, num_tokens: int, dtype: jnp.dtype) -> jax.Array:
-    return jnp.zeros((1, *page_shape(spec, num_tokens)), dtype)
+def _token_pairs(
+    variant: AttentionVariant, tokens: TokenValues | None, groups: int
+) -> dict[str, OfPair]:
+    """As they broadcast with scores [T, H, T]."""
+    if tokens is None:
+        return {}
+    query = jnp.repeat(tokens.queries, groups, axis=2)[..., None]  # [T, N, H, 1]
+    key = jnp.repeat(tokens.pages[0], groups, axis=1)  # [N, H, T]
+    named = enumerate(variant.token_params)
+    return {param.name: OfPair(query[:, i], key[None, i]) for i, param in named}
+
+
+def empty_page(spec: AttentionSpec, num_tokens: int, dtype: jnp.dtype) -> LayerPages:
+    page = jnp.zeros((1, *page_shape(spec, num_tokens)), dtype)
+    if not spec.variant.token_params:
+        return page
+    defaults = jnp.asarray([param.value(spec.num_heads) for param in spec.variant.token_params])
+    shape = (1, *token_shape(spec, num_tokens))
+    return TokenPages(page, jnp.broadcast_to(defaults[None, :, None, None], shape))
 
 
 _BACKEND = DenseBackend()

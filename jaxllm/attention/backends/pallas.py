@@ -25,6 +25,7 @@ from pallas_kernels.attention.decode_config import (
 )
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
+from pallas_kernels.attention.page_map import PageMap, prefill_map
 from pallas_kernels.attention.prefill_sm90 import (
     default_prefill_config,
     paged_prefill_sm90,
@@ -37,7 +38,8 @@ from pallas_kernels.attention.prefill_tiles import (
 )
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variant_check import make_case, why_not_lowered
-from pallas_kernels.attention.variant_params import param_arrays
+from pallas_kernels.attention.variant_params import TokenValues, param_arrays
+from pallas_kernels.attention.xla_spans import Sight
 from pallas_kernels.head_dims import cut_heads, padded_dim
 from pallas_kernels.kv_write.api import rope_and_write
 from pallas_kernels.kv_write.kv_write_sm90 import KVWriteConfig, refuses_kv_write_sm90
@@ -61,6 +63,7 @@ class _Prepared:
     plans: tuple[DecodePlan, ...]
     configs: tuple[PrefillConfig, ...] = field(metadata={"static": True})
     tiles: tuple[PrefillTiles, ...]
+    maps: tuple[PageMap | None, ...]  # of prefill: for each of ``sights`` that is mapped
 
 
 class PallasBackend:
@@ -86,9 +89,10 @@ class PallasBackend:
         facts = (spec.num_heads, spec.num_kv_heads, dim, target.page_size, target.dtype)
         config = self._decode_config(spec, target.page_size)
         pages = stored_dtype(target.page_dtype or target.dtype)
-        reason = refuses_decode_sm90(*facts, "sm_90", config, pages) or refuses_prefill_sm90(
-            *facts, "sm_90", pages
-        )
+        numbers = len(spec.variant.token_params)
+        reason = refuses_decode_sm90(
+            *facts, "sm_90", config, pages, numbers
+        ) or refuses_prefill_sm90(*facts, "sm_90", pages)
         return reason or refuses_variant(spec.variant)
 
     def cache_head_dim(self, head_dim: int) -> int:
@@ -115,12 +119,13 @@ class PallasBackend:
                 config=self._decode_config(spec, page_size),
                 variant=spec.variant,
                 num_heads=spec.num_heads,
+                head_dim=self.cache_head_dim(spec.head_dim),
                 row_params=metadata.row_params,
             )
             for spec in by_sight.values()
         )
         if kind is BatchKind.DECODE:
-            return _Prepared(tuple(by_sight), plans, (), ())
+            return _Prepared(tuple(by_sight), plans, (), (), ())
         configs = tuple(dict.fromkeys(self._prefill_config(spec, page_size) for spec in specs))
         tiles = tuple(
             make_prefill_tiles(
@@ -132,7 +137,23 @@ class PallasBackend:
             )
             for config in configs
         )
-        return _Prepared(tuple(by_sight), plans, configs, tiles)
+        made = dict(zip(configs, tiles, strict=True))
+        maps = tuple(
+            self._map(spec, metadata, made, page_size) if spec.variant.is_mapped else None
+            for spec in by_sight.values()
+        )
+        return _Prepared(tuple(by_sight), plans, configs, tiles, maps)
+
+    def _map(
+        self,
+        spec: AttentionSpec,
+        metadata: AttentionMetadata,
+        tiles: dict[PrefillConfig, PrefillTiles],
+        page_size: int,
+    ) -> PageMap:
+        tables, config = metadata.block_tables.shape, self._prefill_config(spec, page_size)
+        sight = Sight(spec.window, spec.variant, metadata.row_params, page_size, tables)
+        return prefill_map(tiles[config], spec.num_heads, sight, config)
 
     def write(
         self,
@@ -179,14 +200,18 @@ class PallasBackend:
         metadata: AttentionMetadata,
         shared: _Prepared,
         spec: AttentionSpec,
+        tokens: TokenValues | None = None,
     ) -> Float[Array, "T H D"]:
         rows = metadata.seq_lens.shape[0]
         tables = metadata.block_tables
         config = self._decode_config(spec, kv.shape[3])
         op = DecodeOp(spec.scale, spec.window, spec.variant, config)
-        plan = shared.plans[shared.sights.index(_sight(spec))]
+        sight = shared.sights.index(_sight(spec))
+        plan, pages = shared.plans[sight], None if tokens is None else tokens.pages
         params = param_arrays(spec.variant, spec.num_heads, rows, metadata.row_params)
-        decoded = paged_decode_sm90(q[:rows], kv, tables, plan, params, op=op, tokens=q.shape[0])
+        decoded = paged_decode_sm90(
+            q[:rows], kv, tables, plan, params, pages, op=op, tokens=q.shape[0]
+        )
         if not shared.tiles:
             return cut_heads(decoded, spec.head_dim)
         # Decode rows are the first slots, so token i is slot i there.
@@ -201,6 +226,8 @@ class PallasBackend:
             window=spec.window,
             variant=spec.variant,
             row_params=metadata.row_params,
+            tokens=tokens,
+            page_map=shared.maps[sight],
             config=prefill,
         )
         return cut_heads(out, spec.head_dim)
@@ -222,7 +249,8 @@ class PallasBackend:
 
 def _sight(spec: AttentionSpec) -> _Sight:
     """What decides which positions a layer's queries see, and who attends them."""
-    variant = spec.variant if spec.variant.kv_range is not None else CAUSAL
+    hides = spec.variant.kv_range is not None or spec.variant.is_mapped
+    variant = spec.variant if hides else CAUSAL
     return spec.window, variant, spec.num_heads, spec.num_kv_heads, spec.head_dim
 
 

@@ -15,6 +15,7 @@ from jaxllm.attention.backend import (
 from jaxllm.attention.metadata import AttentionMetadata
 from jaxllm.config.plan import BatchKind
 from pallas_kernels.attention.variant import AttentionVariant
+from pallas_kernels.attention.variant_params import TokenValues
 from pallas_kernels.attention.xla import paged_decode, paged_prefill
 from pallas_kernels.attention.xla_queries import TileMap, make_tile_map
 from pallas_kernels.attention.xla_spans import (
@@ -22,7 +23,6 @@ from pallas_kernels.attention.xla_spans import (
     SpanMap,
     decode_spans,
     prefill_spans,
-    takes_spans,
 )
 from pallas_kernels.kv_write.xla import rope_and_write_xla
 
@@ -97,7 +97,7 @@ class XLABackend:
             tiles = make_tile_map(
                 metadata.query_start_loc, metadata.num_decode_rows, metadata.positions.shape[0]
             )
-        seeing = tuple(dict.fromkeys(_seeing(s) for s in specs if takes_spans(s.variant)))
+        seeing = tuple(dict.fromkeys(_seeing(s) for s in specs if s.variant.is_mapped))
         spans = tuple(_spans(way, metadata, tiles, page_size) for way in seeing)
         return _Prepared(tiles, seeing, spans)
 
@@ -118,8 +118,10 @@ class XLABackend:
         metadata: AttentionMetadata,
         shared: _Prepared,
         spec: AttentionSpec,
+        tokens: TokenValues | None = None,
     ) -> Float[Array, "T H V"]:
         rows = metadata.seq_lens.shape[0]
+        first = None if tokens is None else tokens._replace(queries=tokens.queries[:rows])
         decoding, prefilling = shared.spans_of(spec)
         decoded = paged_decode(
             q[:rows],
@@ -132,6 +134,7 @@ class XLABackend:
             row_params=metadata.row_params,
             value_dim=spec.value_dim,
             spans=decoding,
+            tokens=first,
         )
         if shared.tiles is None:
             return decoded
@@ -153,6 +156,7 @@ class XLABackend:
             seq_lens=metadata.seq_lens,
             value_dim=spec.value_dim,
             spans=prefilling,
+            tokens=tokens,
             group=_CPU_TILES if platform == "cpu" else _ACCELERATOR_TILES,
         )
 

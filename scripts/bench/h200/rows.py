@@ -87,8 +87,9 @@ _DECODE = "decode step"
 _STEPS = ((1, 4.3, 3.9, "4.89"), (8, 4.6, 4.1, "5.24"), (64, 6.6, 6.2, "7.38"))
 _STEPS += ((256, 15.5, 14.3, "16.8"),)
 _READ = (("B32 x 4096", 3.9), ("B8 x 8192", 3.9), ("B64 x 1024", 3.6), ("B1 x 65536", 3.3))
+OPS = "decode", "prefill"
 _PLAIN = ("sliding_window", "alibi", "sinks", "prefix_lm", "document_mask", "t5_bias", "dilated")
-_PLAIN += ("block_global", "head_windows", "request_bias")
+_PLAIN += ("block_global", "head_windows", "request_bias", "token_bias", "forgetting")
 
 ENGINE = (
     *(
@@ -195,6 +196,10 @@ LAB = (
     Row("prefill variant", "softcap", _variant("prefill", "softcap"), 0.75, None, "x", True),
     Row("window of 1,024", "over 65,536, of plain over 1,024",
         lambda f: f["variants"]["window"]["window"]["of_plain"], 0.9, None, "x", True),
+    Row("block_global", "decode over 65,536, of plain over the 1,088 it sees",
+        lambda f: f["variants"]["masked"]["block_global"]["of_plain"], 0.8, None, "x", True),
+    *(Row("block_global", f"{op} over 65,536: what to walk is found in",
+          lambda f, op=op: f["variants"]["maps"][op], 100, None, "us") for op in OPS),
     Row("capacity", "predicted tok/s of B, off by",
         lambda f: abs(f["journal"]["capacity"]["off"]["output_tokens_per_second"]), 0.1),
 )  # fmt: skip
