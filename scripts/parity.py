@@ -2,7 +2,7 @@
 
 Runs in the reference environment (tests/conformance/reference_env.py), knows nothing of jaxllm.
 
-    parity.py golden MODEL_DIR OUT.npz [--all-logits]   real prompts through a real model
+    parity.py golden MODEL_DIR OUT.npz [--whole EVERY]  real prompts through a real model
     parity.py tiny ARCHITECTURE OUT_DIR                 a tiny random checkpoint of an architecture
     parity.py beams MODEL_DIR OUT.json                  beam search over some of the real prompts
 
@@ -281,17 +281,18 @@ def encoded(model_dir: Path) -> list[list[int]]:
     return prompts
 
 
-def golden(model_dir: Path, out: Path, *, all_logits: bool) -> None:
+def golden(model_dir: Path, out: Path, whole: int | None) -> None:
+    """``whole``: of each so-manieth prompt alone, but with whole logits everywhere."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    prompts = encoded(model_dir)
+    prompts = encoded(model_dir)[::whole]
     some = {index: [len(prompts[index]) - 1] for index in range(0, len(prompts), 5)}
-    recording = record(model, prompts, full=None if all_logits else some)
-    recording.save(out, compress=not all_logits)
+    recording = record(model, prompts, full=None if whole else some)
+    recording.save(out, compress=not whole)
 
 
 def tiny(name: str, out: Path) -> None:
@@ -320,7 +321,9 @@ def main() -> None:
     of_model = commands.add_parser("golden")
     of_model.add_argument("model_dir", type=Path)
     of_model.add_argument("out", type=Path)
-    of_model.add_argument("--all-logits", action="store_true", help="keep whole logits everywhere")
+    of_model.add_argument(
+        "--whole", type=int, metavar="EVERY", help="whole logits, of each EVERY-th prompt alone"
+    )
     of_beams = commands.add_parser("beams")
     of_beams.add_argument("model_dir", type=Path)
     of_beams.add_argument("out", type=Path)
@@ -331,7 +334,7 @@ def main() -> None:
 
     started = time.monotonic()
     if arguments.command == "golden":
-        golden(arguments.model_dir, arguments.out, all_logits=arguments.all_logits)
+        golden(arguments.model_dir, arguments.out, arguments.whole)
     elif arguments.command == "beams":
         beams(arguments.model_dir, arguments.out)
     else:

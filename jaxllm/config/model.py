@@ -25,6 +25,10 @@ class RopeConfig:
     original_max_position: int = 8192
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
     """The attention variant of one layer, and values of its params: numbers or nested tuples.
@@ -33,6 +37,10 @@ class AttentionChoice:
     variant: str
     values: tuple[tuple[str, Any], ...] = ()
     layer: str = ""
+
+    def __post_init__(self) -> None:
+        """What comes from JSON has lists, which have no hash."""
+        object.__setattr__(self, "values", _frozen(self.values))
 
 
 @dataclass(frozen=True, slots=True)

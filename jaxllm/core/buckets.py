@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import ConfigError, RecompilationError
 
-# Of prefill in a step that was limited: an eighth of the smallest mixed program on a GPU. Less
+# Of prefill in a step that was limited: a quarter of the smallest mixed program on a GPU. Less
 # would stretch a prompt over many steps which cost hardly less.
 MIN_PREFILL_TOKENS = 32
 

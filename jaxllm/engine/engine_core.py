@@ -82,6 +82,7 @@ class EngineCore:
         self.recovery = Recovery(scheduler)
         self._files = files or NoBlockFiles()
         self._keep = keep
+        self._torn = False  # a step that was interrupted: the books tell of what was not computed
         self._in_flight: Dispatched | None = None
         self._clock = clock or MonotonicClock()
         self._latency_target = latency_target
@@ -136,6 +137,12 @@ class EngineCore:
 
         Every request that was added gets exactly one output with a finish_reason, its last.
         """
+        self._torn = True
+        outputs = self._step()
+        self._torn = False
+        return outputs
+
+    def _step(self) -> StepOutputs | None:
         news = self._files.take()
         if news is not None:
             self.hear(news)
@@ -166,7 +173,8 @@ class EngineCore:
         on the device alone gets one, as far as there is time.
         """
         try:
-            if self._keep is not None and self.scheduler.kv_cache.disk.enabled:
+            enabled = self.scheduler.kv_cache.disk.enabled and not self._torn
+            if self._keep is not None and enabled:
                 self._file_blocks(self._keep)
         finally:
             self._files.close()

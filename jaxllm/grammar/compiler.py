@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
-from threading import Thread
+from threading import Lock, Thread
 from weakref import WeakSet
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -74,6 +74,7 @@ class GrammarCompiler:
         self._tokenizer: Future[LLTokenizer] = Future()
         self._grammars: OrderedDict[str, _Lanes] = OrderedDict()
         self._bytes = 0
+        self._lock = Lock()  # a thread may still fill masks of rows that are gone
         Thread(target=self._load, args=(load_tokenizer,), name="grammars", daemon=True).start()
 
     def _load(self, load_tokenizer: Callable[[], LLTokenizer]) -> None:
@@ -96,6 +97,12 @@ class GrammarCompiler:
 
     def lane(self, grammar: str, user: object) -> Lane:
         """A lane for ``user``, which counts as long as it lives."""
+        with self._lock:
+            lane = self._lanes_of(grammar).least_used()
+            lane.users.add(user)
+            return lane
+
+    def _lanes_of(self, grammar: str) -> _Lanes:
         lanes = self._grammars.pop(grammar, None)
         if lanes is None:
             self._tokenizer.result()  # not to be taken for the time of compiling
@@ -106,6 +113,4 @@ class GrammarCompiler:
             len(self._grammars) > MAX_CACHED or self._bytes > MAX_CACHED_BYTES
         ):
             self._bytes -= len(self._grammars.popitem(last=False)[0])
-        lane = lanes.least_used()
-        lane.users.add(user)
-        return lane
+        return lanes

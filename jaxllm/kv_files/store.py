@@ -114,7 +114,8 @@ class BlockStore:
     def write(self, name: bytes, content: Content) -> None:
         """Keep a block, if the disk keeps up."""
         with self._heard:
-            if self._off or self._num_unwritten + content.nbytes > MAX_UNWRITTEN_BYTES:
+            late = self._num_unwritten + content.nbytes > MAX_UNWRITTEN_BYTES
+            if self._off or (late and self._ends is None):  # ``ending`` has waited
                 return
             self._num_unwritten += content.nbytes
         self._unwritten.put((name, content))
@@ -207,7 +208,7 @@ class BlockStore:
                     stored = True
                 except RuntimeError:
                     logger.warning("KV block %s is not kept: it was lost with a step", name.hex())
-                except OSError as error:
+                except (OSError, MemoryError) as error:
                     self._trouble(error)
             with self._heard:
                 self._num_unwritten -= content.nbytes
@@ -215,9 +216,9 @@ class BlockStore:
                 self._stored += (name,) * stored
                 self._heard.notify_all()
 
-    def _trouble(self, error: OSError) -> None:
+    def _trouble(self, error: OSError | MemoryError) -> None:
         with self._heard:
-            self._turn_off(error.strerror or str(error))
+            self._turn_off(getattr(error, "strerror", None) or str(error) or "no memory")
 
     def _turn_off(self, reason: str) -> None:
         if not self._off:

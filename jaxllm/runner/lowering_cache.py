@@ -47,7 +47,7 @@ class LoweringCache:
 
     def __init__(self, directory: Path | None, *shaped_by: object):
         self._directory = directory
-        self._shaped_by = repr(shaped_by)
+        self._shaped_by = repr((*shaped_by, jax_settings()))  # of this thread: others may differ
 
     def lower(
         self,
@@ -81,11 +81,15 @@ class LoweringCache:
 
     def _key(self, name: str, args: tuple[Any, ...]) -> str:
         device: Any = jax.devices()[0]
-        settings = [getattr(jax.config, setting) for setting in _SETTINGS]
         versions = [version(package) for package in ("jax", "jaxlib", "flax")]
         versions += [device.platform, device.device_kind]
-        parts = (name, self._shaped_by, repr(args), repr(settings), *versions, _source_digest())
+        parts = (name, self._shaped_by, repr(args), *versions, _source_digest())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def jax_settings() -> tuple[tuple[str, str | bool | None], ...]:
+    """Of JAX, those that shape programs, as they are here."""
+    return tuple((setting, getattr(jax.config, setting)) for setting in _SETTINGS)
 
 
 def keep_lowered(

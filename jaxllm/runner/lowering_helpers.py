@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class LoweringTarget:
     attention: AttentionTarget
     kernels: str  # the platform, as pallas_kernels names it
     jax: str  # and as JAX does: "cuda", "cpu"
+    settings: tuple[tuple[str, str | bool | None], ...]  # of JAX, by lowering_cache.jax_settings
 
 
 class LoweringTask(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ class LoweringHelpers:
         do; ``done`` is called for all others, in threads, and every call is over in the end.
         ``wanted``: names and files, what takes longest first.
         """
+        self._processes = [process for process in self._processes if process.poll() is None]
         tasks = (LoweringTask(self._target, plan, name, str(path)) for name, path in wanted)
         waiting = deque(tasks)
         if len(wanted) >= FEWEST_JOBS:
@@ -77,27 +80,31 @@ class LoweringHelpers:
         ]
         for thread in threads:
             thread.start()
-        while (task := _next(waiting)) is not None:
-            yield task.name
-        for thread, process in zip(threads, self._processes, strict=True):
-            thread.join(PATIENCE_S)
-            if thread.is_alive():
-                process.kill()
-                thread.join()
+        try:
+            while (task := _next(waiting)) is not None:
+                yield task.name
+        finally:
+            waiting.clear()  # where the caller has failed, nobody needs the rest
+            for thread, process in zip(threads, self._processes, strict=True):
+                thread.join(PATIENCE_S)
+                if thread.is_alive():
+                    process.kill()
+                    thread.join()
 
     def close(self) -> None:
         processes, self._processes = self._processes, []
         for process in processes:
             process.kill()  # it owns nothing: files are written whole or not at all
         for process in processes:
-            process.wait(END_GRACE_S)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_GRACE_S)
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(OSError):  # what it was not told before it died
+                        pipe.close()
 
     def _start(self, most: int) -> None:
-        alive = [process for process in self._processes if process.poll() is None]
-        self._processes = alive
+        alive = self._processes
         try:
             while len(alive) < min(self._count, most):
                 alive.append(

@@ -9,6 +9,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+import jax
 import msgspec
 
 from jaxllm.attention.backend import AttentionSpec
@@ -22,6 +23,8 @@ from jaxllm.runner.program_jobs import Job, ProgramJobs
 
 @cache
 def jobs_of(plan: EnginePlan, target: LoweringTarget) -> dict[str, Job]:
+    for setting, value in target.settings:
+        jax.config.update(setting, value)
     model = model_def(plan.model, plan.dtype, target.kernels)
     backend, _ = select_backend(AttentionSpec.all_of(plan.model), target.attention)
     return {job.name: job for job in ProgramJobs(plan, model, backend, target.kernels).jobs()}

@@ -126,7 +126,7 @@ class ModelRunner:
                 if self._rows.taps is not None:
                     self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])
                 if self._plan.embeddings:
-                    self._programs.embed(hidden, slots)
+                    self._programs.embed(bucket.num_rows)(hidden, slots)
             for mode in self._programs.modes(bucket.num_rows):
                 self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
         nowhere = self._plan.num_blocks
@@ -177,7 +177,7 @@ class ModelRunner:
             scored = self._score(hidden, targets)
         embeddings: jax.Array | None = None
         if self._rows.embeds(plan):
-            embeddings = self._programs.embed(hidden, slots)
+            embeddings = self._programs.embed(bucket.num_rows)(hidden, slots)
         handle = StepHandle(
             plan,
             bucket,
@@ -199,12 +199,12 @@ class ModelRunner:
 
     def _bucket(self, plan: SchedulerOutput, mode: SamplerMode) -> BatchBucket:
         """The scheduler's choice; but only mixed programs clear token counts, score and embed
-        prompts and have taps, which a step that feeds one token per row wants now and then, and
-        only some numbers of rows have a FULL sampler."""
+        prompts, take numbers of tokens and have taps, which a step that feeds one token per row
+        wants now and then, and only some numbers of rows have a FULL sampler."""
         if plan.bucket.kind is BatchKind.MIXED:
             return plan.bucket
         state = self._rows
-        wants_more = state.scores_prompts(plan) or state.embeds(plan)
+        wants_more = state.scores_prompts(plan) or state.embeds(plan) or state.numbered(plan)
         if state.resets or wants_more or state.taps_of(plan) is not None:
             rows = plan.bucket.num_rows
             return min(b for b in self._layouts if b.kind is BatchKind.MIXED and b.num_rows >= rows)

@@ -76,10 +76,15 @@ def _empty(rows: RowState, layout: StepLayout) -> np.ndarray:
 
 
 def _pack_token_params(views, plan: SchedulerOutput, rows: RowState, ends: np.ndarray) -> None:
-    by_param = views.token_params.reshape(len(rows.layout.tokens), -1).view(np.float32)
-    counts, starts = plan.num_new_tokens.tolist(), plan.starts.tolist()
-    for row, start, count, end in zip(plan.rows.tolist(), starts, counts, ends, strict=True):
-        by_param[:, end - count : end] = rows.token_params(row, start, count)
+    params = rows.layout.tokens
+    by_param = views.token_params.reshape(len(params), -1).view(np.float32)
+    by_param[:] = np.stack([np.broadcast_to(param.value(1), 1) for param in params])
+    for slot in rows.numbered(plan):
+        start, count = int(plan.starts[slot]), int(plan.num_new_tokens[slot])
+        for place, numbers in enumerate(rows.numbers(int(plan.rows[slot]))):
+            own = numbers[start : start + count]
+            begin = int(ends[slot]) - count
+            by_param[place, begin : begin + len(own)] = own
 
 
 def _pack_chunk(views, slot: int, plan: SchedulerOutput, rows: RowState, end: int) -> None:

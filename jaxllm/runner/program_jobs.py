@@ -112,7 +112,8 @@ class ProgramJobs:
         if self.plan.taps:
             jobs.append(self._edit_job())
         if self.plan.embeddings:
-            jobs.append(self._embed_job())
+            mixed = {b.num_rows: b for b in self.plan.buckets if b.kind is BatchKind.MIXED}
+            jobs += [self._embed_job(bucket) for bucket in mixed.values()]
         return jobs
 
     def step_program(self, bucket: BatchBucket) -> StepProgram:
@@ -164,9 +165,8 @@ class ProgramJobs:
         args = (self.model.specs, self._hidden(), start, targets)
         return Job(("score",), partial(score, model=self.model), args)
 
-    def _embed_job(self) -> Job:
-        mixed = next(b for b in self.plan.buckets if b.kind is BatchKind.MIXED)
-        return Job(("embed",), embed, (self._hidden(), self._slots(mixed)))
+    def _embed_job(self, bucket: BatchBucket) -> Job:
+        return Job(("embed", bucket.num_rows), embed, (self._hidden(), self._slots(bucket)))
 
     def _hidden(self) -> jax.ShapeDtypeStruct:
         shape = (self.hidden.tokens, self.plan.model.hidden_size)

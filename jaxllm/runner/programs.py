@@ -8,8 +8,9 @@ so nothing compiles after warm-up.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,9 @@ class Programs(ProgramJobs):
         """Of what mixed steps leave; ``hidden.scored`` tokens at a time."""
         return self._find(("score",))
 
-    @property
-    def embed(self) -> Any:
-        """Of what mixed steps leave. Only where the plan has embeddings."""
-        return self._find(("embed",))
+    def embed(self, num_rows: int) -> Any:
+        """Of what mixed steps of so many rows leave. Only where the plan has embeddings."""
+        return self._find(("embed", num_rows))
 
     def tapped(self, bucket: BatchBucket) -> Any:
         """``forward`` with taps. Mixed buckets only, and only where the plan has taps."""
@@ -163,8 +163,7 @@ class Programs(ProgramJobs):
         try:
             self._compile(missing, threads, progress=progress)
         finally:
-            if self._helpers is not None:
-                self._helpers.close()
+            self.close()
         logger.info("%d programs ready in %.1f s", len(self), self.compile_seconds)
         told = {name: found for name, found in self.seconds.items() if found.total >= _TOLD_S}
         if told:
@@ -173,6 +172,11 @@ class Programs(ProgramJobs):
                 for name, found in sorted(told.items(), key=lambda item: -item[1].total)
             }
             logger.info("Seconds of lowering and compiling: %s", json.dumps(rounded))
+
+    def close(self) -> None:
+        """End the helpers; whatever is still to be lowered is lowered here."""
+        if self._helpers is not None:
+            self._helpers.close()
 
     def working_memory(self) -> WorkingMemory:
         """Of every program there is, those with the largest temporaries first."""
@@ -195,11 +199,12 @@ class Programs(ProgramJobs):
             def found(name: str, helped: float = 0.0) -> None:
                 futures[name] = pool.submit(_build, by_name[name], cache, helped)
 
-            for name in self._to_lower_here(jobs, cache, found):
-                begun, job = time.monotonic(), by_name[name]
-                lowered = cache.lower(job.name, job.function, job.args, job.donated)
-                seconds = ProgramSeconds(time.monotonic() - begun, 0.0)
-                futures[name] = pool.submit(_compile, job, lowered, seconds)
+            with closing(self._to_lower_here(jobs, cache, found)) as names:
+                for name in names:
+                    begun, job = time.monotonic(), by_name[name]
+                    lowered = cache.lower(job.name, job.function, job.args, job.donated)
+                    seconds = ProgramSeconds(time.monotonic() - begun, 0.0)
+                    futures[name] = pool.submit(_compile, job, lowered, seconds)
             for job in tqdm(
                 jobs, desc="Compiling", unit="program", disable=None if progress else True
             ):
@@ -208,7 +213,7 @@ class Programs(ProgramJobs):
 
     def _to_lower_here(
         self, jobs: list[Job], cache: LoweringCache, found: Callable[..., None]
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Names of jobs. ``found`` is called for those whose lowered form is on the disk, or should
         be, since a helper wrote it.
         """

@@ -73,7 +73,8 @@ class RowState:
         self.token_ids: list[np.ndarray] = [np.zeros(0, np.int32)] * rows
         self.first_known = [0] * rows  # position of the first of token_ids
         self.scored_end = np.zeros(rows, np.int32)  # prompt_logprobs: positions below it are scored
-        self._token_params: list[dict[str, np.ndarray]] = [{}] * rows
+        self.numbered_end = np.zeros(rows, np.int32)  # tokens below it bring numbers of their own
+        self._numbers: list[dict[str, np.ndarray]] = [{}] * rows
         self.embed_end = np.zeros(rows, np.int32)  # length of a prompt whose embedding is wanted
         self.masks: dict[int, RowMask] = {}
         self.resets: list[int] = []  # rows whose token counts must be cleared
@@ -101,6 +102,10 @@ class RowState:
     def scores_prompts(self, plan: SchedulerOutput) -> bool:
         """Whether the step feeds positions whose prompt log-probabilities are wanted."""
         return bool((plan.starts < self.scored_end[plan.rows]).any())
+
+    def numbered(self, plan: SchedulerOutput) -> list[int]:
+        """Slots of rows that feed tokens for which their request has brought numbers."""
+        return np.flatnonzero(plan.starts < self.numbered_end[plan.rows]).tolist()
 
     def embeds(self, plan: SchedulerOutput) -> bool:
         """Whether the step feeds the last token of a prompt whose embedding is wanted."""
@@ -168,15 +173,11 @@ class RowState:
             raise InvariantError("A request has a grammar, but the engine has no compiler.")
         return self._grammars
 
-    def token_params(self, row: int, start: int, count: int) -> np.ndarray:
-        """What the row's request brought of its tokens from ``start`` on, or the defaults: float32
-        [params, count]."""
-        params = self.layout.tokens
-        found = np.stack([np.broadcast_to(param.value(1), count) for param in params])
-        for place, param in enumerate(params):
-            brought = self._token_params[row].get(param.name, found[0, :0])[start : start + count]
-            found[place, : len(brought)] = brought
-        return found
+    def numbers(self, row: int) -> list[np.ndarray]:
+        """What the row's request brought of its first tokens, float32, for each of the layout's
+        ``tokens``."""
+        brought, nothing = self._numbers[row], np.zeros(0, np.float32)
+        return [brought.get(param.name, nothing) for param in self.layout.tokens]
 
     def _patch_params(self, row: int, request: EngineCoreRequest) -> None:
         params = request.sampling_params
@@ -205,11 +206,12 @@ class RowState:
         self.patches.write(start + layout.bias_ids, bias)
         self.patches.write(start + layout.bias_values, map(_bits, bias.values()))
         brought = params.attention_params or {}
-        self._token_params[row] = {
+        self._numbers[row] = {
             param.name: np.asarray(brought[param.name], np.float32)
             for param in layout.tokens
             if param.name in brought
         }
+        self.numbered_end[row] = max(map(len, self._numbers[row].values()), default=0)
         cells = [
             (param.check(brought[param.name], 1) if param.name in brought else param.value(1))
             .reshape(-1)

@@ -45,7 +45,7 @@ class StepLayout:
             "patch_value": self.max_patches,
             "num_decode_rows": 1,  # slots that the decode form of attention serves
         }
-        if self.bucket.kind is BatchKind.MIXED:  # tokens that were generated have the defaults
+        if self.bucket.kind is BatchKind.MIXED:  # in other steps all tokens have the defaults
             lengths["token_params"] = self.token_params * tokens  # bits, param after param
         else:
             lengths["token_params"] = 0

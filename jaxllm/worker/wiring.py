@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from jaxllm.models import get_model
 from jaxllm.models.hf_config import HFConfig
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.runner.compile_counter import compile_counter
+from jaxllm.runner.lowering_cache import jax_settings
 from jaxllm.runner.lowering_helpers import LoweringHelpers, LoweringTarget
 from jaxllm.runner.memory import (
     GIB,
@@ -100,11 +102,12 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     device = this_device()
     programs = draft_programs(config, opened, device)
     logger.info("Attention backend: %s", programs.plan.attention_reason)
-    memory = size_programs(config, programs, device)
-    loading = time.monotonic()
-    params = load_weights(config, opened)
-    load_seconds = time.monotonic() - loading
-    compile_programs(programs, memory)
+    with closing(programs):
+        memory = size_programs(config, programs, device)
+        loading = time.monotonic()
+        params = load_weights(config, opened)
+        load_seconds = time.monotonic() - loading
+        compile_programs(programs, memory)
     plan = programs.plan
     info = _model_info(config, opened.files, plan)
     files, cache_key = open_block_files(config, opened.files, plan)
@@ -212,8 +215,8 @@ def _helpers(target: AttentionTarget, device: Device) -> LoweringHelpers | None:
     """On a CPU they would take the cores that compile."""
     if device.platform == "cpu" or cpu_count() < 4:
         return None
-    lowered_for = LoweringTarget(target, kernel_platform(), jax.export.default_export_platform())
-    return LoweringHelpers(lowered_for, cpu_count() // 2)
+    platforms = kernel_platform(), jax.export.default_export_platform()
+    return LoweringHelpers(LoweringTarget(target, *platforms, jax_settings()), cpu_count() // 2)
 
 
 def size_programs(config: EngineConfig, programs: Programs, device: Device) -> MemoryPlan:

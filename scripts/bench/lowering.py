@@ -24,6 +24,7 @@ from jaxllm.attention.select import cache_head_dims, select_backend
 from jaxllm.config.engine import EngineConfig
 from jaxllm.models import get_model
 from jaxllm.models.params import model_def
+from jaxllm.runner.lowering_cache import jax_settings
 from jaxllm.runner.lowering_helpers import LoweringHelpers, LoweringTarget, LoweringTask
 from jaxllm.runner.lowering_worker import lower
 from jaxllm.runner.planning import draft_plan
@@ -41,7 +42,7 @@ def measure(path: Path, device_kind: str, num_helpers: int) -> dict[str, Any]:
     shape = get_model(architecture_of(hf, path.name)).config_from_hf(hf)
     dtype = "bfloat16"
     attention = AttentionTarget("gpu", "9.0", config.block_size, dtype, device_kind, dtype)
-    target = LoweringTarget(attention, "sm_90", "cuda")
+    target = LoweringTarget(attention, "sm_90", "cuda", jax_settings())
     model = model_def(shape, dtype, target.kernels)
     backend, reason = select_backend(AttentionSpec.all_of(shape), attention)
     head_dims = cache_head_dims(shape, backend)

@@ -19,7 +19,7 @@ from jaxllm.sampling_params import SamplingParams
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 from tests.conftest import tiny_hf_config
 
-PROMPT, NEW = list(range(40, 75)), 8
+PROMPT, NEW = list(range(40, 73)), 8  # two chunks of 16 and one token
 MODEL = LlamaForCausalLM.config_from_hf(tiny_hf_config("llama"))
 MINE = """
 import jax.numpy as jnp
@@ -110,7 +110,7 @@ def test_a_variant_is_served_by_name(tiny_model_dir: Path, tmp_path: Path) -> No
         assert got == by_hand(llm, bias)
         assert got != by_hand(llm, lambda layer, heads, count: jnp.zeros((heads, 1, 1)))
         assert len(greedy(llm, prefix_len=15)) == NEW
-        with pytest.raises(InvalidRequestError, match="from 0 to 15: the prompt has 35 tokens"):
+        with pytest.raises(InvalidRequestError, match="from 0 to 15: the prompt has 33 tokens"):
             greedy(llm, prefix_len=16)
 
 
@@ -128,8 +128,9 @@ def test_a_users_file_is_served_with_what_requests_bring(
 
             return added
 
-        weights = [9.0 * (index % 3) for index in range(30)]  # the last five have the default
-        for brought in (weights, None, weights[::-1]):  # of the same tokens: the cache has three
+        weights = [9.0 * (index % 3) for index in range(33)]
+        few = weights[:28]  # the last five have the default
+        for brought in (weights, None, few, weights[::-1], weights):  # of the same tokens
             given = {} if brought is None else {"weight": brought}
             assert greedy(llm, **given) == by_hand(llm, bias(0.0, brought))
         assert greedy(llm, weight=weights) != greedy(llm)
@@ -142,7 +143,7 @@ def test_a_users_file_is_served_with_what_requests_bring(
             ({"odd": 1.0}, "takes: even, weight"),
             ({"even": [1.0]}, "one number"),
             ({"weight": 1.0}, "a number for each"),
-            ({"weight": [1.0] * 36}, "of which there are 35"),
+            ({"weight": [1.0] * 34}, "of which there are 33"),
             ({"even": float("nan")}, "attention_params.even"),
         ):
             with pytest.raises(InvalidRequestError, match=message):

@@ -27,6 +27,7 @@ from tests.conformance.paged_forward import PagedForward
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "smollm2-135m.npz"
 BEAMS = GOLDEN.with_name("smollm2-135m-beams.json")
 TOLERANCE = 1e-3
+FRESH = 3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -52,10 +53,10 @@ def golden() -> list[recording.Reference]:
 
 @pytest.fixture(scope="module")
 def fresh(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> list[recording.Reference]:
-    """The same recording made now, with the whole logits of every position."""
+    """Of each third prompt the same made now, with the whole logits of every position."""
     exported = export_default_model(tmp_path_factory.mktemp("smollm2"))
     out = exported / "reference.npz"
-    run_parity(reference, "golden", exported, out, "--all-logits")
+    run_parity(reference, "golden", exported, out, "--whole", str(FRESH))
     return recording.load(out)
 
 
@@ -141,7 +142,7 @@ def test_every_logit_agrees_with_transformers(
 def test_golden_file_is_what_the_reference_says(
     golden: list[recording.Reference], fresh: list[recording.Reference]
 ) -> None:
-    for old, new in zip(golden, fresh, strict=True):
+    for old, new in zip(golden[::FRESH], fresh, strict=True):
         assert old.token_ids == new.token_ids
         np.testing.assert_allclose(old.logsumexp, new.logsumexp, atol=1e-3)
         assert old.first_wrong(new.greedy) is None

@@ -2,6 +2,7 @@ import pytest
 
 from jaxllm.core.invariant import InvariantError
 from jaxllm.core.scheduler import Scheduler
+from jaxllm.engine.block_files import NoBlockFiles
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.simulation.answers import Answers
@@ -23,6 +24,36 @@ def make_engine(*requests, async_scheduling: bool = True, **plan) -> tuple[Engin
 def executor_of(engine: EngineCore) -> FakeExecutor:
     assert isinstance(engine.executor, FakeExecutor)
     return engine.executor
+
+
+class Files(NoBlockFiles):
+    """A disk that keeps up."""
+
+    def ending(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_clean_end_keeps_what_was_computed_and_nothing_else(
+    interrupted: bool, monkeypatch: pytest.MonkeyPatch
+):
+    plan, kept = make_plan(kv_files=True, host_blocks=8), list[tuple[int, bytes]]()
+    executor = FakeExecutor(plan)
+    engine = EngineCore(Scheduler(plan), executor, files=Files(), keep=kept.extend)
+    engine.add_request(make_request("a", 40))
+    if interrupted:  # after the books say what the step computes
+
+        def interrupt(step: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(executor, "dispatch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+        monkeypatch.undo()
+    else:
+        engine.step()
+    engine.close()
+    assert bool(kept) != interrupted
 
 
 def drain(engine: EngineCore, answers: Answers) -> None:

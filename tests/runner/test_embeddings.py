@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxllm.config.plan import make_buckets
+from jaxllm.config.plan import BatchBucket, BatchKind, make_buckets
 from jaxllm.engine.engine_core import EngineCore
 from jaxllm.errors import InvalidRequestError
 from jaxllm.messages import EngineCoreRequest
@@ -17,7 +17,8 @@ from tests.fakes.tiny_engine import TINY, TinyEngine, request, tiny_plan
 @pytest.fixture(scope="module")
 def embedder() -> TinyEngine:
     plan = tiny_plan(embeddings=True, max_num_batched_tokens=32)
-    return TinyEngine(replace(plan, buckets=make_buckets((8,), (32,), 8)))
+    buckets = (*make_buckets((8,), (32,), 8), BatchBucket(16, 2, BatchKind.MIXED))
+    return TinyEngine(replace(plan, buckets=buckets))
 
 
 def embeddings(core: EngineCore, *requests: EngineCoreRequest) -> dict[str, np.ndarray]:
@@ -84,7 +85,7 @@ def test_an_engine_without_them_refuses_and_compiles_nothing(
 ) -> None:
     with pytest.raises(InvalidRequestError):
         engine.core().add_request(wish("a", [1]))
-    for engine_, count in ((engine, 0), (embedder, 1)):  # one for each mixed bucket
+    for engine_, count in ((engine, 0), (embedder, 2)):  # one for each number of rows
         kinds = [program.kind for program in engine_.programs.working_memory().programs]
         assert kinds.count("embed") == count
 

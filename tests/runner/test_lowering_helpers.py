@@ -6,22 +6,25 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
+import msgspec
 import pytest
 
 from jaxllm.attention.backend import AttentionTarget
 from jaxllm.attention.backends.xla import BACKEND
+from jaxllm.config.model import AttentionChoice
 from jaxllm.config.plan import EnginePlan
 from jaxllm.runner import lowering_helpers
-from jaxllm.runner.lowering_cache import LoweringCache
+from jaxllm.runner.lowering_cache import LoweringCache, jax_settings
 from jaxllm.runner.lowering_helpers import Done, LoweringHelpers, LoweringTarget, LoweringTask
 from jaxllm.runner.lowering_worker import lower
 from jaxllm.runner.program_jobs import ProgramJobs
 from tests.fakes.tiny_engine import TinyEngine, tiny_plan
 
-CPU = LoweringTarget(AttentionTarget("cpu", "", 16, "float32"), "cpu", "cpu")
+CPU = LoweringTarget(AttentionTarget("cpu", "", 16, "float32"), "cpu", "cpu", jax_settings())
 
 
 class SlowCaller(LoweringHelpers):
@@ -61,6 +64,15 @@ def test_a_helper_writes_what_this_process_would_write(engine: TinyEngine, tmp_p
         path = cache.path(job.name, job.args)
         assert path is not None and text_of(tmp_path / job.name) == text_of(path)
     assert "KeyError" in str(lower(LoweringTask(CPU, engine.plan, "none", "")).error)
+
+
+def test_a_plan_is_the_same_to_a_helper() -> None:
+    choice = AttentionChoice("alibi", (("slopes", (1.0, 2.0)),))
+    plan = tiny_plan()
+    plan = replace(plan, model=replace(plan.model, attention=(choice,)))
+    task = LoweringTask(CPU, plan, "x", "y")
+    told = msgspec.json.decode(msgspec.json.encode(task), type=LoweringTask)
+    assert told == task and hash((told.plan, told.target)) == hash((task.plan, task.target))
 
 
 ANSWERS = """

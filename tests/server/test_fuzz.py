@@ -12,7 +12,7 @@ from tests.server import fuzz
 from tests.server.attacked_server import AttackedServer, attacked_server
 from tests.server.schema_fuzz import MAX_BODY_BYTES, PROGRAM, run_schemathesis
 
-BODIES, RAW = 6000, 3000
+BODIES, RAW = 3000, 1500
 SEED = 20
 
 
@@ -54,6 +54,6 @@ def test_raw(server: AttackedServer) -> None:
 )
 def test_requests_from_our_own_schema(server: AttackedServer) -> None:
     with server.as_before():
-        report = run_schemathesis(server.url, max_examples=15, seed=SEED, limit_s=280)
+        report = run_schemathesis(server.url, max_examples=8, seed=SEED, limit_s=280)
     assert report.passed, report.output
-    assert report.num_requests > 1000
+    assert report.num_requests > 500
