@@ -2,8 +2,9 @@
 jit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,10 @@ class RopeConfig:
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    parts = cast(Sequence[Any], value)
+    return tuple(_frozen(part) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

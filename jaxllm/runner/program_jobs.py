@@ -39,9 +39,9 @@ from jaxllm.sampling.metadata import SamplerMode
 from jaxllm.sampling.token_mask import mask_words
 from pallas_kernels.sampling.sample_sm90 import refuses_sample_sm90
 
-# What a program is compiled for: forward or tapped and its bucket, sample and its rows and mode;
-# of the others there is one for all.
-Key = tuple[str] | tuple[str, BatchBucket] | tuple[str, int, SamplerMode]
+# What a program is compiled for: forward or tapped and its bucket, sample and its rows and mode,
+# embed and its rows; of the others there is one for all.
+Key = tuple[str] | tuple[str, BatchBucket] | tuple[str, int] | tuple[str, int, SamplerMode]
 
 
 @dataclass(frozen=True)
