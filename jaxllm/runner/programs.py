@@ -56,7 +56,9 @@ _Built = tuple[Any, ProgramSeconds]
 
 
 class Programs(ProgramJobs):
-    """Executables: ``forward(bucket)``, ``sample(num_rows, mode)``, and one of each other kind."""
+    """Executables: ``forward(bucket)``, ``sample(num_rows, mode)``, ``embed(num_rows)``, and one of
+    each other kind.
+    """
 
     def __init__(
         self,

@@ -105,6 +105,8 @@ class RowState:
 
     def numbered(self, plan: SchedulerOutput) -> list[int]:
         """Slots of rows that feed tokens for which their request has brought numbers."""
+        if not self.layout.tokens:
+            return []
         return np.flatnonzero(plan.starts < self.numbered_end[plan.rows]).tolist()
 
     def embeds(self, plan: SchedulerOutput) -> bool:

@@ -153,7 +153,8 @@ def _open_journal(config: EngineConfig, plan: EnginePlan, cache_key: bytes) -> J
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
     """Compiled programs are kept on disk, whatever their size: the next start only loads them. The
-    bound also makes JAX lock the directory, which engines may share.
+    bound also makes JAX lock the directory, which engines may share. What the user has set of JAX's
+    own settings holds.
     """
     prepare_accelerator(
         config.gpu_memory_utilization,

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxllm import LLM, SamplingParams, StructuredOutputsParams  # noqa: E402
+from jaxllm.bench.report import write_report  # noqa: E402
 from jaxllm.grammar.checker import GrammarChecker  # noqa: E402
 from jaxllm.grammar.compiler import GrammarCompiler  # noqa: E402
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer  # noqa: E402
@@ -123,10 +124,8 @@ def main() -> int:
             "mask": mask_cost(llm.info, args.rows, args.steps),
             "step": step_cost(llm, args.rows, args.steps, args.repeats),
         }
-    text = json.dumps(results, indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    print(json.dumps(results, indent=2))
+    write_report(results, args.json)
     return 0
 
 

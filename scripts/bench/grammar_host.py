@@ -27,6 +27,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from jaxllm.bench.report import write_report  # noqa: E402
 from jaxllm.core.scheduler import Scheduler  # noqa: E402
 from jaxllm.engine.engine_core import EngineCore  # noqa: E402
 from jaxllm.frontend.output_processor import OutputProcessor  # noqa: E402
@@ -206,10 +207,9 @@ def main() -> int:
     parser.add_argument("--jump-forward", action="store_true")
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    text = json.dumps(measure(args), indent=2)
-    print(text)
-    if args.json:
-        args.json.write_text(text + "\n")
+    results = measure(args)
+    print(json.dumps(results, indent=2))
+    write_report(results, args.json)
     return 0
 
 
