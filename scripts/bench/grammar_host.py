@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from jaxllm.bench.report import write_report  # noqa: E402
+from jaxllm.config.plan import BatchBucket  # noqa: E402
 from jaxllm.core.scheduler import Scheduler  # noqa: E402
 from jaxllm.engine.engine_core import EngineCore  # noqa: E402
 from jaxllm.frontend.output_processor import OutputProcessor  # noqa: E402
@@ -39,6 +40,7 @@ from jaxllm.messages import EngineCoreRequest  # noqa: E402
 from jaxllm.runner import masking  # noqa: E402
 from jaxllm.runner.model_runner import ModelRunner  # noqa: E402
 from jaxllm.runner.row_layout import RowLayout  # noqa: E402
+from jaxllm.runner.step_layout import StepLayout  # noqa: E402
 from jaxllm.sampling.metadata import SamplerMode  # noqa: E402
 from jaxllm.sampling_params import SamplingParams  # noqa: E402
 from jaxllm.simulation.plans import make_plan  # noqa: E402
@@ -93,12 +95,19 @@ class ClockworkPrograms:
 
     def __init__(self, plan: Any, device: Clockwork, dispatch_s: float):
         self._dispatch_s = dispatch_s
-        self.rows = RowLayout(plan.max_blocks_per_row, ())
+        self._block_size = plan.block_size
+        self.rows = RowLayout(plan.max_blocks_per_row)
         self.full_rows = sorted({bucket.num_rows for bucket in plan.buckets})
         self._device, self._vocab = device, plan.model.vocab_size
         self._rng = np.random.default_rng(0)
 
-    def forward(self, bucket: Any) -> Callable[..., Any]:
+    def step_program(self, bucket: BatchBucket) -> Any:
+        return SimpleNamespace(layout=StepLayout(bucket, self._block_size))
+
+    def mode_for(self, num_rows: int, mode: SamplerMode) -> SamplerMode:
+        return mode
+
+    def forward(self, bucket: BatchBucket) -> Callable[..., Any]:
         logits = SimpleNamespace(shape=(bucket.num_rows, self._vocab))
 
         def program(params: Any, kv: Any, buffers: Any, packed: Any) -> Any:
