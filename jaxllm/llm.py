@@ -6,6 +6,7 @@ The engine is imported by name when an LLM is made, so that importing this modul
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, Self, cast
 
@@ -18,7 +19,7 @@ from jaxllm.frontend.input_processor import InputProcessor
 from jaxllm.frontend.output_processor import OutputProcessor
 from jaxllm.frontend.parallel_sampling import fan_out
 from jaxllm.frontend.request_state import RequestState
-from jaxllm.messages import EngineCoreRequest, EngineStats
+from jaxllm.messages import EngineCoreRequest, EngineStats, StepOutputs
 from jaxllm.outputs import BeamSearchOutput, RequestOutput
 from jaxllm.sampling_params import BeamSearchParams, SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
@@ -201,19 +202,24 @@ class LLM:
         return [state.take_all() for state in states]
 
     def _step_until_done(self, states: list[RequestState], progress: "_Progress") -> None:
-        waiting = list(states)
+        """What a step tells is turned into text while the device computes the next but one."""
+        waiting, told = list(states), None
         while waiting:
-            if not self._core.has_work():
+            if told is None and not self._core.has_work():
                 raise RequestFailedError("The engine forgot about a request.")
-            step = self._core.step()
-            if step is None:
-                continue
-            if aborts := self._outputs.process(step):
+            to_text = cache(partial(self._to_text, told))
+            step = self._core.step(to_text)
+            if aborts := to_text():  # done by now, unless the step has failed
                 self._core.abort(aborts)
-            num_tokens = len(step.token_ids) + sum(len(e.new_token_ids) for e in step.events)
-            if step.events or aborts:  # only they end a request
-                waiting = [state for state in waiting if not state.finished]
-            progress.update(len(states) - len(waiting), num_tokens)
+            if told is not None:
+                if told.events or aborts:  # only they end a request
+                    waiting = [state for state in waiting if not state.finished]
+                num_tokens = len(told.token_ids) + sum(len(e.new_token_ids) for e in told.events)
+                progress.update(len(states) - len(waiting), num_tokens)
+            told = step
+
+    def _to_text(self, told: StepOutputs | None) -> tuple[str, ...]:
+        return () if told is None else self._outputs.process(told)
 
 
 def _as_prompts(prompts: Prompts) -> list[Prompt]:

@@ -84,6 +84,7 @@ class EngineCore:
         self._keep = keep
         self._torn = False  # a step that was interrupted: the books tell of what was not computed
         self._in_flight: Dispatched | None = None
+        self._meanwhile: Callable[[], object] | None = None  # of the step under way
         self._clock = clock or MonotonicClock()
         self._latency_target = latency_target
         self._fetched = 0.0  # when the last results were there
@@ -132,12 +133,15 @@ class EngineCore:
             compilations=self._compilations(),
         )
 
-    def step(self) -> StepOutputs | None:
+    def step(self, meanwhile: Callable[[], object] | None = None) -> StepOutputs | None:
         """Advance the pipeline by one step. None if there is nothing to tell.
 
         Every request that was added gets exactly one output with a finish_reason, its last.
+        ``meanwhile`` is called once the device has its next work, unless it could not be given any,
+        and before its results are waited for; it must leave the engine alone.
         """
         self._torn = True
+        self._meanwhile = meanwhile
         outputs = self._step()
         self._torn = False
         return outputs
@@ -205,6 +209,8 @@ class EngineCore:
     def _advance(self, step: SchedulerOutput | None) -> StepOutputs | None:
         """Dispatch ``step``, then take in the one before it, or ``step`` itself without a lead."""
         dispatched = self._dispatch(step) if step is not None else None
+        if self._meanwhile is not None:
+            self._meanwhile()
         ahead = self.async_scheduling and not self.recovery.active
         due = self._in_flight if ahead else dispatched
         output = self._fetch(due) if due is not None else None

@@ -1,7 +1,7 @@
 """An EngineCore that writes down what happens to it."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, override
 
@@ -103,9 +103,9 @@ class JournaledCore(EngineCore):
         super().hear(news)
 
     @override
-    def step(self) -> StepOutputs | None:
+    def step(self, meanwhile: Callable[[], object] | None = None) -> StepOutputs | None:
         self._turn_told = False
-        outputs = super().step()
+        outputs = super().step(meanwhile)
         self._tell_turn()
         return outputs
 

@@ -21,6 +21,7 @@ import jax
 
 from jaxllm.layers.taps import Edits, Reads, TapArrays
 from jaxllm.runner.row_layout import RowBuffers
+from jaxllm.runner.spares import overwriting
 from jaxllm.runner.step import StepSlots
 from jaxllm.sampling.metadata import Logprobs, SamplerOutput
 
@@ -55,22 +56,38 @@ class LoweringCache:
         function: Callable[..., Any],
         args: tuple[Any, ...],
         donated: tuple[int, ...],
-    ) -> jax.stages.Lowered:
-        """``jax.jit(function, donate_argnums=donated).lower(*args)``, from the disk if it is
-        there."""
+        overwrites_from: int | None = None,
+    ) -> tuple[jax.stages.Lowered, tuple[jax.ShapeDtypeStruct, ...]]:
+        """``jax.jit(function, donate_argnums=donated).lower(*args)``, from the disk if it is there;
+        and the shapes of what results are written over (``spares.py``): those from the index
+        ``overwrites_from`` on.
+        """
+        exported = self._exported(name, function, args)
+        call = jax.jit(function) if exported is None else exported.call
+        overwritten: tuple[jax.ShapeDtypeStruct, ...] = ()
+        if overwrites_from is not None:
+            results: Any = jax.eval_shape(call, *args)[overwrites_from:]
+            specs = jax.tree.leaves(results)
+            overwritten = tuple(jax.ShapeDtypeStruct(one.shape, one.dtype) for one in specs)
+        return overwriting(call, args, donated, overwritten), overwritten
+
+    def _exported(
+        self, name: str, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> jax.export.Exported | None:
+        """From the disk, where it is written if it can be kept. None: it cannot."""
         path = self.path(name, args)
         if path is None:
-            return jax.jit(function, donate_argnums=donated).lower(*args)
+            return None
         exported = _read(path)
         if exported is None:
             try:
                 exported = keep_lowered(path, function, args)
             except ValueError as error:  # a custom call that may not be kept
                 logger.warning("%s is lowered at every start: %s", name, error)
-                return jax.jit(function, donate_argnums=donated).lower(*args)
+                return None
             # Compiled from what was read back, so that the next start finds the very same program.
             exported = _read(path) or exported
-        return jax.jit(exported.call, donate_argnums=donated).lower(*args)
+        return exported
 
     def path(self, name: str, args: tuple[Any, ...]) -> Path | None:
         """The program's file, whether it is there or not. None: nothing is kept."""

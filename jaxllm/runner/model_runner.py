@@ -1,4 +1,4 @@
-"""ModelRunner: the executor on a device. Owns parameters, KV cache and row buffers.
+"""ModelRunner: the executor on a device. Owns parameters, KV cache, row buffers and spare arrays.
 
 Arrays are replaced by every step (their predecessors are donated) and never shared. All calls come
 from one thread, so steps reach the device in the order they are dispatched.
@@ -30,6 +30,7 @@ from jaxllm.runner.packing import pack, pack_idle, pack_targets
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.row_layout import RowBuffers, row_buffers_spec
 from jaxllm.runner.row_state import RowState
+from jaxllm.runner.spares import Spares
 from jaxllm.runner.step import TOKENS_PER_RECOUNT, StepSlots
 from jaxllm.runner.tapped_step import edits_spec
 from jaxllm.runner.tapping import TapRows, TapRun, values_of
@@ -44,8 +45,7 @@ class StepHandle:
     plan: SchedulerOutput
     bucket: BatchBucket  # of the program that ran
     mode: SamplerMode
-    logits: Any
-    slots: StepSlots
+    forwarded: Any  # logits, slots and hidden states; None once the sample half has started
     prompt_logprobs: list[Logprobs]  # of as many tokens each as ``score`` takes
     embeddings: jax.Array | None
     wants_logprobs: bool
@@ -91,6 +91,7 @@ class ModelRunner:
         plan = self._plan
         self._kv: KVCache | None = None  # freed before the new one is allocated
         self._buffers: RowBuffers | None = None
+        self._spares = Spares()
         self._waiting = self._last = None
         if self._files is not None:
             self._files.forget()
@@ -128,7 +129,9 @@ class ModelRunner:
                 if self._plan.embeddings:
                     self._programs.embed(bucket.num_rows)(hidden, slots)
             for mode in self._programs.modes(bucket.num_rows):
-                self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
+                out = self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
+                self._spares.give("sample", out)
+            self._spares.give("forward", (logits, slots, hidden))
         nowhere = self._plan.num_blocks
         if self._plan.host_blocks and jax.default_backend() != "cpu":  # there it only costs time
             self._host.reserve(self._plan.host_blocks, abstract_blocks(self._kv)[0])
@@ -154,7 +157,8 @@ class ModelRunner:
         mode = self._programs.mode_for(bucket.num_rows, mode)
         layout = self._layouts[bucket]
         while len(self._rows.patches) > layout.max_patches:
-            self._forward(bucket, jax.device_put(pack_idle(self._rows, layout)))
+            packed = jax.device_put(pack_idle(self._rows, layout))
+            self._spares.give("forward", self._forward(bucket, packed))
         for slot, content in () if self._files is None else self._files.contents():
             self._host.fill(slot, content)
         self.move_blocks(
@@ -182,8 +186,7 @@ class ModelRunner:
             plan,
             bucket,
             mode,
-            logits,
-            slots,
+            (logits, slots, hidden),
             scored,
             embeddings,
             bool(told.any()),
@@ -230,11 +233,15 @@ class ModelRunner:
             self._finish_waiting()
         if self._last is handle:
             self._last = None
+        finite = np.asarray(out.finite)[:count]
+        wanted = out.logprobs if handle.wants_logprobs else None
+        logprobs = None if wanted is None else _on_host(wanted, count)
+        self._spares.give("sample", out)
         return ModelRunnerOutput(
             handle.plan.step_id,
             token_ids,
-            np.asarray(out.finite)[:count],
-            _on_host(out.logprobs, count) if out.logprobs and handle.wants_logprobs else None,
+            finite,
+            logprobs,
             _joined(handle.prompt_logprobs, handle.plan.num_tokens),
             handle.bucket.num_tokens,
             None if handle.embeddings is None else np.asarray(handle.embeddings)[:count],
@@ -246,7 +253,7 @@ class ModelRunner:
         program = self._programs.forward(bucket)
         kv, buffers = self._kv, self._buffers
         self._kv = self._buffers = None  # donated: whatever happens now, they are gone
-        result = program(self._params, kv, buffers, packed)
+        result = self._spares.run(program, self._params, kv, buffers, packed)
         self._kv, self._buffers, logits, slots, hidden = result
         return logits, slots, hidden
 
@@ -325,8 +332,10 @@ class ModelRunner:
             self._buffers = self._programs.recount(buffers, jax.device_put(packed))
 
     def _sample(self, handle: StepHandle, mask: jax.Array) -> None:
-        handle.out = self._draw(handle.logits, handle.slots, handle.mode, mask)
-        handle.logits = None
+        logits, slots, _ = handle.forwarded
+        handle.out = self._draw(logits, slots, handle.mode, mask)
+        self._spares.give("forward", handle.forwarded)
+        handle.forwarded = None
         for array in (handle.out.token_ids, handle.out.finite):
             array.copy_to_host_async()
 
@@ -335,7 +344,7 @@ class ModelRunner:
     ) -> SamplerOutput:
         program = self._programs.sample(logits.shape[0], mode)
         buffers, self._buffers = self._buffers, None
-        self._buffers, out = program(buffers, logits, slots, mask)
+        self._buffers, out = self._spares.run(program, buffers, logits, slots, mask)
         return out
 
     def _follow_last(self, step: MaskedStep) -> None:

@@ -31,7 +31,7 @@ from jaxllm.runner.row_layout import MAX_EOS_IDS, RowLayout
 _DEFAULTS = {"cpu": (16, 256), "gpu": (256, 8192)}
 _MIXED_LADDER = {"cpu": (64, 128, 256, 512), "gpu": (256, 512, 1024, 2048, 4096, 8192, 16384)}
 _SMALL_MIXED = 128  # tokens
-_ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (8, 64, 128, 256, 512)}
+_ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 # What programs are compiled for before the number is known: of the size of real caches, so that
 # XLA treats the cache as it will. Nothing of that size is allocated.
 _LIKELY_BLOCKS = 4096

@@ -50,6 +50,8 @@ class Job:
     function: Callable[..., Any]
     args: tuple[Any, ...]  # abstract
     donated: tuple[int, ...] = ()
+    # Results from this one on are written over those of earlier steps; None: into fresh memory.
+    overwrites_from: int | None = None
 
     @property
     def name(self) -> str:
@@ -144,7 +146,8 @@ class ProgramJobs:
 
     def _forward_job(self, bucket: BatchBucket) -> Job:
         function = partial(forward, program=self.step_program(bucket))
-        return Job(("forward", bucket), function, self._forward_args(bucket), donated=(1, 2))
+        args = self._forward_args(bucket)
+        return Job(("forward", bucket), function, args, donated=(1, 2), overwrites_from=2)
 
     def _tapped_job(self, bucket: BatchBucket) -> Job:
         sizes = TapSizes.of(self.plan, self.rows.max_blocks)
@@ -187,7 +190,8 @@ class ProgramJobs:
         mask = jax.ShapeDtypeStruct((count, mask_words(vocab)), jnp.int32)
         platform = self.sampling_platform
         function = partial(sample, layout=self.rows, mode=mode, platform=platform)
-        return Job(("sample", count, mode), function, (rows, logits, slots, mask), donated=(0,))
+        args = (rows, logits, slots, mask)
+        return Job(("sample", count, mode), function, args, donated=(0,), overwrites_from=1)
 
 
 def full_rows(counts: Iterable[int], platform: str) -> tuple[int, ...]:

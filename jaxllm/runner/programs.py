@@ -29,11 +29,13 @@ from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.lowering_helpers import LoweringHelpers
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
 from jaxllm.runner.program_jobs import Job, Key, ProgramJobs
+from jaxllm.runner.spares import Program
 from jaxllm.sampling.metadata import SamplerMode
 
 logger = logging.getLogger(__name__)
 
 MOST_ROWS_OF_XLA_GEMM = 8
+_RECORDED = 64  # XLA keeps so many recordings of a kernel in a CUDA graph; by default 16
 _SHAPED_BY_BLOCKS = ("forward", "tapped", "copy", "save", "load")
 _TOLD_S = 0.5  # programs that took so long are named in the log
 
@@ -52,7 +54,7 @@ class ProgramSeconds:
         return self.lower + self.compile
 
 
-_Built = tuple[Any, ProgramSeconds]
+_Built = tuple[Program, ProgramSeconds]
 
 
 class Programs(ProgramJobs):
@@ -79,15 +81,15 @@ class Programs(ProgramJobs):
         self._lowerings = lowerings if kept else None
         self._helpers = helpers if kept else None
         self._draft = plan
-        self._compiled: dict[Key, Any] = {}
+        self._compiled: dict[Key, Program] = {}
         self.seconds: dict[str, ProgramSeconds] = {}  # by name; of what was compiled last
         self.compile_seconds = 0.0
 
-    def forward(self, bucket: BatchBucket) -> Any:
+    def forward(self, bucket: BatchBucket) -> Program:
         """Raises RecompilationError for a bucket that was not compiled."""
         return self._find(("forward", bucket))
 
-    def sample(self, num_rows: int, mode: SamplerMode) -> Any:
+    def sample(self, num_rows: int, mode: SamplerMode) -> Program:
         """One of ``modes(num_rows)``."""
         return self._find(("sample", num_rows, mode))
 
@@ -98,32 +100,32 @@ class Programs(ProgramJobs):
         return mode
 
     @property
-    def score(self) -> Any:
+    def score(self) -> Program:
         """Of what mixed steps leave; ``hidden.scored`` tokens at a time."""
         return self._find(("score",))
 
-    def embed(self, num_rows: int) -> Any:
+    def embed(self, num_rows: int) -> Program:
         """Of what mixed steps of so many rows leave. Only where the plan has embeddings."""
         return self._find(("embed", num_rows))
 
-    def tapped(self, bucket: BatchBucket) -> Any:
+    def tapped(self, bucket: BatchBucket) -> Program:
         """``forward`` with taps. Mixed buckets only, and only where the plan has taps."""
         return self._find(("tapped", bucket))
 
     @property
-    def edit(self) -> Any:
+    def edit(self) -> Program:
         """Of what rows change. Only where the plan has taps."""
         return self._find(("edit",))
 
-    def move(self, kind: str) -> Any:
+    def move(self, kind: str) -> Program:
         """Of blocks: "copy", and where the plan has blocks on the host "save" and "load"."""
         return self._find((kind,))
 
     @property
-    def recount(self) -> Any:
+    def recount(self) -> Program:
         return self._find(("recount",))
 
-    def _find(self, key: Key) -> Any:
+    def _find(self, key: Key) -> Program:
         try:
             return self._compiled[key]
         except KeyError:
@@ -203,10 +205,9 @@ class Programs(ProgramJobs):
 
             with closing(self._to_lower_here(jobs, cache, found)) as names:
                 for name in names:
-                    begun, job = time.monotonic(), by_name[name]
-                    lowered = cache.lower(job.name, job.function, job.args, job.donated)
-                    seconds = ProgramSeconds(time.monotonic() - begun, 0.0)
-                    futures[name] = pool.submit(_compile, job, lowered, seconds)
+                    futures[name] = pool.submit(
+                        _compile, by_name[name], *_lower(by_name[name], cache)
+                    )
             for job in tqdm(
                 jobs, desc="Compiling", unit="program", disable=None if progress else True
             ):
@@ -240,16 +241,30 @@ def kernel_platform() -> str:
     return "sm_90" if hopper else str(device.platform)
 
 
+_Lowered = tuple[jax.stages.Lowered, tuple[jax.ShapeDtypeStruct, ...], float]
+
+
 def _build(job: Job, cache: LoweringCache, helped: float) -> _Built:
-    begun = time.monotonic()
-    lowered = cache.lower(job.name, job.function, job.args, job.donated)
-    return _compile(job, lowered, ProgramSeconds(time.monotonic() - begun + helped, 0.0))
+    lowered, overwrites, seconds = _lower(job, cache)
+    return _compile(job, lowered, overwrites, seconds + helped)
 
 
-def _compile(job: Job, lowered: jax.stages.Lowered, seconds: ProgramSeconds) -> _Built:
+def _lower(job: Job, cache: LoweringCache) -> _Lowered:
+    """What ``_compile`` takes; the last are the seconds it took."""
     begun = time.monotonic()
-    program = lowered.compile(_compiler_options(job.key))
-    return program, replace(seconds, compile=time.monotonic() - begun)
+    found = cache.lower(job.name, job.function, job.args, job.donated, job.overwrites_from)
+    return (*found, time.monotonic() - begun)
+
+
+def _compile(
+    job: Job,
+    lowered: jax.stages.Lowered,
+    overwrites: tuple[jax.ShapeDtypeStruct, ...],
+    seconds: float,
+) -> _Built:
+    begun = time.monotonic()
+    program = Program(job.key[0], lowered.compile(_compiler_options(job.key)), overwrites)
+    return program, ProgramSeconds(seconds, time.monotonic() - begun)
 
 
 def _without_host_settings(plan: EnginePlan) -> EnginePlan:
@@ -271,25 +286,31 @@ def _without_host_settings(plan: EnginePlan) -> EnginePlan:
     )
 
 
-def _memory_of(key: Key, program: Any, runs: int) -> ProgramMemory:
-    stats = program.memory_analysis()
+def _memory_of(key: Key, program: Program, runs: int) -> ProgramMemory:
+    stats = program.executable.memory_analysis()
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    outputs += sum(spec.size * spec.dtype.itemsize for spec in program.overwrites)
     if key[0] == "load":  # what comes from the host has nowhere else to be counted
         outputs += stats.argument_size_in_bytes - stats.alias_size_in_bytes
     shape = " ".join(map(str, key[1:]))
     return ProgramMemory(key[0], shape, stats.temp_size_in_bytes, runs * outputs)
 
 
-def _compiler_options(key: Key) -> dict[str, bool]:
+def _compiler_options(key: Key) -> dict[str, bool | int]:
     """On a GPU, XLA reads a slice in place by handing its address on, which fails at run time when
     that is not aligned: a gather of one row from an array of bytes is enough.
 
     For products of few rows XLA's own kernels are the fastest, for others the vendor's library is;
     left to choose, XLA takes its own too often (figures in NOTES.md).
+
+    A kernel whose arrays lie where they lay in one of its last recordings is not recorded anew.
     """
     if jax.default_backend() != "gpu":
         return {}
-    options = {"xla_gpu_enable_dynamic_slice_fusion": False}
+    options: dict[str, bool | int] = {
+        "xla_gpu_enable_dynamic_slice_fusion": False,
+        "xla_cmd_buffer_trace_cache_size": _RECORDED,
+    }
     buckets = [part for part in key if isinstance(part, BatchBucket)]
     if any(bucket.num_tokens > MOST_ROWS_OF_XLA_GEMM for bucket in buckets):
         options |= {"xla_gpu_enable_triton_gemm": False, "xla_gpu_enable_cublaslt": True}

@@ -59,7 +59,7 @@ def steps_in_place() -> dict[str, str]:
     programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
     programs.compile(progress=False)
     cache_bytes = 2 * 8192 * 2 * 8 * 64 * 128 * 2
-    return {str(b): _verdict(programs.forward(b), cache_bytes) for b in buckets}
+    return {str(b): _verdict(programs.forward(b).executable, cache_bytes) for b in buckets}
 
 
 def _verdict(compiled: Any, cache_bytes: int) -> str:

@@ -16,12 +16,13 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +41,9 @@ from jaxllm.messages import EngineCoreRequest  # noqa: E402
 from jaxllm.runner import masking  # noqa: E402
 from jaxllm.runner.model_runner import ModelRunner  # noqa: E402
 from jaxllm.runner.row_layout import RowLayout  # noqa: E402
+from jaxllm.runner.spares import Program  # noqa: E402
 from jaxllm.runner.step_layout import StepLayout  # noqa: E402
-from jaxllm.sampling.metadata import SamplerMode  # noqa: E402
+from jaxllm.sampling.metadata import SamplerMode, SamplerOutput  # noqa: E402
 from jaxllm.sampling_params import SamplingParams  # noqa: E402
 from jaxllm.simulation.plans import make_plan  # noqa: E402
 from jaxllm.tokenizer.tokenizer import Tokenizer  # noqa: E402
@@ -82,6 +84,7 @@ class Late:
 
     def __init__(self, device: Clockwork, array: np.ndarray, there: float):
         self._device, self._array, self._there = device, array, there
+        self.shape, self.dtype = array.shape, array.dtype
 
     def copy_to_host_async(self) -> None: ...
 
@@ -107,27 +110,27 @@ class ClockworkPrograms:
     def mode_for(self, num_rows: int, mode: SamplerMode) -> SamplerMode:
         return mode
 
-    def forward(self, bucket: BatchBucket) -> Callable[..., Any]:
-        logits = SimpleNamespace(shape=(bucket.num_rows, self._vocab))
+    def forward(self, bucket: BatchBucket) -> Program:
+        logits = jax.ShapeDtypeStruct((bucket.num_rows, self._vocab), np.float32)
 
-        def program(params: Any, kv: Any, buffers: Any, packed: Any) -> Any:
+        def program(params: Any, kv: Any, buffers: Any, packed: Any, spares: Any) -> Any:
             self._device.run(self._device.forward_s)
             time.sleep(self._dispatch_s)
             return kv, buffers, logits, None, None
 
-        return program
+        return Program("forward", program)
 
-    def sample(self, num_rows: int, mode: SamplerMode) -> Callable[..., Any]:
-        def program(buffers: Any, logits: Any, slots: Any, mask: Any) -> Any:
+    def sample(self, num_rows: int, mode: SamplerMode) -> Program:
+        def program(buffers: Any, logits: Any, slots: Any, mask: Any, spares: Any) -> Any:
             there = self._device.run(SAMPLE_S)
             began = time.perf_counter()
             token_ids = [self._draw(row) for row in np.asarray(mask)]
             self._device.spent += time.perf_counter() - began
             ids = Late(self._device, np.array(token_ids, np.int32), there)
             finite = Late(self._device, np.full(num_rows, True), there)
-            return buffers, SimpleNamespace(token_ids=ids, finite=finite, logprobs=None)
+            return buffers, SamplerOutput(ids, finite, None)  # type: ignore[arg-type]
 
-        return program
+        return Program("sample", program)
 
     def _draw(self, mask: np.ndarray) -> int:
         words = mask.view(np.uint8)

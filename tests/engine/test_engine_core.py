@@ -83,6 +83,25 @@ def test_the_device_is_kept_one_step_ahead():
     assert executor_of(engine).num_dispatched == 2
 
 
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_what_the_host_does_meanwhile_falls_between_dispatch_and_fetch(
+    async_scheduling: bool, monkeypatch: pytest.MonkeyPatch
+):
+    engine, _ = make_engine(make_request("a", 4, 4), async_scheduling=async_scheduling)
+    executor, order = executor_of(engine), list[str]()
+    for name in ("dispatch", "fetch"):
+        called = getattr(executor, name)
+        monkeypatch.setattr(
+            executor,
+            name,
+            lambda given, name=name, call=called: (order.append(name), call(given))[1],
+        )
+    engine.step()
+    order.clear()
+    engine.step(lambda: order.append("meanwhile"))
+    assert order == ["dispatch", "meanwhile", "fetch"]
+
+
 def test_without_a_lead_the_first_step_answers():
     engine, _ = make_engine(make_request("a"), async_scheduling=False)
     outputs = engine.step()

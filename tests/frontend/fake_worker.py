@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from jaxllm.config.engine import EngineConfig
@@ -55,7 +55,9 @@ class FakeCore:
     def stats(self) -> EngineStats:
         return EngineStats(len(self.requests), 0, 0.0, 0, self.steps)
 
-    def step(self) -> StepOutputs | None:
+    def step(self, meanwhile: Callable[[], object] | None = None) -> StepOutputs | None:
+        if meanwhile is not None:
+            meanwhile()
         time.sleep(self.step_seconds)
         self.steps += 1
         out = StepOutputs(self.steps)

@@ -69,10 +69,10 @@ def test_interrupt_leaves_an_empty_engine(llm: LLM, monkeypatch: pytest.MonkeyPa
     core: Any = llm._core
     steps = iter(range(3))
 
-    def step() -> Any:
+    def step(meanwhile: Any) -> Any:
         if next(steps, None) is None:
             raise KeyboardInterrupt
-        return type(core).step(core)
+        return type(core).step(core, meanwhile)
 
     monkeypatch.setattr(core, "step", step)
     with pytest.raises(KeyboardInterrupt):

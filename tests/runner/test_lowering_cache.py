@@ -34,7 +34,7 @@ class Counted:
 def test_a_second_start_does_not_trace(tmp_path: Path) -> None:
     for traces in (1, 0):
         function = Counted()
-        lowered = LoweringCache(tmp_path, "plan").lower("twice", function, ARGS, (0,))
+        lowered, _ = LoweringCache(tmp_path, "plan").lower("twice", function, ARGS, (0,))
         assert function.traces == traces
         out = lowered.compile()(jnp.arange(4, dtype=jnp.float32))
         assert np.asarray(out).tolist() == [0.0, 2.0, 4.0, 6.0]
@@ -114,7 +114,7 @@ def test_what_cannot_be_kept_is_lowered_all_the_same(
         raise ValueError("a custom call of another name")
 
     monkeypatch.setattr(jax.export, "export", refuse)
-    lowered = LoweringCache(tmp_path).lower("twice", Counted(), ARGS, ())
+    lowered, _ = LoweringCache(tmp_path).lower("twice", Counted(), ARGS, ())
     assert np.asarray(lowered.compile()(jnp.ones(4, jnp.float32))).tolist() == [2.0] * 4
     assert "at every start" in caplog.text and not list(tmp_path.iterdir())
 

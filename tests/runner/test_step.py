@@ -64,7 +64,7 @@ def test_no_program_copies_the_cache(engine: TinyEngine) -> None:
     layer_bytes = 4097 * 2 * 2 * 16 * 8 * 4
     shape = "f32[4097,2,2,16,8]"
     for bucket in plan.buckets:
-        compiled = programs.forward(bucket)
+        compiled = programs.forward(bucket).executable
         memory = compiled.memory_analysis()
         assert memory.temp_size_in_bytes < layer_bytes
         assert memory.alias_size_in_bytes >= plan.model.num_layers * layer_bytes
@@ -151,7 +151,7 @@ def test_greedy_rows_go_with_random_ones_where_there_is_no_sampler_of_theirs(
     assert engine.run(items) == want
 
 
-@pytest.mark.parametrize(("swap_space", "count"), [(0.0, 22), (1.0, 24)])
+@pytest.mark.parametrize(("swap_space", "count"), [(0.0, 24), (1.0, 26)])
 def test_programs_of_an_engine_as_shipped_on_an_h200(swap_space: float, count: int) -> None:
     """Llama-3.1-8B, but for its layers, of which programs hold more without being more."""
     hf = read_json_object(Path("configs/models/llama-3.1-8b/config.json"))
