@@ -6,7 +6,8 @@
 The vocabulary and the shapes are those of --model (default: smollm2-135m), whose weights do not
 matter; --settings has EngineConfig fields beside it, such as a tokenizer for dummy weights. All
 rows follow one JSON schema, at temperature 1. Free rows ask for min_tokens, so that both kinds run
-the same sampler; rounds of both kinds alternate, so that other load meets both.
+the same sampler; rounds of both kinds alternate, so that other load meets both. Answers of --steps
+tokens less answers of SHORT, so that prompts and the first use of a grammar count apart.
 """
 
 import argparse
@@ -45,6 +46,7 @@ PERSON = {
     "additionalProperties": False,
 }
 SPEC = StructuredOutputsParams(json=PERSON)
+SHORT = 4  # tokens
 
 
 def mask_cost(info: ModelInfo, rows: int, steps: int) -> dict[str, Any]:
@@ -80,27 +82,42 @@ def mask_cost(info: ModelInfo, rows: int, steps: int) -> dict[str, Any]:
 
 def step_cost(llm: LLM, rows: int, steps: int, repeats: int) -> dict[str, Any]:
     """Milliseconds a step with all rows decoding, and where the host's time goes."""
-    constrained = SamplingParams(temperature=1.0, max_tokens=steps, structured_outputs=SPEC)
-    free = SamplingParams(temperature=1.0, max_tokens=steps, min_tokens=steps)
     seconds: dict[str, list[float]] = {"free": [], "constrained": []}
+    begin: dict[str, list[float]] = {name: [] for name in seconds}
     host: dict[str, dict[str, int]] = {}
     phases = HostPhases()
     phases.watch(llm.core)
     for _ in range(repeats + 1):
-        for name, params in (("free", free), ("constrained", constrained)):
-            before = llm.stats().num_steps
-            began = time.perf_counter()
-            llm.generate(["A person:"] * rows, params, use_tqdm=False)
-            took = time.perf_counter() - began
-            seconds[name].append(took / (llm.stats().num_steps - before))
+        for name in seconds:
+            short, first = timed(llm, rows, kind(name, SHORT))
+            phases.take()
+            took, all_steps = timed(llm, rows, kind(name, steps))
             host[name] = phases.take()
+            seconds[name].append((took - short) / (all_steps - first))
+            begin[name].append(short)
     middle = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return {
         "free_step_ms": round(middle["free"] * 1e3, 2),
         "constrained_step_ms": round(middle["constrained"] * 1e3, 2),
         "ratio": round(middle["constrained"] / middle["free"], 3),
+        f"first_{SHORT}_tokens_ms": {
+            name: round(statistics.median(times[1:]) * 1e3, 1) for name, times in begin.items()
+        },
         "host_us": host,  # of the last round
     }
+
+
+def kind(name: str, steps: int) -> SamplingParams:
+    if name == "free":
+        return SamplingParams(temperature=1.0, max_tokens=steps, min_tokens=steps)
+    return SamplingParams(temperature=1.0, max_tokens=steps, structured_outputs=SPEC)
+
+
+def timed(llm: LLM, rows: int, params: SamplingParams) -> tuple[float, int]:
+    """Seconds and steps."""
+    before, began = llm.stats().num_steps, time.perf_counter()
+    llm.generate(["A person:"] * rows, params, use_tqdm=False)
+    return time.perf_counter() - began, llm.stats().num_steps - before
 
 
 def main() -> int:
