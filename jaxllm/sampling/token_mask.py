@@ -76,6 +76,11 @@ class RowMask:
         return None if self._forced else self._followed
 
     @property
+    def asks(self) -> GrammarMatcher | None:
+        """The grammar that is asked next, for what is forced or for a mask."""
+        return None if self._forced else self._followed
+
+    @property
     def _followed(self) -> GrammarMatcher | None:
         return self._grammar if self._thoughts is None else self._thoughts.grammar
 
