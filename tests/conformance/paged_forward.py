@@ -49,8 +49,11 @@ class PagedForward:
         max_len: int = 128,
         block_size: int = 8,
         backend: str = "xla",
+        pad_to: int = 64,
     ) -> None:
+        """``pad_to``: whole prompts are computed in multiples of so many tokens."""
         self._params = params
+        self._pad_to = pad_to
         step = partial(_step, model=model, backend=backend, block_size=block_size)
         # Bound, not static arguments: hashing a model on every call takes longer than running it.
         self._programs = {
@@ -68,9 +71,9 @@ class PagedForward:
         self._kv: KVCache = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in self._cache_spec)
 
     def logits(self, token_ids: list[int], *, chunk: int | None = None) -> np.ndarray:
-        """[T, V] for a whole prompt, ``chunk`` tokens at a time (None: all, padded to 64)."""
+        """[T, V] for a whole prompt, ``chunk`` tokens at a time (None: all, padded)."""
         self.reset()
-        size = chunk or -(-len(token_ids) // 64) * 64
+        size = chunk or -(-len(token_ids) // self._pad_to) * self._pad_to
         parts = [
             self.feed(token_ids[start : start + size], pad_to=size)
             for start in range(0, len(token_ids), size)
