@@ -45,8 +45,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Engines of the default model have one size, and embeddings, in all rooms: whoever comes later finds
-# the programs that the first has compiled.
+# Engines of the default model have one size in all rooms, and embeddings: who comes later finds the
+# programs that the first has compiled.
 DEFAULT_MODEL_SIZES: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": 512,

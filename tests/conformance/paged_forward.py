@@ -71,11 +71,14 @@ class PagedForward:
         self._kv: KVCache = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in self._cache_spec)
 
     def logits(self, token_ids: list[int], *, chunk: int | None = None) -> np.ndarray:
-        """[T, V] for a whole prompt, ``chunk`` tokens at a time (None: all, padded)."""
+        """[T, V] for a whole prompt, ``chunk`` tokens at a time (None: all). However it is cut, its
+        steps are padded alike, so that there is one program for them all; single tokens decode.
+        """
         self.reset()
-        size = chunk or -(-len(token_ids) // self._pad_to) * self._pad_to
+        width = 1 if chunk == 1 else -(-len(token_ids) // self._pad_to) * self._pad_to
+        size = chunk or width
         parts = [
-            self.feed(token_ids[start : start + size], pad_to=size)
+            self.feed(token_ids[start : start + size], pad_to=width)
             for start in range(0, len(token_ids), size)
         ]
         return np.concatenate(parts)
