@@ -118,7 +118,7 @@ def _simulate(args: argparse.Namespace) -> int:
 
 
 def _hunt(name: str, processes: int) -> int:
-    """A table of the planted bugs: what noticed them, with the books recounted and without."""
+    """A table of the planted bugs: what noticed them, and whether the books were recounted."""
     missed, bugs = 0, [bug for bug in BUGS if name in bug.name]
     print(f"{'planted bug':<50} {'books':<6} {'noticed by':<14} {'steps':>6}")
     for catch in hunt_all(bugs, processes):

@@ -4,8 +4,8 @@
 #   scripts/test.sh [PYTEST-ARGUMENT...]     for example: scripts/test.sh tests/core -x
 #
 # The parity tests compare with transformers and torch, which live in .venv-reference. Without
-# arguments real clients are installed too, into .venv-clients, and the tests run in two processes;
-# those with limits of time run afterwards, alone.
+# arguments real clients are installed too, into .venv-clients, and the tests run in two processes,
+# those of kernels first; those with limits of time run afterwards, alone.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -46,6 +46,12 @@ if [ $# -gt 0 ]; then
 elif command -v nvidia-smi >/dev/null 2>&1; then # one GPU has room for one JAX
     "${pytest[@]}"
 else
-    "${pytest[@]}" -m "not alone" -n 2 --dist worksteal
-    "${pytest[@]}" -m alone
+    spread=("${pytest[@]}" -m "not alone" -n 2 --dist worksteal)
+    # An interpreted kernel is a large program that runs once: to compile it takes most of the time,
+    # and half of that when nothing in it is made fast. All else is compiled as it is for users.
+    XLA_FLAGS="--xla_backend_optimization_level=0 \
+        --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters" "${spread[@]}" tests/kernels
+    "${spread[@]}" --ignore tests/kernels
+    # Only their files: to collect all the others takes longer than many of them.
+    grep -rlw --include='test_*.py' 'mark.alone' tests | xargs "${pytest[@]}" -m alone
 fi

@@ -45,6 +45,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Engines of the default model have one size in all rooms, and embeddings: who comes later finds the
+# programs that the first has compiled.
+DEFAULT_MODEL_SIZES: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": 512,
+    "max_num_seqs": 32,
+    "max_num_batched_tokens": 128,
+    "num_gpu_blocks_override": 128,
+}
+
 BOS, EOS = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"

@@ -50,6 +50,8 @@ def check_step(step: SchedulerOutput, plan: EnginePlan) -> None:
 
 
 def _check_moves(step: SchedulerOutput, plan: EnginePlan) -> None:
+    if not (step.block_saves or step.block_copies or step.block_loads):
+        return
     saves, copies, loads = (
         np.array(moves, np.int64).reshape(-1, 2)
         for moves in (step.block_saves, step.block_copies, step.block_loads)

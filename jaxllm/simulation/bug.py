@@ -16,7 +16,7 @@ LOOP, RECOVERY = f"{ENGINE}.engine_core", f"{ENGINE}.recovery"
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """``answers``: it must be found without the recount of the books too, by what clients get.
+    """``answers``: it must be found without a recount of the books, by what clients get;
     every second run is one of ``scenario``.
     """
 

@@ -140,12 +140,10 @@ def noticed_by(error: Exception) -> str:
 
 
 def hunt_all(bugs: Iterable[Bug], processes: int, max_steps: int = MAX_STEPS) -> Iterator[Catch]:
-    """In order. With books, and where clients must notice too, without."""
-    jobs = [
-        (bug, books, max_steps)
-        for bug in bugs
-        for books in ((True, False) if bug.answers else (True,))
-    ]
+    """In order. Books are recounted only for bugs that clients need not notice: what clients notice
+    is noticed with books too, at the latest in the same step, because a recount changes nothing.
+    """
+    jobs = [(bug, not bug.answers, max_steps) for bug in bugs]
     for bug, _, _ in jobs:
         patched_source(bug)  # all that cannot be planted is told before anything runs
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:

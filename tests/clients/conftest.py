@@ -19,19 +19,14 @@ from server.app import create_app
 from server.protocol.limits import ConnectionLimits
 from server.settings import ServerSettings
 from tests.clients import rows
+from tests.conftest import DEFAULT_MODEL_SIZES
 from tests.server.command import ROOT, Command
 from tests.server.wire import running
 
 HOME = ROOT / ".venv-clients"
 PROGRAMS = Path(__file__).parent / "programs"
-MAX_MODEL_LEN = 512
-MAX_NUM_SEQS = 32
-SIZES = {
-    "--dtype": "float32",
-    "--max-model-len": str(MAX_MODEL_LEN),
-    "--max-num-seqs": str(MAX_NUM_SEQS),
-    "--max-num-batched-tokens": "128",
-}
+MAX_MODEL_LEN: int = DEFAULT_MODEL_SIZES["max_model_len"]
+MAX_NUM_SEQS: int = DEFAULT_MODEL_SIZES["max_num_seqs"]
 
 Run = Callable[..., dict[str, Any]]
 
@@ -78,7 +73,11 @@ def faulty(tiny_tokenizer_dir: Path) -> Iterator[FaultyServer]:
 @contextmanager
 def default_server(log: Path, *flags: str) -> Iterator[str]:
     """URL of ``jaxllm serve`` with the default model, in float32."""
-    sizes = [word for pair in SIZES.items() for word in pair]
+    sizes = [
+        word
+        for name, value in DEFAULT_MODEL_SIZES.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
     with log.open("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "server", "serve", "--port", "0", *sizes, *flags],

@@ -49,8 +49,11 @@ class PagedForward:
         max_len: int = 128,
         block_size: int = 8,
         backend: str = "xla",
+        pad_to: int = 64,
     ) -> None:
+        """``pad_to``: whole prompts are computed in multiples of so many tokens."""
         self._params = params
+        self._pad_to = pad_to
         step = partial(_step, model=model, backend=backend, block_size=block_size)
         # Bound, not static arguments: hashing a model on every call takes longer than running it.
         self._programs = {
@@ -68,11 +71,14 @@ class PagedForward:
         self._kv: KVCache = tuple(jnp.zeros(spec.shape, spec.dtype) for spec in self._cache_spec)
 
     def logits(self, token_ids: list[int], *, chunk: int | None = None) -> np.ndarray:
-        """[T, V] for a whole prompt, ``chunk`` tokens at a time (None: all, padded to 64)."""
+        """[T, V] for a whole prompt, ``chunk`` tokens at a time (None: all). However it is cut, its
+        steps are padded alike, so that there is one program for them all; single tokens decode.
+        """
         self.reset()
-        size = chunk or -(-len(token_ids) // 64) * 64
+        width = 1 if chunk == 1 else -(-len(token_ids) // self._pad_to) * self._pad_to
+        size = chunk or width
         parts = [
-            self.feed(token_ids[start : start + size], pad_to=size)
+            self.feed(token_ids[start : start + size], pad_to=width)
             for start in range(0, len(token_ids), size)
         ]
         return np.concatenate(parts)

@@ -1,6 +1,7 @@
 """The Hopper prefill kernel: interpreter against a float32 oracle, lowering for CUDA, tile map."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in mat
 LEFT = 3.0  # the output of decode rows, which the kernel must not touch
 
 
+@functools.partial(jax.jit, static_argnames=("spec", "config"))
 def tiles_of(spec: PrefillSpec, problem: PrefillProblem, config: PrefillConfig) -> PrefillTiles:
     return make_prefill_tiles(
         problem.query_start_loc, problem.seq_lens, problem.num_decode_rows, spec.tokens, config

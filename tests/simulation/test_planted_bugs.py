@@ -31,9 +31,11 @@ def test_every_planted_bug_is_noticed():
 
 def test_what_is_no_bug_is_not_noticed():
     harmless = replace(BUGS[0], old="deque(range(1, num_", new="deque(range(0 + 1, num_")
-    (with_books, without) = hunt_all([harmless], processes=2, max_steps=2_000)
-    assert with_books.check is without.check is None
-    assert with_books.num_steps >= 2_000
+    for_books = replace(harmless, answers=False)
+    for catch in hunt_all([harmless, for_books], processes=2, max_steps=2_000):
+        assert catch.check is None
+        assert catch.num_steps >= 2_000
+        assert catch.books != catch.bug.answers
 
 
 def test_a_bug_whose_text_is_gone_is_told():

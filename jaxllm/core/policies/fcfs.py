@@ -54,4 +54,6 @@ class FCFSPolicy:
         return len(self._new) + len(self._preempted)
 
     def __iter__(self) -> Iterator[Request]:
+        if not self._preempted:
+            return iter(self._new.values())
         return merge(self._preempted, self._new.values(), key=_arrival)
