@@ -89,14 +89,19 @@ StopField = Annotated[
 ]
 
 
-def parts(*kinds: str) -> Any:
-    """``Field`` of a list of text parts whose type is one of ``kinds``."""
-    part = {
+def text_part(*kinds: str) -> dict[str, Any]:
+    """In the schema: a part with text whose type is one of ``kinds``."""
+    return {
         "type": "object",
         "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}},
         "required": ["type", "text"],
     }
-    return Field(fail_fast=True, max_length=MAX_MESSAGES, json_schema_extra={"items": part})
+
+
+def parts(*kinds: str) -> Any:
+    """``Field`` of a list of such parts."""
+    extra: dict[str, Any] = {"items": text_part(*kinds)}
+    return Field(fail_fast=True, max_length=MAX_MESSAGES, json_schema_extra=extra)
 
 
 CONTENT_FORMS = text_or_list("a string or an array of content parts")
@@ -130,7 +135,8 @@ def tool_choice_field(inside: str | None) -> Any:
     required: list[Any] = list(function)
     extra: dict[str, Any] = {"type": "object", "properties": function, "required": required}
     words: dict[str, Any] = {"enum": [*_CHOICES, None]}
-    some = {"mode": {"enum": ["auto", "required"]}, "tools": {"type": "array", "items": extra}}
+    tools = {"type": "array", "items": extra, "minItems": 1}
+    some = {"mode": {"enum": ["auto", "required"]}, "tools": tools}
     nested: dict[str, Any] = {"type": "object", "properties": some, "required": list(some)}
     allowed: dict[str, Any] = {"type": {"const": "allowed_tools"}}
     allowed |= some if inside is None else {"allowed_tools": nested}

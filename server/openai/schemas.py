@@ -51,6 +51,7 @@ from server.openai.fields import (
 from server.openai.structured import (
     GUIDED,
     Choices,
+    NotEmpty,
     ResponseFormat,
     Schema,
     StructuredOutputs,
@@ -110,9 +111,9 @@ class SamplingRequest(ModelRequest):
     priority: Annotated[int, Field(ge=-INT32, le=INT32)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None
-    guided_regex: str | None = None
+    guided_regex: NotEmpty | None = None
     guided_choice: Choices | None = None
-    guided_grammar: str | None = None
+    guided_grammar: NotEmpty | None = None
     guided_whitespace_pattern: str | None = None
     cache_salt: Salt | None = None
     parallel_tool_calls: bool | None = None  # false: no call but the first is told

@@ -111,6 +111,8 @@ def to_invalid_request(error: ValidationError) -> InvalidRequestError:
         return _error(f"Invalid '{param}': {details['msg']}.", param, "invalid_value")
     if kind in _BOUNDS:
         return _out_of_bounds(details, param)
+    if kind == "string_too_short":
+        return _error(f"Invalid '{param}': it must not be empty.", param, "empty_string")
     if kind in ("too_long", "too_short", "string_too_long"):
         return _wrong_length(details, param)
     if kind == "literal_error":

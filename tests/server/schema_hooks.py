@@ -26,6 +26,10 @@ REASONS = re.compile(
             "the base64 of float32",
             "it takes one prompt",
             "Invalid 'tool_choice': (a call is required|there is no tool)",
+            "attention_params",  # of the engine's attention
+            "does not know how the model marks its thoughts",
+            # what is no JSON schema, or no grammar, and two that ask for two things
+            "Invalid '(guided_[a-z]+|structured_outputs|response_format|text.format|output_config.format)':",
             "Invalid 'tools'",  # what a grammar of their calls cannot say
             "got a decimal number instead",  # 3.0 is an integer to a schema, but not to OpenAI
         )

@@ -1,5 +1,6 @@
 """/v1/messages with Anthropic's own client: whole and streamed, tools, thoughts, errors."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -168,6 +169,21 @@ def test_the_conversation_reaches_the_template(serve: Serve, engine: FakeClient)
     )
 
 
+def test_a_system_message_stands_where_it_was_said(http: TestClient, engine: FakeClient) -> None:
+    ask(http, messages=[*MESSAGES, {"role": "system", "content": [{"type": "text", "text": "s"}]}])
+    assert "Hi<|im_end|>\n<|im_start|>system\ns<|im_end|>" in str(engine.prompts[-1])
+
+
+def test_the_output_follows_a_schema(serve: Serve, engine: FakeClient) -> None:
+    with_template(engine, "{{ messages[0].content }} {{ reasoning_effort }}")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    config: Any = {"effort": "low", "format": {"type": "json_schema", "schema": schema}}
+    client_of(serve()).messages.create(**BODY, output_config=config)
+    asked = engine.params[-1].structured_outputs
+    assert asked is not None and asked.json == json.dumps(schema)
+    assert engine.prompts[-1] == "Hi low"
+
+
 def test_a_last_message_of_the_assistant_is_continued(http: TestClient, engine: FakeClient) -> None:
     ask(http, messages=[*MESSAGES, {"role": "assistant", "content": "Well,"}])
     assert str(engine.prompts[-1]).endswith("<|im_start|>assistant\nWell,")
@@ -185,7 +201,9 @@ def test_counting_tokens(http: TestClient, engine: FakeClient) -> None:
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"system": [{"type": "image"}]}, "system[0]"),
+        ({"tool_choice": {"type": "auto"}, "output_config": {"format": {}}}, "output_config"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "messages[0].content[0]",
