@@ -26,6 +26,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests, wherever this is started from
 
+from scripts.machine import machine  # noqa: E402
 from tests.conftest import write_tiny_tokenizer  # noqa: E402
 from tests.server.command import completion, serve_command  # noqa: E402
 from tests.server.sse import read_stream  # noqa: E402
@@ -158,11 +159,6 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, int]:
     return counts | {f"{name}, ms": round(1000 * value) for name, value in seconds.items()}
 
 
-def load() -> dict[str, Any]:
-    """What else the machine had to do, as far as it tells: times mean little beside it."""
-    return {"processors": os.cpu_count(), "load before": round(os.getloadavg()[0], 2)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kills, hangs and drains under load.")
     parser.add_argument("--kills", type=int, default=20)
@@ -173,7 +169,7 @@ def main() -> None:
     args = parser.parse_args()
     counts = f"--kills {args.kills} --hangs {args.hangs} --drains {args.drains}"
     counts += f" --model-kills {args.model_kills}"
-    report: dict[str, Any] = {"command": f"scripts/soak_life.py {counts}", **load()}
+    report: dict[str, Any] = {"command": f"scripts/soak_life.py {counts}", **machine()}
     with tempfile.TemporaryDirectory() as directory:
         tokenizer_dir = write_tiny_tokenizer(Path(directory))
         if args.kills:

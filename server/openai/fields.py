@@ -24,16 +24,16 @@ ONE, MANY, IDS, LISTS = (Tag(f"{TAG}{name}") for name in ("one", "many", "ids", 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
-# Said in the schema, checked where it is understood:
-ShortString = Annotated[str, Field(max_length=MAX_STRING_CHARS, json_schema_extra={"minLength": 1})]
+ShortString = Annotated[str, Field(min_length=1, max_length=MAX_STRING_CHARS)]
 Salt = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Stops = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_STOPS)]
 BadWords = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)]
 Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)]
+# Said in the schema, checked where it is understood:
 TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 _Bias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
-_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^[0-9]+$"}}
+_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"}}
 LogitBias = Annotated[
     dict[str, _Bias], Field(max_length=MAX_LOGIT_BIAS, json_schema_extra=_IDS_AS_NAMES)
 ]

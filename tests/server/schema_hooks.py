@@ -22,6 +22,7 @@ REASONS = re.compile(
             "must not be less than n",  # of two fields
             "This server's operator",
             "was not started for (embeddings|taps)",
+            "this engine does not schedule by it",
             "Invalid 'interventions'",  # how often, and how large when multiplied
             "the base64 of float32",
             "it takes one prompt",
@@ -29,7 +30,7 @@ REASONS = re.compile(
             "attention_params",  # of the engine's attention
             "does not know how the model marks its thoughts",
             # what is no JSON schema, or no grammar, and two that ask for two things
-            "Invalid '(guided_[a-z]+|structured_outputs|response_format|text.format|output_config.format)':",
+            "Invalid '(guided_[a-z]+|structured_outputs|response_format|[a-z_]+.format)':",
             "Invalid 'tools'",  # what a grammar of their calls cannot say
             "got a decimal number instead",  # 3.0 is an integer to a schema, but not to OpenAI
         )
