@@ -112,6 +112,8 @@ def test_one_call_and_no_thoughts(serve: Serve, engine: FakeClient) -> None:
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     answer = ask(http, tools=TOOLS, tool_choice=choice, thinking={"type": "disabled"})
     assert [block["type"] for block in answer["content"]] == ["text", "tool_use"]
+    answer = ask(http, tools=TOOLS, parallel_tool_calls=False)
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use"]
     answer = ask(http, tools=TOOLS, tool_choice={"type": "none"})
     assert [block["type"] for block in answer["content"]] == ["thinking", "text"]
 
@@ -187,6 +189,11 @@ def test_the_output_follows_a_schema(serve: Serve, engine: FakeClient) -> None:
 def test_a_last_message_of_the_assistant_is_continued(http: TestClient, engine: FakeClient) -> None:
     ask(http, messages=[*MESSAGES, {"role": "assistant", "content": "Well,"}])
     assert str(engine.prompts[-1]).endswith("<|im_start|>assistant\nWell,")
+
+
+def test_a_salt_reaches_the_engine(http: TestClient, engine: FakeClient) -> None:
+    ask(http, cache_salt="mine")
+    assert engine.cache_salts == ["mine"]
 
 
 def test_counting_tokens(http: TestClient, engine: FakeClient) -> None:
