@@ -30,10 +30,10 @@ Stops = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_STOPS)
 BadWords = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)]
 Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)]
 # Said in the schema, checked where it is understood:
-TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": INT32})]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 _Bias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
-_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"}}
+_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}
 LogitBias = Annotated[
     dict[str, _Bias], Field(max_length=MAX_LOGIT_BIAS, json_schema_extra=_IDS_AS_NAMES)
 ]
@@ -186,6 +186,11 @@ def given(name: str, **schema: Any) -> dict[str, Any]:
 
 def absent(name: str) -> dict[str, Any]:
     return {"properties": {name: {"type": "null"}}}
+
+
+def off(name: str) -> dict[str, Any]:
+    """The field ``name`` is false, or not there."""
+    return {"properties": {name: {"enum": [False, None]}}}
 
 
 class RequestObject(BaseModel):

@@ -19,7 +19,10 @@ REASONS = re.compile(
             "this model takes at most",
             "but there is room for",
             "must not exceed max_tokens",
-            "must not be less than n",  # of two fields
+            "must not be less than n",  # of two fields, like the next three
+            "cannot go with structured_outputs",
+            "it needs logprobs to be true",  # more alternatives than schemathesis can multiply
+            "prompts times n",
             "This server's operator",
             "was not started for (embeddings|taps)",
             "this engine does not schedule by it",
