@@ -89,7 +89,9 @@ Messages = Annotated[
 
 
 ONE_END = either(off("continue_final_message"), off("add_generation_prompt"))
-_OTHER_NAMES = {"not": {"anyOf": [{"enum": sorted(_OWN_NAMES)}, {"pattern": "_token$"}]}}
+_OTHER_NAMES: dict[str, Any] = {
+    "not": {"anyOf": [{"enum": sorted(_OWN_NAMES)}, {"pattern": "_token$"}]}
+}
 _Variables = Annotated[
     dict[str, str | int | float | bool | None],
     Field(json_schema_extra={"propertyNames": _OTHER_NAMES}),
