@@ -2,10 +2,13 @@
 JAX.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import isfinite
+from operator import index
+from typing import SupportsIndex
 
 from jaxllm.config.limits import MAX_N
 from jaxllm.errors import InvalidRequestError
@@ -22,6 +25,7 @@ MAX_BEAM_WIDTH = MAX_LOGPROBS // 2  # each step looks at twice as many tokens
 MAX_LENGTH_PENALTY = 10.0
 MIN_TEMPERATURE = 1e-5  # below it logits / temperature could overflow: that is greedy
 MIN_REPETITION_PENALTY = 1e-10  # below it logits / penalty / temperature could overflow
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 class RequestOutputKind(StrEnum):
@@ -233,6 +237,16 @@ def _attention_params(value: Mapping[str, object]) -> dict[str, float | tuple[fl
     return out
 
 
+def _token_id(key: object) -> int:
+    """Of a key, which JSON has as a text: that of the number, so that no two texts are one id."""
+    if isinstance(key, str):
+        if _DECIMAL.fullmatch(key):
+            return int(key)
+    elif isinstance(key, SupportsIndex) and not isinstance(key, bool):
+        return index(key)
+    raise _invalid("logit_bias", f"logit_bias keys must be token ids, got {str(key)[:64]!r}.")
+
+
 def _logit_bias(value: Mapping[int, float]) -> dict[int, float]:
     if len(value) > MAX_LOGIT_BIAS:
         raise _invalid(
@@ -240,12 +254,7 @@ def _logit_bias(value: Mapping[int, float]) -> dict[int, float]:
         )
     out: dict[int, float] = {}
     for key, bias in value.items():
-        try:
-            token_id = int(key)
-        except (TypeError, ValueError):
-            raise _invalid(
-                "logit_bias", f"logit_bias keys must be token ids, got {key!r}."
-            ) from None
+        token_id = _token_id(key)
         _integer("logit_bias", token_id, 0, 2**31 - 1)
         _number("logit_bias", bias, -100.0, 100.0)
         out[token_id] = float(bias)

@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ -x .venv/bin/python ] || scripts/setup.sh dev
 
-requests=20000 seconds=60 lives=(--kills 50 --hangs 20 --drains 100) results=scripts/bench/results
+requests=20000 seconds=60 lives=(--kills 50 --hangs 20 --drains 100 --model-kills 4) results=scripts/bench/results
 if [ "${1:-}" = --ci ]; then
-    requests=4000 seconds=10 lives=(--kills 4 --hangs 2 --drains 3) results=
+    requests=4000 seconds=10 lives=(--kills 4 --hangs 2 --drains 3 --model-kills 0) results=
     shift
 else
     scripts/clients.sh || echo "soak: without schemathesis, which could not be installed" >&2

@@ -11,7 +11,6 @@ was.
 import argparse
 import json
 import logging
-import platform
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests, wherever this is started from
 
+from scripts.machine import machine  # noqa: E402
 from tests.conftest import write_tiny_tokenizer  # noqa: E402
 from tests.server import fuzz  # noqa: E402
 from tests.server.attacked_server import AttackedServer, attacked_server  # noqa: E402
@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
+    beside = machine()
     with (
         tempfile.TemporaryDirectory() as directory,
         attacked_server(
@@ -114,7 +115,7 @@ def main() -> None:
     ):
         results = soak(server, args.requests, args.seed)
     command = f"scripts/soak_fuzz.py --requests {args.requests} --seed {args.seed}"
-    results = {"command": command, "python": platform.python_version(), **results}
+    results = {"command": command, **beside, **results}
     print(json.dumps(results, indent=2))
     if args.json is not None:
         args.json.write_text(json.dumps(results, indent=2) + "\n")

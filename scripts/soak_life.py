@@ -1,10 +1,11 @@
 """Kills, hangs and drains of a server under load, over and over, with the figures of each kind.
 
-    soak_life.py [--kills 20] [--hangs 4] [--drains 10] [--json FILE]
+    soak_life.py [--kills 20] [--hangs 4] [--drains 10] [--model-kills 4] [--json FILE]
 
-The engine is a fake one, so that the HTTP process and its supervision are what is tested. Exits
-with 1 at the first client that was not told the truth in time. A server is used for two deaths: the
-third within a minute ends it, as it should.
+The engine is a fake one, so that the HTTP process and its supervision are what is tested; with
+``--model-kills`` it has the default model, and "ready again" is how long that takes to be loaded
+with its programs in the compilation cache. Exits with 1 at the first client that was not told the
+truth in time. A server is used for two deaths: the third within a minute ends it, as it should.
 """
 
 import argparse
@@ -25,15 +26,17 @@ import httpx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests, wherever this is started from
 
+from scripts.machine import machine  # noqa: E402
 from tests.conftest import write_tiny_tokenizer  # noqa: E402
 from tests.server.command import completion, serve_command  # noqa: E402
 from tests.server.sse import read_stream  # noqa: E402
-from tests.server.strike import Outcome, strike  # noqa: E402
+from tests.server.strike import STREAMS, Outcome, strike  # noqa: E402
 
 DEATHS_PER_SERVER = 2
 STEP_TIMEOUT_S = 2.0
 DRAIN_STREAMS = 32
 DRAIN_TIMEOUT_S = 0.5
+DEFAULT_MODEL, MODEL_TOKENS = "smollm2-135m", 512
 
 
 def strikes(tokenizer_dir: Path, number: signal.Signals, count: int) -> list[Outcome]:
@@ -50,6 +53,31 @@ def strikes(tokenizer_dir: Path, number: signal.Signals, count: int) -> list[Out
                 outcomes.append(outcome)
             answer = httpx.post(f"{url}/v1/completions", **completion(3, stream=False))
             assert answer.json()["choices"][0]["text"] == "abc"
+            command.process.send_signal(signal.SIGTERM)
+            command.end()
+    return outcomes
+
+
+def model_strikes(count: int) -> list[Outcome]:
+    """``count`` engines of the default model killed under 64 streams; it answers as before."""
+    outcomes: list[Outcome] = []
+    flags = ("--max-num-seqs", str(STREAMS), "--max-model-len", str(2 * MODEL_TOKENS))
+    asked = completion(16, stream=False, prompt="The capital of France is", temperature=0)
+    while len(outcomes) < count:
+        with serve_command(None, DEFAULT_MODEL, *flags, worker="jaxllm.worker") as command:
+            url = command.url()
+
+            def answer(url: str = url) -> str:
+                response = httpx.post(f"{url}/v1/completions", **asked, timeout=60)
+                return response.json()["choices"][0]["text"]
+
+            before = answer()
+            for _ in range(min(DEATHS_PER_SERVER, count - len(outcomes))):
+                struck = strike(url, command, signal.SIGKILL, max_tokens=MODEL_TOKENS)
+                outcome = asyncio.run(struck)
+                outcome.check(2.0)
+                assert answer() == before
+                outcomes.append(outcome)
             command.process.send_signal(signal.SIGTERM)
             command.end()
     return outcomes
@@ -136,10 +164,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--hangs", type=int, default=4)
     parser.add_argument("--drains", type=int, default=10)
+    parser.add_argument("--model-kills", type=int, default=4)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     counts = f"--kills {args.kills} --hangs {args.hangs} --drains {args.drains}"
-    report: dict[str, Any] = {"command": f"scripts/soak_life.py {counts}"}
+    counts += f" --model-kills {args.model_kills}"
+    report: dict[str, Any] = {"command": f"scripts/soak_life.py {counts}", **machine()}
     with tempfile.TemporaryDirectory() as directory:
         tokenizer_dir = write_tiny_tokenizer(Path(directory))
         if args.kills:
@@ -150,6 +180,8 @@ def main() -> None:
             totals, seconds = drains(tokenizer_dir, args.drains)
             last = {"exit after the last answer, ms": round(1000 * max(seconds))}
             report["drains"] = {"servers": args.drains, "streams by their end": totals} | last
+    if args.model_kills:
+        report[f"kills of {DEFAULT_MODEL}"] = figures(model_strikes(args.model_kills))
     print(json.dumps(report, indent=2))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

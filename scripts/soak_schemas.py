@@ -9,7 +9,6 @@ when fewer than nine in ten came to an end within their tokens.
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests, wherever this is started from
 
+from scripts.machine import machine  # noqa: E402
 from tests.conftest import tiny_hf_config, write_tiny_tokenizer  # noqa: E402
 from tests.grammar.rounds import Tally, open_llm, run_round  # noqa: E402
 
@@ -48,11 +48,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where to write the results")
     args = parser.parse_args()
-    began = time.monotonic()
+    beside, began = machine(), time.monotonic()
     tally = soak(args.count, args.seed)
     results = {
         "command": f"scripts/soak_schemas.py --count {args.count} --seed {args.seed}",
-        "python": platform.python_version(),
+        **beside,
         "ends": dict(tally.ends),
         "share_finished": round(tally.share_finished, 4),
         "refused": tally.num_refused,

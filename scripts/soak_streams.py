@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for tests, wherever this is started from
 
+from scripts.machine import machine  # noqa: E402
 from tests.conftest import write_tiny_tokenizer  # noqa: E402
 from tests.server.command import serve_command  # noqa: E402
 from tests.server.many_streams import measure  # noqa: E402
@@ -29,13 +30,15 @@ def main() -> None:
     parser.add_argument("--period-ms", type=float, default=50.0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
+    beside = machine()
     with tempfile.TemporaryDirectory() as directory:
         tokenizer_dir = write_tiny_tokenizer(Path(directory))
         flags = ("--max-model-len", "1000000", "--max-num-seqs", str(args.streams))
         with serve_command(tokenizer_dir, f"paced:{args.period_ms}", *flags) as command:
             found = measure(command, args.streams, args.seconds, args.period_ms / 1000)
     command_line = f"scripts/soak_streams.py --streams {args.streams} --seconds {args.seconds:g}"
-    report = {"command": f"{command_line} --period-ms {args.period_ms:g}", **asdict(found)}
+    command_line += f" --period-ms {args.period_ms:g}"
+    report = {"command": command_line, **beside, **asdict(found)}
     print(json.dumps(report, indent=2))
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -14,7 +14,7 @@ from jaxllm.errors import ModelNotFoundError, RequestFailedError
 from jaxllm.frontend.async_beam_search import beam_search
 from jaxllm.frontend.client import EngineClient, Prompt
 from jaxllm.outputs import RequestOutput
-from jaxllm.parsers.choice import NONE, Parsers, choose
+from jaxllm.parsers.choice import AUTO, NONE, Parsers, choose
 from jaxllm.sampling_params import BeamSearchParams, SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import cancel
@@ -113,11 +113,17 @@ class Serving:
 def _parsers(tokenizer: Tokenizer, settings: ServerSettings) -> Parsers:
     """Of the served model's answers; the chat template may tell them."""
     template = tokenizer.chat_template
-    return choose(
-        settings.tool_call_parser if settings.enable_auto_tool_choice else NONE,
-        settings.reasoning_parser,
-        None if template is None else template.text,
-    )
+    tool = settings.tool_call_parser if settings.enable_auto_tool_choice else NONE
+    text = None if template is None else template.text
+    parsers = choose(tool, settings.reasoning_parser, text)
+    if tool == AUTO and template is not None and "tools" in template.variables:
+        reads = parsers.tool or (parsers.reasoning and parsers.reasoning.reads_calls)
+        if not reads:
+            logger.warning(
+                "The chat template tells the model of tools, but not in a form that is known here: "
+                "calls will stay text, unless --tool-call-parser says how they are written"
+            )
+    return parsers
 
 
 def serving_of(request: Request) -> Serving:

@@ -12,7 +12,11 @@ from jaxllm.parsers.family import ForcedCalls
 from jaxllm.sampling_params import SamplingParams
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # what every family's form can write
-_FORMATS = ("response_format", "text.format")  # of what an answer says when it calls nothing
+_FORMATS = (
+    "response_format",
+    "text.format",
+    "output_config.format",
+)  # of what an answer says when it calls nothing
 
 
 @dataclass(frozen=True, slots=True)

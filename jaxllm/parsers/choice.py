@@ -4,7 +4,7 @@ A new one is a file and a line in ``TOOL_PARSERS`` or ``REASONING_PARSERS``, and
 if a template can tell it. Packages add theirs as entry points of ``GROUPS``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
@@ -20,6 +20,7 @@ GROUPS = {ToolParser: "jaxllm.tool_parsers", ReasoningParser: "jaxllm.reasoning_
 TOOL_PARSERS: Registry[ToolParser] = Registry(
     "tool-call parser",
     {
+        "apriel": "jaxllm.parsers.tool.apriel:APRIEL",
         "deepseek_v3": "jaxllm.parsers.tool.deepseek:DEEPSEEK_V3",
         "deepseek_v31": "jaxllm.parsers.tool.deepseek:DEEPSEEK_V31",
         "glm4": "jaxllm.parsers.tool.glm4:GLM4",
@@ -33,33 +34,43 @@ TOOL_PARSERS: Registry[ToolParser] = Registry(
         "phi4_mini_json": "jaxllm.parsers.tool.phi4:PHI4",
         "pythonic": "jaxllm.parsers.tool.pythonic:PYTHONIC",
         "qwen3_coder": "jaxllm.parsers.tool.qwen3_coder:QWEN3_CODER",
+        "seed_oss": "jaxllm.parsers.tool.qwen3_coder:SEED_OSS",
     },
 )
 REASONING_PARSERS: Registry[ReasoningParser] = Registry(
     "reasoning parser",
     {
+        "apriel": "jaxllm.parsers.reasoning.between:APRIEL",
         "deepseek_r1": "jaxllm.parsers.reasoning.between:DEEPSEEK_R1",
         "deepseek_v3": "jaxllm.parsers.reasoning.between:DEEPSEEK_V3",
         "glm45": "jaxllm.parsers.reasoning.between:GLM45",
         "granite": "jaxllm.parsers.reasoning.between:GRANITE",
+        "granite33": "jaxllm.parsers.reasoning.between:GRANITE33",
         "mistral": "jaxllm.parsers.reasoning.between:MISTRAL",
         "openai_gptoss": "jaxllm.parsers.tool.harmony:OPENAI_GPTOSS",
         "qwen3": "jaxllm.parsers.reasoning.between:THINK",
+        "seed_oss": "jaxllm.parsers.reasoning.between:SEED_OSS",
     },
 )
 
-# Of a template: texts that are all in it -> the parser. The first line that fits counts.
-TOOL_MARKS: tuple[tuple[tuple[str, ...], str], ...] = (
+type Marks = tuple[tuple[tuple[str, ...], str | None], ...]
+# Of a template: texts that are all in it -> the parser, or None for a family whose marks look like
+# another's and whose calls nothing here reads. The first line that fits counts.
+TOOL_MARKS: Marks = (
     (("<|channel|>", "<|start|>"), "openai"),
     (("<｜tool▁calls▁begin｜>", "```json"), "deepseek_v3"),
     (("<｜tool▁calls▁begin｜>",), "deepseek_v31"),
     (("[TOOL_CALLS]", "[ARGS]"), "mistral_v11"),
     (("[TOOL_CALLS]",), "mistral"),
-    (("<function=", "<parameter="), "qwen3_coder"),
+    (("<seed:tool_call>", "<function="), "seed_oss"),
+    (("<tool_call>", "<function=", "<parameter="), "qwen3_coder"),
     (("<arg_key>", "<arg_value>"), "glm45"),
     (("[gMASK]", "<|observation|>"), "glm4"),
     (("<|start_of_role|>", "tool_call"), "granite"),
-    (("<tool_call>",), "hermes"),
+    (("<tool_calls>[", '"arguments": '), "apriel"),
+    (("]<]minimax[>[",), None),
+    (("<tool_call>", '"arguments":'), "hermes"),
+    (("<tool_call>", '\\"arguments\\":'), "hermes"),
     (("functools",), "phi4_mini_json"),
     (("<|tool_call|>", "<|/tool_call|>"), "phi4_mini_json"),
     (("<|tool|>", "<|/tool|>"), "phi4_mini_json"),
@@ -68,10 +79,13 @@ TOOL_MARKS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|start_header_id|>", '"parameters": '), "llama3_json"),
     (("<|header_start|>", '"parameters": '), "llama3_json"),
 )
-REASONING_MARKS: tuple[tuple[tuple[str, ...], str], ...] = (
+REASONING_MARKS: Marks = (
     (("<|channel|>", "<|start|>"), "openai_gptoss"),
     (("[THINK]", "[/THINK]"), "mistral"),
     (("Here is my thought process:",), "granite"),
+    (("</think>", "<response></response>"), "granite33"),
+    (("[BEGIN FINAL RESPONSE]",), "apriel"),
+    (("<seed:think>", "</seed:think>"), "seed_oss"),
     (("</think>", "<｜Assistant｜>"), "deepseek_v3"),
     (("</think>", "[gMASK]"), "glm45"),
     (("</think>",), "qwen3"),
@@ -141,14 +155,14 @@ def check_names(tool: str, reasoning: str) -> None:
     choose(tool, reasoning, None)
 
 
-def marked(marks: Iterable[tuple[tuple[str, ...], str]], template: str) -> str | None:
+def marked(marks: Marks, template: str) -> str | None:
     return next((name for texts, name in marks if all(text in template for text in texts)), None)
 
 
 def _chosen[T: (ToolParser, ReasoningParser)](
     kind: type[T],
     known: Registry[T],
-    marks: Iterable[tuple[tuple[str, ...], str]],
+    marks: Marks,
     name: str,
     template: str | None,
 ) -> T | None:

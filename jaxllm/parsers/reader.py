@@ -61,7 +61,7 @@ class Reader:
         self._num_held = 0
         self._attempting = False
         self._in_call = False
-        self._after_call = False  # and nothing but whitespace since
+        self._after_mark = False  # of a call or an answer, and nothing but whitespace since
 
     # What the machine does.
 
@@ -184,8 +184,17 @@ class Reader:
     # What is sent.
 
     def content(self, text: str) -> None:
-        self._after_call = self._after_call and not text.strip()
+        self._after_mark = self._after_mark and not text.strip()
         self._content.add(text)
+
+    def content_ends(self) -> None:
+        """Whitespace around the marker that was just taken only set it apart."""
+        self._content.drop_spaces()
+        self._after_mark = True
+
+    def rests(self) -> None:
+        """All that is to come is content, but for markers."""
+        self.resting = True
 
     def reasoning(self, text: str) -> None:
         """``text``, which is what was just taken."""
@@ -209,7 +218,7 @@ class Reader:
     def end_call(self) -> None:
         self.events.append(ToolCallEnd(self.num_calls))
         self.num_calls += 1
-        self._in_call, self._after_call = False, True
+        self._in_call, self._after_mark = False, True
         if self._attempting:
             self._hold()
 
@@ -245,19 +254,19 @@ class Reader:
 
     def closing(self, marker: str) -> Steps[None]:
         """Take ``marker``, and whitespace before it, if they follow a call."""
-        if self._after_call:
+        if self._after_mark:
             with self.attempt():
                 yield from self.spaces()
                 yield from self.expect(marker)
 
     def rest(self) -> Steps[None]:
         """All that is left is content."""
-        self.resting = True
+        self.rests()
         while not self._ended or self._at < len(self._text):
             if self._at < len(self._text):
                 self.content(self._take(len(self._text) - self._at))
             if not self._ended:
                 yield
-        if self._after_call:
+        if self._after_mark:
             self._content.drop_spaces()
         self._content.end()

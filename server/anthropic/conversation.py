@@ -19,6 +19,9 @@ def template_messages(body: ConversationRequest) -> list[dict[str, Any]]:
         messages.append({"role": "system", "content": _text(body.system, "system")})
     for index, message in enumerate(body.messages):
         where = f"messages[{index}].content"
+        if message.role == "system":
+            messages.append({"role": "system", "content": _text(message.content, where)})
+            continue
         add = _add_assistant if message.role == "assistant" else _add_user
         add(messages, message, where)
     return messages
@@ -42,10 +45,12 @@ def template_options(body: ConversationRequest) -> TemplateOptions:
     variables: dict[str, str | int | float | bool | None] = {}
     if body.thinking is not None:
         variables["enable_thinking"] = body.thinking.type != "disabled"
+    effort = None if body.output_config is None else body.output_config.effort
     return TemplateOptions(
         tools=tools or None,
         tool_choice=chosen,
         chat_template_kwargs=variables,
+        reasoning_effort=effort,
         continue_final_message=body.messages[-1].role == "assistant" or None,
     )
 

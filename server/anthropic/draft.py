@@ -28,7 +28,7 @@ class MessageDraft:
         self._usage = Usage()
         self._blocks: list[dict[str, Any]] = []
         self._open = False  # the last block
-        self._arguments: list[str] = []  # of the call that is the last block
+        self._pieces: list[str] = []  # of its text, or of the arguments of its call
         self._started = False
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
@@ -91,7 +91,7 @@ class MessageDraft:
             case ToolCallStart(_, name, id):
                 return self._start({"type": "tool_use", "id": id, "name": name, "input": {}})
             case ToolArguments(_, text):
-                self._arguments.append(text)
+                self._pieces.append(text)
                 return [self._delta({"type": "input_json_delta", "partial_json": text})]
         return self._close()
 
@@ -100,13 +100,13 @@ class MessageDraft:
         if not self._open or self._blocks[-1]["type"] != kind:
             signature = {"signature": ""} if kind == "thinking" else {}
             events = self._start({"type": kind, kind: ""} | signature)
-        self._blocks[-1][kind] += text
+        self._pieces.append(text)
         return [*events, self._delta({"type": _PIECE[kind], kind: text})]
 
     def _start(self, block: dict[str, Any]) -> list[Event]:
         events = self._close()
         self._blocks.append(block)
-        self._open, self._arguments = True, []
+        self._open, self._pieces = True, []
         start = {"type": "content_block_start", "index": len(self._blocks) - 1}
         return [*events, start | {"content_block": dict(block)}]
 
@@ -117,8 +117,11 @@ class MessageDraft:
         if not self._open:
             return []
         self._open = False
-        if self._blocks[-1]["type"] == "tool_use":
-            self._blocks[-1]["input"] = _input_of("".join(self._arguments))
+        block, said = self._blocks[-1], "".join(self._pieces)
+        if block["type"] == "tool_use":
+            block["input"] = _input_of(said)
+        else:
+            block[block["type"]] = said
         return [{"type": "content_block_stop", "index": len(self._blocks) - 1}]
 
     def _message(self, blocks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,11 +29,12 @@ async def messages(request: Request) -> Response:
     options = template_options(body)
     prompt = await render(template_messages(body), options, serving)
     choice = body.tool_choice
+    one_call = choice is not None and choice.disable_parallel_tool_use
     turns = Turns(
         serving.parsers,
         prompt,
         options.chosen_tools(),
-        parallel=choice is None or not choice.disable_parallel_tool_use,
+        parallel=body.parallel_tool_calls is not False and not one_call,
         thoughts=body.thinking is None or body.thinking.type != "disabled",
     )
     draft = MessageDraft(body.model, turns)
@@ -44,6 +45,7 @@ async def messages(request: Request) -> Response:
             request_id=draft.id,
             record=record_of(request),
             priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
             add_special_tokens=False,  # the template has written them
         ),
         prompt="messages",

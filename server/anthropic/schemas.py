@@ -5,9 +5,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import SamplingParams
 from server.openai import refused
 from server.openai.fields import (
+    CONTENT_FORMS,
     INT32,
     MANY,
     MAX_MESSAGES,
@@ -19,15 +21,24 @@ from server.openai.fields import (
     either,
     given,
     missing,
+    parts,
     text_or_list,
+    text_part,
 )
 from server.openai.schemas import SamplingRequest
 
 MAX_BLOCKS = 128  # of one message
+Content = Annotated[
+    Annotated[str, ONE] | Annotated[list[dict[str, Any]], parts("text"), MANY], CONTENT_FORMS
+]
 
 
 class Block(RequestObject):
     """A part of a message's content; ``type`` says which fields it has."""
+
+    model_config = ConfigDict(
+        json_schema_extra=either({"not": given("type", const="text")}, given("text"))
+    )
 
     type: str
     text: str | None = None
@@ -36,19 +47,36 @@ class Block(RequestObject):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: Any = None
+    content: Content | None = None  # of a tool's result
+
+
+def _blocks(**schema: Any) -> Any:
+    return Field(fail_fast=True, max_length=MAX_BLOCKS, json_schema_extra=schema or None)
 
 
 _TEXT = text_or_list("a string or an array of content blocks")
-Blocks = Annotated[
-    Annotated[str, ONE]
-    | Annotated[list[Block], Field(fail_fast=True, max_length=MAX_BLOCKS), MANY],
-    _TEXT,
+Blocks = Annotated[Annotated[str, ONE] | Annotated[list[Block], _blocks(), MANY], _TEXT]
+TextBlocks = Annotated[
+    Annotated[str, ONE] | Annotated[list[Block], _blocks(items=text_part("text")), MANY], _TEXT
 ]
 
 
+def _said_by(role: str, *kinds: str) -> dict[str, Any]:
+    """In the schema: the blocks that a message of ``role`` may hold."""
+    blocks = {"items": {"properties": {"type": {"enum": list(kinds)}}}}
+    return {"properties": {"role": {"const": role}, "content": blocks}}
+
+
 class AnthropicMessage(RequestObject):
-    role: Literal["user", "assistant"]
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            _said_by("user", "text", "tool_result"),
+            _said_by("assistant", "text", "tool_use", "thinking", "redacted_thinking"),
+            _said_by("system", "text"),
+        )
+    )
+
+    role: Literal["user", "assistant", "system"]
     content: Blocks
 
 
@@ -56,7 +84,7 @@ class AnthropicTool(RequestObject):
     name: str
     description: str | None = None
     input_schema: dict[str, Any] | None = None
-    type: str | None = None
+    type: Annotated[str, Field(json_schema_extra={"const": "custom"})] | None = None
     strict: bool | None = None
 
     @field_validator("type")
@@ -92,18 +120,29 @@ class ToolChoice(RequestObject):
 
 
 class Thinking(RequestObject):
-    type: Literal["enabled", "disabled", "adaptive"]
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None
+
+
+class OutputFormat(RequestObject):
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(RequestObject):
+    effort: Annotated[str, Field(max_length=32)] | None = None
+    format: OutputFormat | None = None
 
 
 class ConversationRequest(ModelRequest):
     messages: Annotated[
         list[AnthropicMessage], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)
     ]
-    system: Blocks | None = None
+    system: TextBlocks | None = None
     tools: Annotated[list[AnthropicTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
 
 
 class CountTokensRequest(ConversationRequest):
@@ -132,3 +171,11 @@ class MessagesRequest(ConversationRequest, SamplingRequest):
         if thinks and self.thinking is not None and self.thinking.type == "enabled":
             overrides["thinking_token_budget"] = self.thinking.budget_tokens
         return self._sampling_params(**overrides)
+
+    def _structured_outputs(self) -> list[StructuredOutputsParams]:
+        found = super()._structured_outputs()
+        asked = None if self.output_config is None else self.output_config.format
+        if asked is not None:
+            param = "output_config.format"
+            found.append(StructuredOutputsParams(json=asked.schema_, param=param, closes=True))
+        return found

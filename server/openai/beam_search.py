@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.sampling_params import MAX_BEAM_WIDTH
-from server.openai.fields import absent, both, conflict, either
+from server.openai.fields import absent, both, conflict, either, off
 
 # A beam search goes by the model's own probabilities, and knows its answers at its end. These
 # fields would change them, or ask for something on the way; here are the values that do not.
@@ -37,8 +37,7 @@ _NEUTRAL: dict[str, tuple[float | bool, ...]] = {
 
 
 def _without_beams() -> dict[str, Any]:
-    off = {"properties": {"use_beam_search": {"enum": [False, None]}}}
-    return both(off, absent("best_of"))
+    return both(off("use_beam_search"), absent("best_of"))
 
 
 def _with_beams() -> dict[str, Any]:

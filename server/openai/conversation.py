@@ -21,6 +21,7 @@ from server.openai.fields import (
     either,
     given,
     missing,
+    off,
     parts,
     tool_choice_field,
 )
@@ -87,12 +88,24 @@ Messages = Annotated[
 ]
 
 
+ONE_END = either(off("continue_final_message"), off("add_generation_prompt"))
+_OTHER_NAMES: dict[str, Any] = {
+    "not": {"anyOf": [{"enum": sorted(_OWN_NAMES)}, {"pattern": "_token$"}]}
+}
+_Variables = Annotated[
+    dict[str, str | int | float | bool | None],
+    Field(json_schema_extra={"propertyNames": _OTHER_NAMES}),
+]
+
+
 class TemplateOptions(RequestObject):
     """What a request may say about the prompt that is made of its messages."""
 
+    model_config = ConfigDict(json_schema_extra=ONE_END)
+
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
+    chat_template_kwargs: _Variables | None = None
     reasoning_effort: Annotated[str, Field(max_length=32)] | None = None
     tools: Tools | None = None
     tool_choice: Annotated[Any, tool_choice_field("function")] = None

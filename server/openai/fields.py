@@ -24,16 +24,16 @@ ONE, MANY, IDS, LISTS = (Tag(f"{TAG}{name}") for name in ("one", "many", "ids", 
 INT32 = 2**31 - 1
 INT64 = 2**63 - 1
 
-# Said in the schema, checked where it is understood:
-ShortString = Annotated[str, Field(max_length=MAX_STRING_CHARS, json_schema_extra={"minLength": 1})]
+ShortString = Annotated[str, Field(min_length=1, max_length=MAX_STRING_CHARS)]
 Salt = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Stops = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_STOPS)]
 BadWords = Annotated[list[ShortString], Field(fail_fast=True, max_length=MAX_BAD_WORDS)]
 Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=MAX_TOOLS)]
-TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+# Said in the schema, checked where it is understood:
+TokenId = Annotated[int, Field(json_schema_extra={"minimum": 0, "maximum": INT32})]
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
 _Bias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
-_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^[0-9]+$"}}
+_IDS_AS_NAMES: dict[str, Any] = {"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"}}
 LogitBias = Annotated[
     dict[str, _Bias], Field(max_length=MAX_LOGIT_BIAS, json_schema_extra=_IDS_AS_NAMES)
 ]
@@ -89,14 +89,19 @@ StopField = Annotated[
 ]
 
 
-def parts(*kinds: str) -> Any:
-    """``Field`` of a list of text parts whose type is one of ``kinds``."""
-    part = {
+def text_part(*kinds: str) -> dict[str, Any]:
+    """In the schema: a part with text whose type is one of ``kinds``."""
+    return {
         "type": "object",
         "properties": {"type": {"enum": list(kinds)}, "text": {"type": "string"}},
         "required": ["type", "text"],
     }
-    return Field(fail_fast=True, max_length=MAX_MESSAGES, json_schema_extra={"items": part})
+
+
+def parts(*kinds: str) -> Any:
+    """``Field`` of a list of such parts."""
+    extra: dict[str, Any] = {"items": text_part(*kinds)}
+    return Field(fail_fast=True, max_length=MAX_MESSAGES, json_schema_extra=extra)
 
 
 CONTENT_FORMS = text_or_list("a string or an array of content parts")
@@ -130,7 +135,8 @@ def tool_choice_field(inside: str | None) -> Any:
     required: list[Any] = list(function)
     extra: dict[str, Any] = {"type": "object", "properties": function, "required": required}
     words: dict[str, Any] = {"enum": [*_CHOICES, None]}
-    some = {"mode": {"enum": ["auto", "required"]}, "tools": {"type": "array", "items": extra}}
+    tools = {"type": "array", "items": extra, "minItems": 1}
+    some = {"mode": {"enum": ["auto", "required"]}, "tools": tools}
     nested: dict[str, Any] = {"type": "object", "properties": some, "required": list(some)}
     allowed: dict[str, Any] = {"type": {"const": "allowed_tools"}}
     allowed |= some if inside is None else {"allowed_tools": nested}
@@ -180,6 +186,11 @@ def given(name: str, **schema: Any) -> dict[str, Any]:
 
 def absent(name: str) -> dict[str, Any]:
     return {"properties": {name: {"type": "null"}}}
+
+
+def off(name: str) -> dict[str, Any]:
+    """The field ``name`` is false, or not there."""
+    return {"properties": {name: {"enum": [False, None]}}}
 
 
 class RequestObject(BaseModel):

@@ -92,7 +92,7 @@ class InputItem(RequestObject):
 
 
 class FunctionTool(RequestObject):
-    type: str
+    type: Annotated[str, Field(json_schema_extra={"const": "function"})]
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None

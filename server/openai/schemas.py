@@ -20,7 +20,7 @@ from jaxllm.sampling_params import (
     SamplingParams,
 )
 from server.openai import beam_search, refused
-from server.openai.conversation import Messages, TemplateOptions
+from server.openai.conversation import ONE_END, Messages, TemplateOptions
 from server.openai.fields import (
     INT32,
     INT64,
@@ -46,11 +46,13 @@ from server.openai.fields import (
     either,
     given,
     number_or_list,
+    off,
     prompts_of,
 )
 from server.openai.structured import (
     GUIDED,
     Choices,
+    NotEmpty,
     ResponseFormat,
     Schema,
     StructuredOutputs,
@@ -79,7 +81,7 @@ class StreamOptions(RequestObject):
         return value
 
 
-_NOT_STREAMED = {"properties": {"stream": {"enum": [False, None]}}}
+_NOT_STREAMED = off("stream")
 
 
 class SamplingRequest(ModelRequest):
@@ -110,9 +112,9 @@ class SamplingRequest(ModelRequest):
     priority: Annotated[int, Field(ge=-INT32, le=INT32)] | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Schema | None = None
-    guided_regex: str | None = None
+    guided_regex: NotEmpty | None = None
     guided_choice: Choices | None = None
-    guided_grammar: str | None = None
+    guided_grammar: NotEmpty | None = None
     guided_whitespace_pattern: str | None = None
     cache_salt: Salt | None = None
     parallel_tool_calls: bool | None = None  # false: no call but the first is told
@@ -187,17 +189,18 @@ _SAMPLING_FIELDS = (
 _ALONE = {"properties": {"stream": {"enum": [False, None]}, "n": {"enum": [1, None]}}}
 
 
+_AGREEMENT = (
+    either(absent("stream_options"), given("stream", const=True)),
+    either(absent("prompt_logprobs"), _NOT_STREAMED),
+    either(absent("taps"), _ALONE),
+    beam_search.SCHEMA,
+)
+
+
 class GenerationRequest(SamplingRequest):
     """What completions and chat completions take beyond that."""
 
-    model_config = ConfigDict(
-        json_schema_extra=both(
-            either(absent("stream_options"), given("stream", const=True)),
-            either(absent("prompt_logprobs"), _NOT_STREAMED),
-            either(absent("taps"), _ALONE),
-            beam_search.SCHEMA,
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=both(*_AGREEMENT))
 
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
@@ -283,6 +286,7 @@ class CompletionRequest(GenerationRequest):
 
 class ChatCompletionRequest(GenerationRequest, TemplateOptions):
     REFUSED: ClassVar[dict[str, str]] = refused.CHAT
+    model_config = ConfigDict(json_schema_extra=both(*_AGREEMENT, ONE_END))
 
     messages: Messages
     max_tokens: Annotated[int, Field(ge=1, le=INT32)] | None = None

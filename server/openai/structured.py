@@ -5,10 +5,10 @@ All of them end as ``StructuredOutputsParams``, which knows the field it came fr
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
-from jaxllm.grammar.structured_outputs import MAX_CHOICES, StructuredOutputsParams
-from server.openai.fields import ONE, TAG, RequestObject, missing
+from jaxllm.grammar.structured_outputs import KINDS, MAX_CHOICES, StructuredOutputsParams
+from server.openai.fields import ONE, TAG, RequestObject, either, given, missing
 
 GUIDED = {  # names of vLLM before structured_outputs -> what they are now
     "guided_json": "json",
@@ -25,36 +25,50 @@ def _text_or_object(value: Any) -> str | None:
     return _OBJECT if isinstance(value, dict) else None
 
 
+NotEmpty = Annotated[str, Field(min_length=1)]
 Schema = Annotated[
-    Annotated[str, ONE] | Annotated[dict[str, Any], Tag(_OBJECT)],
+    Annotated[NotEmpty, ONE] | Annotated[dict[str, Any], Tag(_OBJECT)],
     Discriminator(
         _text_or_object,
         custom_error_type="invalid_type",
         custom_error_message="an object or a string",
     ),
 ]
-Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
+Choices = Annotated[list[NotEmpty], Field(fail_fast=True, min_length=1, max_length=MAX_CHOICES)]
+
+
+def _exactly_one() -> dict[str, Any]:
+    asked = {
+        kind: given(kind, const=True) if kind == "json_object" else given(kind) for kind in KINDS
+    }
+    return {"oneOf": list(asked.values())}
 
 
 class StructuredOutputs(RequestObject):
     """vLLM's ``structured_outputs``: exactly one of the first six."""
 
+    model_config = ConfigDict(json_schema_extra=_exactly_one())
+
     # "json" would hide a method of pydantic's.
     json_: Annotated[Schema | None, Field(alias="json")] = None
-    regex: str | None = None
+    regex: NotEmpty | None = None
     choice: Choices | None = None
-    grammar: str | None = None
+    grammar: NotEmpty | None = None
     json_object: bool | None = None
     structural_tag: Schema | None = None
     disable_any_whitespace: bool | None = None
     disable_additional_properties: bool | None = None
-    whitespace_pattern: str | None = None
+    whitespace_pattern: NotEmpty | None = None
 
     def params(self) -> StructuredOutputsParams:
         """Raises InvalidRequestError."""
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "json_"}
         chosen = {name: value for name, value in given.items() if value is not None}
         return StructuredOutputsParams(json=self.json_, **chosen)
+
+
+def _of_type(*types: str) -> dict[str, Any]:
+    return {"properties": {"type": {"enum": list(types)}}}
 
 
 class JSONSchema(RequestObject):
@@ -66,6 +80,10 @@ class JSONSchema(RequestObject):
 
 class TextFormat(RequestObject):
     """``text.format`` of /v1/responses."""
+
+    model_config = ConfigDict(
+        json_schema_extra=either(_of_type("text", "json_object"), given("schema"))
+    )
 
     type: Literal["text", "json_object", "json_schema"]
     name: Annotated[str, Field(max_length=64)] | None = None
@@ -90,6 +108,13 @@ class TextFormat(RequestObject):
 
 class ResponseFormat(RequestObject):
     """``response_format`` of completions; the type structural_tag is vLLM's."""
+
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            _of_type("text", "json_object", "structural_tag"),
+            given("json_schema", type="object", **given("schema")),
+        )
+    )
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JSONSchema | None = None

@@ -11,7 +11,7 @@ from jaxllm.errors import InvalidRequestError
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.limits import num_prompt_tokens
 from server.openai import refused
-from server.openai.conversation import LONG_CHARS, Messages, TemplateOptions, render
+from server.openai.conversation import LONG_CHARS, ONE_END, Messages, TemplateOptions, render
 from server.openai.fields import RequestBody, TokenIds, absent, both, conflict, either, given
 from server.openai.validation import read_request
 from server.record import record_of
@@ -26,8 +26,11 @@ class TokenizeRequest(RequestBody, TemplateOptions):
 
     REFUSED: ClassVar[dict[str, str]] = refused.TOKENIZATION
     model_config = ConfigDict(
-        json_schema_extra=either(
-            both(given("prompt"), absent("messages")), both(given("messages"), absent("prompt"))
+        json_schema_extra=both(
+            either(
+                both(given("prompt"), absent("messages")), both(given("messages"), absent("prompt"))
+            ),
+            ONE_END,
         )
     )
 

@@ -111,6 +111,8 @@ def to_invalid_request(error: ValidationError) -> InvalidRequestError:
         return _error(f"Invalid '{param}': {details['msg']}.", param, "invalid_value")
     if kind in _BOUNDS:
         return _out_of_bounds(details, param)
+    if kind == "string_too_short":
+        return _error(f"Invalid '{param}': it must not be empty.", param, "empty_string")
     if kind in ("too_long", "too_short", "string_too_long"):
         return _wrong_length(details, param)
     if kind == "literal_error":
@@ -151,10 +153,10 @@ def _path(loc: tuple[int | str, ...]) -> str:
 def _out_of_bounds(details: ErrorDetails, param: str) -> InvalidRequestError:
     key, sign, word = _BOUNDS[details["type"]]
     bound = details.get("ctx", {})[key]
-    number = "decimal" if isinstance(bound, float) else "integer"
+    number, shown = ("decimal", f"{bound:g}") if isinstance(bound, float) else ("integer", bound)
     words = "above maximum" if word == "above_max" else "below minimum"
     return _error(
-        f"Invalid '{param}': {number} {words} value. Expected a value {sign} {bound:g}, "
+        f"Invalid '{param}': {number} {words} value. Expected a value {sign} {shown}, "
         f"but got {_quoted(details['input'])} instead.",
         param,
         f"{number}_{word}_value",

@@ -68,7 +68,7 @@ def _tags(text: str) -> Iterator[str]:
 def test_every_split_says_the_same(tool: str, reasoning: str) -> None:
     pieces = st.lists(st.sampled_from(pieces_of(tool, reasoning) + ODD), max_size=24)
 
-    @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(pieces.map("".join), st.lists(st.integers(0, 1 << 20), max_size=8))
     def check(text: str, places: list[int]) -> None:
         whole = parse(answer_parser(tool, reasoning), [text])

@@ -126,6 +126,19 @@ def test_a_template_without_marks_tells_none() -> None:
     assert parsers.answer("", TOOLS) is None
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{%- set ns_token = ']<]minimax[>[' -%}{{ ns_token ~ '<tool_call>' ~ name }}"
+        '{"name": "f", "arguments": {}}',
+        "<tool_call>{{ call['arguments'] | items }}<invoke name=",
+        "<other:call>\n<function=f>\n<parameter=a>\n1\n</parameter>",
+    ],
+)
+def test_a_family_that_only_looks_like_another_has_no_parser(template: str) -> None:
+    assert marked(TOOL_MARKS, template) is None
+
+
 CALLS = [
     ("search", {"query": 'a "b"\n{c', "options": {"k": [1, None]}, "exact": True, "limit": 3}),
     ("get_weather", {"city": "Paris"}),

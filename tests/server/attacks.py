@@ -60,9 +60,9 @@ def schema_format(schema: Any) -> dict[str, Any]:
 
 def bad_grammars() -> Iterator[Send]:
     for fields in (
-        {"guided_grammar": "foo**"}, {"guided_grammar": ""}, {"guided_json": {"type": "nothing"}},
+        {"guided_grammar": "foo**"}, {"guided_json": {"type": "nothing"}},
         {"guided_json": "{"}, {"guided_regex": "("}, {"guided_regex": "foo**("},
-        {"guided_regex": ""}, {"guided_choice": [""]}, {"structured_outputs": {}},
+        {"structured_outputs": {}},
         {"structured_outputs": {"json": {}, "regex": "a"}}, {"guided_json": {"not": {}}},
         {"guided_json": {}, "guided_regex": "a"}, {"guided_json": {"$ref": "#"}},
         {"guided_json": {"$ref": "http://127.0.0.1:9/schema"}},
@@ -71,6 +71,8 @@ def bad_grammars() -> Iterator[Send]:
         {"response_format": schema_format({"minimum": 2, "maximum": 1, "type": "integer"})},
     ):  # fmt: skip
         yield from everywhere(400, "invalid_grammar", **fields)
+    for fields in ({"guided_grammar": ""}, {"guided_regex": ""}, {"guided_choice": [""]}):
+        yield from everywhere(400, "empty_string", **fields)
     yield from everywhere(400, "array_above_max_length", guided_choice=["a"] * 20_000)
     yield from everywhere(
         400, "missing_required_parameter", response_format={"type": "json_schema"}

@@ -57,16 +57,18 @@ class Command:
 
 @contextmanager
 def serve_command(
-    tokenizer_dir: Path,
+    tokenizer_dir: Path | None,
     model: str = "paced:100",
     *flags: str,
     worker: str = "tests.fakes.paced_worker",
 ) -> Iterator[Command]:
-    """``paced:100`` gives every stream ten tokens a second."""
+    """``paced:100`` gives every stream ten tokens a second; a real model has its own tokenizer."""
     command = [
         sys.executable, "-c", PROGRAM, worker, model, "--port", "0", "--log-level", "warning",
-        "--tokenizer", str(tokenizer_dir), "--served-model-name", "fake", *flags,
+        "--served-model-name", "fake", *flags,
     ]  # fmt: skip
+    if tokenizer_dir is not None:
+        command += ["--tokenizer", str(tokenizer_dir)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             command,

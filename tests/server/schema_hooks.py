@@ -19,13 +19,21 @@ REASONS = re.compile(
             "this model takes at most",
             "but there is room for",
             "must not exceed max_tokens",
-            "must not be less than n",  # of two fields
+            "must not be less than n",  # of two fields, like the next three
+            "cannot go with structured_outputs",
+            "it needs logprobs to be true",  # more alternatives than schemathesis can multiply
+            "prompts times n",
             "This server's operator",
             "was not started for (embeddings|taps)",
+            "this engine does not schedule by it",
             "Invalid 'interventions'",  # how often, and how large when multiplied
             "the base64 of float32",
             "it takes one prompt",
             "Invalid 'tool_choice': (a call is required|there is no tool)",
+            "attention_params",  # of the engine's attention
+            "does not know how the model marks its thoughts",
+            # what is no JSON schema, or no grammar, and two that ask for two things
+            "Invalid '(guided_[a-z]+|structured_outputs|response_format|[a-z_]+.format)':",
             "Invalid 'tools'",  # what a grammar of their calls cannot say
             "got a decimal number instead",  # 3.0 is an integer to a schema, but not to OpenAI
         )

@@ -41,9 +41,12 @@ class Outcome:
         assert self.told_after[-1] < within
 
 
-async def stream_until_told(http: httpx.AsyncClient, begun: asyncio.Semaphore) -> Told:
+async def stream_until_told(
+    http: httpx.AsyncClient, begun: asyncio.Semaphore, max_tokens: int
+) -> Told:
     body = b""
-    async with http.stream("POST", "/v1/completions", **completion(900_000)) as response:
+    asked = completion(max_tokens, ignore_eos=True)
+    async with http.stream("POST", "/v1/completions", **asked) as response:
         assert response.status_code == 200
         async for chunk in response.aiter_raw():
             if not body:
@@ -52,12 +55,16 @@ async def stream_until_told(http: httpx.AsyncClient, begun: asyncio.Semaphore) -
     return Told(read_stream(body), time.monotonic())
 
 
-async def strike(url: str, command: Command, number: signal.Signals) -> Outcome:
-    """Send the engine a signal while 64 clients stream."""
+async def strike(
+    url: str, command: Command, number: signal.Signals, *, max_tokens: int = 900_000
+) -> Outcome:
+    """Send the engine a signal while 64 clients stream ``max_tokens`` each."""
     begun = asyncio.Semaphore(0)
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
-        streams = [asyncio.create_task(stream_until_told(http, begun)) for _ in range(STREAMS)]
+        streams = [
+            asyncio.create_task(stream_until_told(http, begun, max_tokens)) for _ in range(STREAMS)
+        ]
         for _ in range(STREAMS):
             await asyncio.wait_for(begun.acquire(), 60)
         (engine,) = command.engine_pids()

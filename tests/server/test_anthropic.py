@@ -1,5 +1,6 @@
 """/v1/messages with Anthropic's own client: whole and streamed, tools, thoughts, errors."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +112,8 @@ def test_one_call_and_no_thoughts(serve: Serve, engine: FakeClient) -> None:
     choice = {"type": "auto", "disable_parallel_tool_use": True}
     answer = ask(http, tools=TOOLS, tool_choice=choice, thinking={"type": "disabled"})
     assert [block["type"] for block in answer["content"]] == ["text", "tool_use"]
+    answer = ask(http, tools=TOOLS, parallel_tool_calls=False)
+    assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use"]
     answer = ask(http, tools=TOOLS, tool_choice={"type": "none"})
     assert [block["type"] for block in answer["content"]] == ["thinking", "text"]
 
@@ -168,9 +171,29 @@ def test_the_conversation_reaches_the_template(serve: Serve, engine: FakeClient)
     )
 
 
+def test_a_system_message_stands_where_it_was_said(http: TestClient, engine: FakeClient) -> None:
+    ask(http, messages=[*MESSAGES, {"role": "system", "content": [{"type": "text", "text": "s"}]}])
+    assert "Hi<|im_end|>\n<|im_start|>system\ns<|im_end|>" in str(engine.prompts[-1])
+
+
+def test_the_output_follows_a_schema(serve: Serve, engine: FakeClient) -> None:
+    with_template(engine, "{{ messages[0].content }} {{ reasoning_effort }}")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    config: Any = {"effort": "low", "format": {"type": "json_schema", "schema": schema}}
+    client_of(serve()).messages.create(**BODY, output_config=config)
+    asked = engine.params[-1].structured_outputs
+    assert asked is not None and asked.json == json.dumps(schema)
+    assert engine.prompts[-1] == "Hi low"
+
+
 def test_a_last_message_of_the_assistant_is_continued(http: TestClient, engine: FakeClient) -> None:
     ask(http, messages=[*MESSAGES, {"role": "assistant", "content": "Well,"}])
     assert str(engine.prompts[-1]).endswith("<|im_start|>assistant\nWell,")
+
+
+def test_a_salt_reaches_the_engine(http: TestClient, engine: FakeClient) -> None:
+    ask(http, cache_salt="mine")
+    assert engine.cache_salts == ["mine"]
 
 
 def test_counting_tokens(http: TestClient, engine: FakeClient) -> None:
@@ -185,7 +208,9 @@ def test_counting_tokens(http: TestClient, engine: FakeClient) -> None:
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"system": [{"type": "image"}]}, "system[0]"),
+        ({"tool_choice": {"type": "auto"}, "output_config": {"format": {}}}, "output_config"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
             "messages[0].content[0]",

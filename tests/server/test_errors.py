@@ -104,8 +104,11 @@ ROWS: list[tuple[str, dict[str, Any], int, str | None, str | None]] = [
     (CHAT, chat(stop=[1]), 400, "stop[0]", "invalid_type"),
     (CHAT, chat(stop={"a": 1}), 400, "stop", "invalid_type"),
     (CHAT, chat(stop=["x"] * 257), 400, "stop", "array_above_max_length"),
-    (CHAT, chat(stop=""), 400, "stop", "invalid_value"),
+    (CHAT, chat(stop=""), 400, "stop", "empty_string"),
     (CHAT, chat(logit_bias={"a": 1}), 400, "logit_bias", "invalid_value"),
+    (CHAT, chat(logit_bias={"01": 1}), 400, "logit_bias", "invalid_value"),
+    (CHAT, chat(logit_bias={" 1": 1}), 400, "logit_bias", "invalid_value"),
+    (CHAT, chat(logit_bias={"\u0661": 1}), 400, "logit_bias", "invalid_value"),
     (CHAT, chat(logit_bias={"1": 101}), 400, "logit_bias", "invalid_value"),
     (CHAT, chat(logit_bias={"1": None}), 400, "logit_bias.1", "invalid_type"),
     (CHAT, chat(logit_bias={"99999": 1}), 400, "logit_bias", "invalid_value"),
@@ -192,6 +195,11 @@ def test_messages_are_openais(http: TestClient) -> None:
         "Invalid 'temperature': decimal above maximum value. "
         "Expected a value <= 100, but got 200 instead."
     )
+    assert message(max_tokens=2**31) == (
+        "Invalid 'max_tokens': integer above maximum value. "
+        "Expected a value <= 2147483647, but got 2147483648 instead."
+    )
+    assert message(stop=["a", ""]) == "Invalid 'stop[1]': it must not be empty."
 
 
 MALFORMED = [

@@ -251,6 +251,29 @@ def test_markers_that_are_special_tokens_are_kept(serve: Serve, engine: FakeClie
     assert engine.params[-1].skip_special_tokens
 
 
+@pytest.mark.parametrize(
+    ("template", "flags", "warns"),
+    [
+        ("{{ tools }}", {}, True),
+        ("{{ tools }}", {"tool_call_parser": "hermes"}, False),
+        ("{{ tools }}", {"tool_call_parser": "none"}, False),
+        ("{{ tools }}<|start|><|channel|>", {}, False),
+        ("{{ messages }}", {}, False),
+    ],
+)
+def test_calls_that_nobody_will_read_are_told_of_at_the_start(
+    serve: Serve,
+    engine: FakeClient,
+    caplog: pytest.LogCaptureFixture,
+    template: str,
+    flags: dict[str, str],
+    warns: bool,
+) -> None:
+    with_template(engine, template)
+    serve(**flags)
+    assert ("--tool-call-parser" in caplog.text) == warns
+
+
 def test_calls_and_results_reach_the_template(serve: Serve, engine: FakeClient) -> None:
     with_template(
         engine,

@@ -1,4 +1,6 @@
-"""Thoughts between two markers, at the beginning of an answer and nowhere else."""
+"""Thoughts between two markers, at the beginning of an answer and nowhere else. What follows them
+may stand between two more.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +15,16 @@ SENTENCES = (
     ("Here is my thought process:", "Here's my thought process:"),
     ("Here is my response:", "Here's my response:"),
 )
+STEPS = ("Here are my reasoning steps:",), ("[BEGIN FINAL RESPONSE]",)
+SEED = ("<seed:think>",), ("</seed:think>",)
 
 
-def _between(openings: tuple[str, ...], closings: tuple[str, ...]) -> Grammar:
+def _between(
+    openings: tuple[str, ...], closings: tuple[str, ...], around: tuple[str, str] | None = None
+) -> Grammar:
+    """``around``: what thoughts are followed by stands between these two, the first of which may be
+    empty.
+    """
     markers = Markers(*closings)
 
     def grammar(r: Reader) -> Steps[None]:
@@ -31,8 +40,20 @@ def _between(openings: tuple[str, ...], closings: tuple[str, ...]) -> Grammar:
             if closing := (yield from r.until(markers, r.reasoning)):
                 yield from r.expect(closing)
             yield from r.spaces()
+            if around is not None:
+                yield from _unwrapped(r, *around)
 
     return grammar
+
+
+def _unwrapped(r: Reader, opening: str, closing: str) -> Steps[None]:
+    if not (yield from r.accept(opening)):
+        return
+    r.rests()
+    yield from r.spaces()
+    if (yield from r.content_until(Markers(closing))):
+        yield from r.expect(closing)
+        r.content_ends()
 
 
 def _ends_with(*literals: str) -> Callable[[str], bool]:
@@ -61,4 +82,22 @@ MISTRAL = ReasoningParser(
 )
 GRANITE = ReasoningParser(
     _between(*SENTENCES), _ends_with(*SENTENCES[0]), marks=_marks(SENTENCES, " ")
+)
+GRANITE33 = replace(
+    THINK,
+    grammar=_between(*TAGS, ("<response>", "</response>")),
+    marks=replace(_marks(TAGS, "\n"), answer="<response>"),
+)
+APRIEL = ReasoningParser(
+    _between(*STEPS, ("", "[END FINAL RESPONSE]")),
+    _ends_with(*STEPS[0]),
+    special_tokens=True,  # since 1.6
+    marks=_marks(STEPS, "\n"),
+)
+# Where its template was given a budget of 0, it goes on to say so.
+SEED_OSS = ReasoningParser(
+    _between(*SEED),
+    _ends_with(*SEED[0], "<seed:cot_budget_reflect>"),
+    special_tokens=True,
+    marks=_marks(SEED, "\n"),
 )
