@@ -15,9 +15,11 @@ import jax
 import numpy as np
 
 from jaxllm.errors import OutOfMemoryError
+from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 
 MOVES_ALIVE = 4  # saves whose blocks are on the device a second time, on their way to the host
 _RESERVED_AT_ONCE = 64  # blocks
+_ON_THEIR_WAY = 2 * MOVES_ALIVE * BLOCKS_PER_MOVE  # blocks, to the host and back
 
 Keep = Callable[[bytes, jax.Array], None]
 
@@ -36,13 +38,15 @@ class HostPool:
         self._leaving: deque[list[jax.Array]] = deque()
 
     def reserve(self, count: int, block: jax.ShapeDtypeStruct) -> None:
-        """Let the allocator lock the pages of ``count`` blocks now: it takes a quarter of a second
-        for each GiB, which no step should wait for. It keeps what it has locked.
+        """Let the allocator lock the pages of ``count`` blocks now, and of as many as may be on
+        their way beside them. That takes a quarter of a second for each GiB, for which no step
+        should wait; and were one block missing later, it would lock as much again as it has.
 
         Raises:
             OutOfMemoryError: the host has not so much memory that can be locked.
         """
         zeros, held = np.zeros(block.shape, block.dtype), list[list[jax.Array]]()
+        count += _ON_THEIR_WAY
         try:
             for done in range(0, count, _RESERVED_AT_ONCE):
                 part = [zeros] * min(count - done, _RESERVED_AT_ONCE)
@@ -64,6 +68,8 @@ class HostPool:
         """Begin to fetch the blocks of one save, those with a name for a file as well. A slot given
         twice keeps the last.
         """
+        for slot in slots:  # before others need its memory
+            self._contents.pop(slot, None)
         arriving = self._to_host(blocks[: len(slots)])
         self._leaving.append(arriving)
         for slot, block, name in zip(slots, arriving, names, strict=True):

@@ -143,7 +143,7 @@ def main() -> int:
         if config.model == "garbage":
             engine.core.step = lambda: os.write(args.fd, b"\xff" * 64) and time.sleep(60)  # type: ignore
         if config.model == "spins":
-            engine.core.step = lambda: None
+            engine.core.step = lambda meanwhile=None: None
         if config.model == "raises":
             engine.core.step = lambda: 1 // 0  # type: ignore
         return engine
