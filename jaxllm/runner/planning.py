@@ -39,9 +39,9 @@ _LIKELY_BLOCKS = 4096
 _SWAP_GIB = 4.0
 _STAGING_GIB = 1.0  # through which blocks go to files and back, where nothing else was asked for
 # On an H200 with Llama 3.1 8B 1 GB, 8,192 tokens, goes to the host and back in 46 ms, and computing
-# it again takes 208. But of two whole runs that swapped one was 1.3 times as fast as computing again
-# and one half as fast (parts `swapping` and `prefix-urgent` of scripts/bench/h200). So this is the
-# rate of the slow one, until it is shown mended.
+# it again takes 208. But of two whole runs that swapped, one was 1.3 times as fast as computing
+# again and one half as fast (parts `swapping` and `prefix-urgent` of scripts/bench/h200). So this
+# is the rate of the slow one, until it is shown mended.
 _LINK_BYTES_PER_S = 3.5e9
 _FLOPS = 600e12
 
