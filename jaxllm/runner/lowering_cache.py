@@ -21,7 +21,6 @@ import jax
 
 from jaxllm.layers.taps import Edits, Reads, TapArrays
 from jaxllm.runner.row_layout import RowBuffers
-from jaxllm.runner.spares import overwriting
 from jaxllm.runner.step import StepSlots
 from jaxllm.sampling.metadata import Logprobs, SamplerOutput
 
@@ -102,6 +101,26 @@ class LoweringCache:
         versions += [device.platform, device.device_kind]
         parts = (name, self._shaped_by, repr(args), *versions, _source_digest())
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def overwriting(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    donated: tuple[int, ...],
+    overwritten: tuple[jax.ShapeDtypeStruct, ...],
+) -> jax.stages.Lowered:
+    """``function`` lowered for ``args``, those of ``donated`` updated in place, and its results
+    that come after these written over one more argument, arrays of the shapes ``overwritten``.
+    """
+    if not overwritten:
+        return jax.jit(function, donate_argnums=donated).lower(*args)
+
+    def call(*given: Any) -> Any:
+        return function(*given[:-1])
+
+    # The last argument is unused, which is no reason to drop it.
+    jitted = jax.jit(call, donate_argnums=(*donated, len(args)), keep_unused=True)
+    return jitted.lower(*args, list(overwritten))
 
 
 def jax_settings() -> tuple[tuple[str, str | bool | None], ...]:

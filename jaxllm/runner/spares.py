@@ -8,7 +8,6 @@ their shapes, which no program reads.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,23 +55,3 @@ class Spares:
     def _take(self, kind: str, index: int, spec: jax.ShapeDtypeStruct) -> jax.Array:
         kept = self._kept[kind, index, spec.shape, spec.dtype]
         return kept.pop(0) if kept else jnp.zeros(spec.shape, spec.dtype)
-
-
-def overwriting(
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    donated: tuple[int, ...],
-    overwritten: tuple[jax.ShapeDtypeStruct, ...],
-) -> jax.stages.Lowered:
-    """``function`` lowered for ``args``, those of ``donated`` updated in place, and its results
-    that come after these written over one more argument, arrays of the shapes ``overwritten``.
-    """
-    if not overwritten:
-        return jax.jit(function, donate_argnums=donated).lower(*args)
-
-    def call(*given: Any) -> Any:
-        return function(*given[:-1])
-
-    # The last argument is unused, which is no reason to drop it.
-    jitted = jax.jit(call, donate_argnums=(*donated, len(args)), keep_unused=True)
-    return jitted.lower(*args, list(overwritten))

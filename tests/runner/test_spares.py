@@ -10,7 +10,8 @@ import pytest
 
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
-from jaxllm.runner.spares import MOST_KEPT, Program, Spares, overwriting
+from jaxllm.runner.lowering_cache import overwriting
+from jaxllm.runner.spares import MOST_KEPT, Program, Spares
 from tests.fakes.tiny_engine import TinyEngine, request
 
 SPEC = jax.ShapeDtypeStruct((4,), jnp.float32)
