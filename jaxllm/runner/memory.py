@@ -33,7 +33,8 @@ MIB = 2**20
 CPU_CACHE_BYTES = GIB
 # XLA's allocator on GPUs hands out a free chunk whole when less than 128 MiB of it would be left
 # over. As much again is for the holes between outputs that live for different times, and for what
-# is not counted: step buffers, masks on their way, alignment to 256 bytes. CUDA graphs, kernels
+# is not counted: step buffers, masks on their way, logits of numbers of rows that do not double,
+# alignment to 256 bytes. CUDA graphs, kernels
 # and library handles lie outside the allocator's pool, in the share that the engine leaves free.
 GPU_RESERVE_BYTES = 2 * 128 * MIB
 STEPS_ALIVE = 2  # the one whose results are fetched, and the one dispatched ahead of it
@@ -85,7 +86,9 @@ class WorkingMemory:
     @property
     def output_bytes(self) -> int:
         """Of all steps that can be alive, each running the largest program of every kind; blocks on
-        their way to the host outlive the steps that saved them.
+        their way to the host outlive the steps that saved them. Logits are kept to be written over,
+        one step's of every number of rows (``spares.py``): numbers double, so that all of them
+        together are hardly more than two steps' of the largest.
         """
         largest: dict[str, int] = {}
         for program in self.programs:
