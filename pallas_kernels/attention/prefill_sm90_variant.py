@@ -10,6 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.decode_sm90_sums import LOG2E
+from pallas_kernels.attention.mask_bounds import Bounds, seen_whole
 from pallas_kernels.attention.page_map import PageMap
 from pallas_kernels.attention.prefill_sm90_items import WGMMA, Gmem, Item, PrefillOp, kv_head_of
 from pallas_kernels.attention.prefill_tiles import ROWS
@@ -84,6 +85,8 @@ class PrefillMods:
     def __init__(self, op: PrefillOp, gmem: Gmem, item: Item, head: Array, row: Array):
         self._op, self._head, self.item = op, head, item
         self._own: list[Array] = []
+        self._token_names = [param.name for param in op.variant.token_params]
+        self._row = row
         for index in range(len(op.variant.token_params)):
             queries = pl.ds(item.token + row, ROWS)
             ref = gmem.token_queries.at[index, kv_head_of(gmem, head), queries]
@@ -105,31 +108,76 @@ class PrefillMods:
                     values = tuple(ref[item.slot, i] for i in range(param.size or 0))
                     self._scalars[param.name] = values
 
-    def __call__(
-        self, scores: Array, position: Array, key: Array, numbers: list[Array], *, masked: bool
-    ) -> tuple[Array, Array | None]:
-        """Logits, and what the variant lets be seen (None: all, or not ``masked``), of queries from
-        ``position`` on and keys from ``key`` on. ``numbers``: the keys' per_token params."""
-        variant = self._op.variant
-        hides = masked and variant.mask_mod is not None
-        if variant.score_mod is None and not hides:
-            return scores, None
+    def score(self, scores: Array, position: Array, key: Array, numbers: list[Array]) -> Array:
+        """Logits of queries from ``position`` on and keys from ``key`` on. ``numbers``: the keys'
+        per_token params."""
+        score_mod = self._op.variant.score_mod
+        if score_mod is None:
+            return scores
+        query, token = _positions(scores.shape, position, key)
 
-        def index(dimension: int) -> Array:
-            return plgpu.broadcasted_iota(jnp.int32, scores.shape, dimension, layout=WGMMA)
+        def modified(scores: Array, tables: dict[str, Array]) -> Array:
+            params = self._params(scores.shape, numbers, tables)
+            found = score_mod(scores, query, token, self._head, params)
+            return spread(found.astype(jnp.float32), token.shape)
 
-        query, token = index(0) + position, index(1) + key
-        params = SimpleNamespace(**self._scalars, **self._at(position, key))
-        for param, own, keys in zip(variant.token_params, self._own, numbers, strict=True):
-            query_values = lax.broadcast_in_dim(own, scores.shape, (0,))
-            pair = OfPair(query_values, lax.broadcast_in_dim(keys, scores.shape, (1,)))
-            setattr(params, param.name, pair)
-        if variant.score_mod is not None:
-            scores = variant.score_mod(scores, query, token, self._head, params)
-            scores = spread(scores.astype(jnp.float32), token.shape)
-        if variant.mask_mod is None or not masked:
-            return scores, None
-        return scores, spread(variant.mask_mod(query, token, self._head, params), token.shape)
+        def near(scores: Array) -> Array:
+            return modified(scores, self._at(position, key))
+
+        if not self._tables:
+            return modified(scores, {})
+        # Behind the longest table each is one number.
+        distance = self._first(position) - (key + self._op.config.block_kv - 1)
+        sizes = [size for _, size in self._tables.values()]
+        far = {name: ref[self._head, 0, 0, 0] for name, (ref, _) in self._tables.items()}
+        is_far = distance >= max(sizes) - 1
+        return lax.cond(is_far, lambda scores: modified(scores, far), near, scores)
+
+    def seen(
+        self, shape: tuple[int, ...], position: Array, key: Array, numbers: list[Array]
+    ) -> Array:
+        """What the variant's mask lets be seen."""
+        query, token = _positions(shape, position, key)
+        params = self._params(shape, numbers, self._at(position, key))
+        mask_mod: Any = self._op.variant.mask_mod
+        return spread(mask_mod(query, token, self._head, params), token.shape)
+
+    def seen_whole(self, position: Array, key: Array) -> Array | None:
+        """Whether the variant's mask surely hides nothing of a block from the tile's own rows; None
+        if that can never be said."""
+        unknown = {name: None for name in (*self._tables, *self._token_names)}
+        params = SimpleNamespace(**self._scalars, **unknown)
+        query = Bounds(self._first(position), self._last(position))
+        token = Bounds(key, key + self._op.config.block_kv - 1)
+        mask_mod: Any = self._op.variant.mask_mod
+        return seen_whole(mask_mod, query, token, self._head, params)
+
+    def _first(self, position: Array) -> Array:
+        """Where the tile's own rows begin, if those of the window do at ``position``."""
+        return position + lax.max(self.item.low - self._row, jnp.int32(0))
+
+    def _last(self, position: Array) -> Array:
+        return position + lax.min(self.item.high - self._row, jnp.int32(ROWS)) - 1
+
+    def is_past(self, position: Array, key: Array) -> Array:
+        """Whether all keys of a block come before all queries, and within the model's window."""
+        end = key + self._op.config.block_kv
+        if self._op.variant.lookahead:
+            past = end <= self.item.seq_len
+        else:
+            past = end - 1 <= self._first(position)
+        if self._op.window is not None:
+            past &= key > self._last(position) - self._op.window
+        return past
+
+    def _params(
+        self, shape: tuple[int, ...], numbers: list[Array], tables: dict[str, Array]
+    ) -> SimpleNamespace:
+        params = SimpleNamespace(**self._scalars, **tables)
+        for name, own, keys in zip(self._token_names, self._own, numbers, strict=True):
+            query_values = lax.broadcast_in_dim(own, shape, (0,))
+            setattr(params, name, OfPair(query_values, lax.broadcast_in_dim(keys, shape, (1,))))
+        return params
 
     def _at(self, position: Array, key: Array) -> dict[str, Array]:
         tiles: dict[str, Array] = {}
@@ -152,3 +200,12 @@ class PrefillMods:
         spread_decay = lax.broadcast_in_dim(decay, accumulated.shape, [0])
         total = total * decay + jnp.exp2(logit - raised)
         return accumulated * spread_decay, total
+
+
+def _positions(shape: tuple[int, ...], position: Array, key: Array) -> tuple[Array, Array]:
+    """Of a tile's queries and keys."""
+
+    def index(dimension: int) -> Array:
+        return plgpu.broadcasted_iota(jnp.int32, shape, dimension, layout=WGMMA)
+
+    return index(0) + position, index(1) + key
