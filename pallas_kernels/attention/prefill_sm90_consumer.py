@@ -14,7 +14,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.attention.decode_sm90_sums import LOG2E
 from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
@@ -164,16 +163,15 @@ def _step(
     def _() -> None:
         plgpu.barrier_arrive(smem.q_free)
 
-    factor = op.scale * LOG2E
-    if op.variant.score_mod is not None:
-        scores, factor = scores * op.scale, LOG2E
-    scores = mods.score(scores, position, block * config.block_kv, numbers)
+    scores, factor, shift = mods.score(scores, position, block * config.block_kv, numbers)
     if masked:
         scores = _masked(scores, position, block * config.block_kv, op, mods, numbers)
     # The maximum is kept in scaled units, so that exp2's argument is one multiply-add.
-    new_maximum = jnp.maximum(maximum, scores.max(axis=1) * factor)
+    top = scores.max(axis=1) * factor
+    new_maximum = jnp.maximum(maximum, top if shift is None else top + shift)
     decay = jnp.exp2(maximum - new_maximum)
-    weights = jnp.exp2(scores * factor - _spread(new_maximum, config.block_kv))
+    base = new_maximum if shift is None else new_maximum - shift
+    weights = jnp.exp2(scores * factor - _spread(base, config.block_kv))
     accumulated *= _spread(decay, accumulated.shape[1])
     narrow = weights.astype(smem.v.dtype)
     total = total * decay + weights.sum(axis=1)

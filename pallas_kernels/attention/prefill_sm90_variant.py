@@ -1,10 +1,14 @@
 """A variant's functions on the score tiles [queries, keys] of the prefill kernel."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.interpreters.partial_eval import dce_jaxpr
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
@@ -12,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.attention.decode_sm90_sums import LOG2E
 from pallas_kernels.attention.mask_bounds import Bounds, seen_whole
 from pallas_kernels.attention.page_map import PageMap
+from pallas_kernels.attention.pair_forms import Apart, Forms, Positions, Tile, Value
 from pallas_kernels.attention.prefill_sm90_items import WGMMA, Gmem, Item, PrefillOp, kv_head_of
 from pallas_kernels.attention.prefill_tiles import ROWS
 from pallas_kernels.attention.variant import AttentionVariant
@@ -79,6 +84,30 @@ def _tile_spans(
     return jnp.stack(kv_spans(variant, arrays, slot, first, last, written, op.window), axis=1)
 
 
+class Logits(NamedTuple):
+    """``scores * factor + shift`` in base 2. A shift [Q] of all logits of a query needs no
+    operation on pairs."""
+
+    scores: Array
+    factor: float
+    shift: Array | None
+
+
+def _logits(forms: Forms, value: Value) -> Logits:
+    if not isinstance(value, Tile) or value.pairs.dtype != jnp.float32:
+        return Logits(forms.tile(value).astype(jnp.float32), LOG2E, None)
+    rest = value.rest or Apart()
+    shift = None
+    if rest.queries is not None:
+        shift = forms.along(replace(rest, keys=None), 0) * LOG2E
+    elif rest.scalar is not None:
+        shift = rest.scalar * LOG2E
+    if rest.keys is None and isinstance(value.factor, np.generic) and value.factor > 0:
+        return Logits(value.pairs, float(value.factor) * LOG2E, shift)
+    own = None if rest.keys is None else Apart(keys=rest.keys)
+    return Logits(forms.tile(replace(value, rest=own)), LOG2E, shift)
+
+
 class PrefillMods:
     """The functions, with the params of one head and tile: read once, before its blocks."""
 
@@ -87,6 +116,7 @@ class PrefillMods:
         self._own: list[Array] = []
         self._token_names = [param.name for param in op.variant.token_params]
         self._row = row
+        self._kept: dict[str, list[Array]] = {}
         for index in range(len(op.variant.token_params)):
             queries = pl.ds(item.token + row, ROWS)
             ref = gmem.token_queries.at[index, kv_head_of(gmem, head), queries]
@@ -108,39 +138,98 @@ class PrefillMods:
                     values = tuple(ref[item.slot, i] for i in range(param.size or 0))
                     self._scalars[param.name] = values
 
-    def score(self, scores: Array, position: Array, key: Array, numbers: list[Array]) -> Array:
-        """Logits of queries from ``position`` on and keys from ``key`` on. ``numbers``: the keys'
+        self._keep()
+
+    def score(self, scores: Array, position: Array, key: Array, numbers: list[Array]) -> Logits:
+        """Of queries from ``position`` on and keys from ``key`` on. ``numbers``: the keys'
         per_token params."""
         score_mod = self._op.variant.score_mod
         if score_mod is None:
-            return scores
-        query, token = _positions(scores.shape, position, key)
+            return Logits(scores, self._op.scale * LOG2E, None)
+        forms, raw = self._forms("score_mod"), Tile(scores, np.float32(self._op.scale))
 
-        def modified(scores: Array, tables: dict[str, Array]) -> Array:
-            params = self._params(scores.shape, numbers, tables)
-            found = score_mod(scores, query, token, self._head, params)
-            return spread(found.astype(jnp.float32), token.shape)
-
-        def near(scores: Array) -> Array:
-            return modified(scores, self._at(position, key))
+        def modified(scores: Array, tables: dict[str, Value]) -> Value:
+            pair = self._pair(forms, position, key, numbers, tables)
+            return forms.evaluate(score_mod, replace(raw, pairs=scores), *pair)
 
         if not self._tables:
-            return modified(scores, {})
+            return _logits(forms, modified(scores, {}))
+
+        def near(scores: Array) -> Array:
+            tables = {name: Tile(tile) for name, tile in self._at(position, key).items()}
+            return forms.tile(modified(scores, tables))
+
+        def far(scores: Array) -> Array:
+            numbers = {name: ref[self._head, 0, 0, 0] for name, (ref, _) in self._tables.items()}
+            return forms.tile(modified(scores, {n: Apart(x) for n, x in numbers.items()}))
+
         # Behind the longest table each is one number.
         distance = self._first(position) - (key + self._op.config.block_kv - 1)
-        sizes = [size for _, size in self._tables.values()]
-        far = {name: ref[self._head, 0, 0, 0] for name, (ref, _) in self._tables.items()}
-        is_far = distance >= max(sizes) - 1
-        return lax.cond(is_far, lambda scores: modified(scores, far), near, scores)
+        is_far = distance >= max(size for _, size in self._tables.values()) - 1
+        return Logits(lax.cond(is_far, far, near, scores), LOG2E, None)
 
     def seen(
         self, shape: tuple[int, ...], position: Array, key: Array, numbers: list[Array]
     ) -> Array:
         """What the variant's mask lets be seen."""
-        query, token = _positions(shape, position, key)
-        params = self._params(shape, numbers, self._at(position, key))
+        forms = self._forms("mask_mod")
+        tables: dict[str, Value] = {n: Tile(tile) for n, tile in self._at(position, key).items()}
         mask_mod: Any = self._op.variant.mask_mod
-        return spread(mask_mod(query, token, self._head, params), token.shape)
+        pair = self._pair(forms, position, key, numbers, tables)
+        return forms.tile(forms.evaluate(mask_mod, *pair))
+
+    def _forms(self, function: str) -> Forms:
+        return Forms((ROWS, self._op.config.block_kv), self._kept.get(function))
+
+    def _keep(self) -> None:
+        """What functions compute alike for all blocks. Others than these read no tables and no
+        numbers of tokens, which there are only in a block."""
+        variant, zero = self._op.variant, jnp.int32(0)
+        if self._tables or self._token_names:
+            return
+        for name in ("score_mod", "mask_mod"):
+            if getattr(variant, name) is None:
+                continue
+
+            def kept(scalars: dict[str, Any], head: Array, name: str = name) -> list[Array]:
+                forms = self._forms(name)
+                params = SimpleNamespace(**jax.tree.map(Apart, scalars))
+                given = [*self._positions(forms, zero, zero), Apart(head), params]
+                if name == "score_mod":
+                    zeros = jnp.zeros(forms.shape, jnp.float32)
+                    given.insert(0, Tile(zeros, np.float32(1)))
+                forms.evaluate(getattr(variant, name), *given)
+                return forms.kept
+
+            closed = jax.make_jaxpr(kept)(self._scalars, self._head)
+            jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+            flat = jax.tree.leaves((self._scalars, self._head))
+            asked = [value for value, is_used in zip(flat, used, strict=True) if is_used]
+            self._kept[name] = jax.core.eval_jaxpr(jaxpr, closed.consts, *asked)
+
+    def _pair(
+        self,
+        forms: Forms,
+        position: Array,
+        key: Array,
+        numbers: list[Array],
+        tables: dict[str, Value],
+    ) -> tuple[Any, ...]:
+        """What functions get beside a score, in parts."""
+        params = SimpleNamespace(**jax.tree.map(Apart, self._scalars), **tables)
+        for name, own, keys in zip(self._token_names, self._own, numbers, strict=True):
+            setattr(params, name, OfPair(Apart(queries=own), Apart(keys=keys)))
+        return *self._positions(forms, position, key), Apart(self._head), params
+
+    def _positions(self, forms: Forms, position: Array, key: Array) -> tuple[Positions, Positions]:
+        def index(size: int, axis: int) -> Array:
+            # Mosaic finds no layout for an iota alone.
+            zeros = plgpu.layout_cast(jnp.zeros(size, jnp.int32), WGMMA.reduce(1 - axis))
+            return lax.iota(jnp.int32, size) + zeros
+
+        query = Positions(lambda: Apart(position, index(forms.shape[0], 0)))
+        token = Positions(lambda: Apart(key, None, index(forms.shape[1], 1)))
+        return query, token
 
     def seen_whole(self, position: Array, key: Array) -> Array | None:
         """Whether the variant's mask surely hides nothing of a block from the tile's own rows; None
@@ -170,15 +259,6 @@ class PrefillMods:
             past &= key > self._last(position) - self._op.window
         return past
 
-    def _params(
-        self, shape: tuple[int, ...], numbers: list[Array], tables: dict[str, Array]
-    ) -> SimpleNamespace:
-        params = SimpleNamespace(**self._scalars, **tables)
-        for name, own, keys in zip(self._token_names, self._own, numbers, strict=True):
-            query_values = lax.broadcast_in_dim(own, shape, (0,))
-            setattr(params, name, OfPair(query_values, lax.broadcast_in_dim(keys, shape, (1,))))
-        return params
-
     def _at(self, position: Array, key: Array) -> dict[str, Array]:
         tiles: dict[str, Array] = {}
         block = self._op.config.block_kv
@@ -201,11 +281,3 @@ class PrefillMods:
         total = total * decay + jnp.exp2(logit - raised)
         return accumulated * spread_decay, total
 
-
-def _positions(shape: tuple[int, ...], position: Array, key: Array) -> tuple[Array, Array]:
-    """Of a tile's queries and keys."""
-
-    def index(dimension: int) -> Array:
-        return plgpu.broadcasted_iota(jnp.int32, shape, dimension, layout=WGMMA)
-
-    return index(0) + position, index(1) + key
