@@ -96,8 +96,13 @@ class Forms:
             return jnp.asarray(function(*spaces))
 
         closed = jax.make_jaxpr(pair)([jax.ShapeDtypeStruct((), _dtype(x)) for x in flat])
-        used = {name for equation in closed.jaxpr.eqns for name in equation.invars if not hasattr(name, 'val')}
-        used |= {name for name in closed.jaxpr.outvars if not hasattr(name, 'val')}
+        used = {
+            name
+            for equation in closed.jaxpr.eqns
+            for name in equation.invars
+            if not hasattr(name, "val")
+        }
+        used |= {name for name in closed.jaxpr.outvars if not hasattr(name, "val")}
         made = [
             x.make() if isinstance(x, Positions) and name in used else x
             for name, x in zip(closed.jaxpr.invars, flat, strict=True)

@@ -198,7 +198,12 @@ def _step(
 
 
 def _masked(
-    scores: Array, position: Array, key: Array, op: PrefillOp, mods: PrefillMods, numbers: list[Array]
+    scores: Array,
+    position: Array,
+    key: Array,
+    op: PrefillOp,
+    mods: PrefillMods,
+    numbers: list[Array],
 ) -> Array:
     """The mask of the variant and the causal one, each where it hides anything of the block."""
     mask_mod = op.variant.mask_mod

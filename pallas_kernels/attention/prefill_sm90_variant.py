@@ -280,4 +280,3 @@ class PrefillMods:
         spread_decay = lax.broadcast_in_dim(decay, accumulated.shape, [0])
         total = total * decay + jnp.exp2(logit - raised)
         return accumulated * spread_decay, total
-
