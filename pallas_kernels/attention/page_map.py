@@ -25,7 +25,6 @@ from pallas_kernels.attention.xla_queries import (
 )
 from pallas_kernels.attention.xla_spans import Sight
 
-
 _STRETCH = 64  # blocks whose places are counted together
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.interpreters.partial_eval import dce_jaxpr
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.decode_sm90_sums import LOG2E
@@ -27,7 +27,6 @@ from pallas_kernels.attention.variant_params import (
     by_position,
     kv_spans,
     slice_start,
-    spread,
 )
 
 
