@@ -8,79 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import eval_jaxpr
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.interpreters.partial_eval import dce_jaxpr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
 from pallas_kernels.attention.decode_sm90_sums import LOG2E
 from pallas_kernels.attention.mask_bounds import Bounds, seen_whole
-from pallas_kernels.attention.page_map import PageMap
-from pallas_kernels.attention.pair_forms import Apart, Forms, Positions, Tile, Value
+from pallas_kernels.attention.pair_forms import Forms
+from pallas_kernels.attention.pair_values import Apart, Positions, Tile, Value
 from pallas_kernels.attention.prefill_sm90_items import WGMMA, Gmem, Item, PrefillOp, kv_head_of
+from pallas_kernels.attention.prefill_sm90_operands import edge_of
 from pallas_kernels.attention.prefill_tiles import ROWS
-from pallas_kernels.attention.variant import AttentionVariant
 from pallas_kernels.attention.variant_params import (
     OfPair,
-    Params,
-    TokenValues,
-    by_position,
-    kv_spans,
     slice_start,
 )
-
-
-def prefill_operands(
-    variant: AttentionVariant,
-    arrays: Params,
-    table: Int[Array, "N F"],
-    op: PrefillOp,
-    page_map: PageMap | None,
-    tokens: TokenValues | None,
-) -> list[Array]:
-    """The params as the kernel reads them, in order of declaration: per_head [H], per_layer [1],
-    per_row as it is, per_distance [H, 2, ROWS, positions]; if ranged the tiles' spans, if mapped
-    their map, and of per_token params pages and the queries' [N, K, T].
-    """
-    operands: list[Array] = []
-    for param in variant.array_params:
-        value = arrays[param.name]
-        if param.kind == "per_layer":
-            value = value[None]
-        elif param.kind == "per_distance":
-            value = _diagonals(value, op.config.block_kv)
-        operands.append(value)
-    if op.ranged:
-        operands.append(_tile_spans(variant, arrays, table, op))
-    if page_map is not None:
-        operands += page_map
-    if tokens is not None:
-        operands += [tokens.pages, jnp.moveaxis(tokens.queries, 0, 2)]
-    return operands
-
-
-def _diagonals(table: Float[Array, "H size"], block: int) -> Float[Array, "H 2 ROWS positions"]:
-    """Row i is shifted by i: a tile of queries and keys needs a rectangle. Twice, the second moved
-    by one: threads load pairs of numbers, which begin at even places."""
-    line = by_position(table, _edge(block))
-    width = (line.shape[1] - ROWS) // 2 * 2 + 2
-    line = jnp.pad(line, ((0, 0), (0, 3)), mode="edge")
-    starts = [[ROWS - row + odd for row in range(ROWS)] for odd in range(2)]
-    shifts = [[line[:, start : start + width] for start in both] for both in starts]
-    return jnp.stack([jnp.stack(rows, axis=1) for rows in shifts], axis=1)
-
-
-def _edge(block: int) -> int:
-    return block + ROWS
-
-
-def _tile_spans(
-    variant: AttentionVariant, arrays: Params, table: Int[Array, "N F"], op: PrefillOp
-) -> Int[Array, "N 2"]:
-    """Of whole tiles. ``lookahead`` alone makes a span of all that has been written."""
-    slot, _, position, low, high, written, *_ = table.T
-    first, last = position + low, position + high - 1
-    return jnp.stack(kv_spans(variant, arrays, slot, first, last, written, op.window), axis=1)
 
 
 class Logits(NamedTuple):
@@ -101,7 +45,7 @@ def _logits(forms: Forms, value: Value) -> Logits:
         shift = forms.along(replace(rest, keys=None), 0) * LOG2E
     elif rest.scalar is not None:
         shift = rest.scalar * LOG2E
-    if rest.keys is None and isinstance(value.factor, np.generic) and value.factor > 0:
+    if rest.keys is None and isinstance(value.factor, np.floating) and value.factor > 0:
         return Logits(value.pairs, float(value.factor) * LOG2E, shift)
     own = None if rest.keys is None else Apart(keys=rest.keys)
     return Logits(forms.tile(replace(value, rest=own)), LOG2E, shift)
@@ -155,8 +99,7 @@ class PrefillMods:
             return _logits(forms, modified(scores, {}))
 
         def near(scores: Array) -> Array:
-            tables = {name: Tile(tile) for name, tile in self._at(position, key).items()}
-            return forms.tile(modified(scores, tables))
+            return forms.tile(modified(scores, self._at(position, key)))
 
         def far(scores: Array) -> Array:
             numbers = {name: ref[self._head, 0, 0, 0] for name, (ref, _) in self._tables.items()}
@@ -172,9 +115,8 @@ class PrefillMods:
     ) -> Array:
         """What the variant's mask lets be seen."""
         forms = self._forms("mask_mod")
-        tables: dict[str, Value] = {n: Tile(tile) for n, tile in self._at(position, key).items()}
         mask_mod: Any = self._op.variant.mask_mod
-        pair = self._pair(forms, position, key, numbers, tables)
+        pair = self._pair(forms, position, key, numbers, self._at(position, key))
         return forms.tile(forms.evaluate(mask_mod, *pair))
 
     def _forms(self, function: str) -> Forms:
@@ -204,7 +146,7 @@ class PrefillMods:
             jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
             flat = jax.tree.leaves((self._scalars, self._head))
             asked = [value for value, is_used in zip(flat, used, strict=True) if is_used]
-            self._kept[name] = jax.core.eval_jaxpr(jaxpr, closed.consts, *asked)
+            self._kept[name] = eval_jaxpr(jaxpr, closed.consts, *asked)
 
     def _pair(
         self,
@@ -227,14 +169,18 @@ class PrefillMods:
             return lax.iota(jnp.int32, size) + zeros
 
         query = Positions(lambda: Apart(position, index(forms.shape[0], 0)))
-        token = Positions(lambda: Apart(key, None, index(forms.shape[1], 1)))
+        token = Positions(lambda: Apart(key, None, index(forms.shape[1], 1), is_still=True))
         return query, token
 
     def seen_whole(self, position: Array, key: Array) -> Array | None:
         """Whether the variant's mask surely hides nothing of a block from the tile's own rows; None
         if that can never be said."""
-        unknown = {name: None for name in (*self._tables, *self._token_names)}
-        params = SimpleNamespace(**self._scalars, **unknown)
+        unknown = {
+            param.name: jax.ShapeDtypeStruct((), jnp.dtype(param.dtype))
+            for param in self._op.variant.params
+        }
+        pairs = {name: OfPair(unknown[name], unknown[name]) for name in self._token_names}
+        params = SimpleNamespace(**(unknown | pairs | self._scalars))
         query = Bounds(self._first(position), self._last(position))
         token = Bounds(key, key + self._op.config.block_kv - 1)
         mask_mod: Any = self._op.variant.mask_mod
@@ -258,14 +204,14 @@ class PrefillMods:
             past &= key > self._last(position) - self._op.window
         return past
 
-    def _at(self, position: Array, key: Array) -> dict[str, Array]:
-        tiles: dict[str, Array] = {}
+    def _at(self, position: Array, key: Array) -> dict[str, Value]:
+        tiles: dict[str, Value] = {}
         block = self._op.config.block_kv
         for name, (ref, size) in self._tables.items():
-            start = slice_start(position, key, size, _edge(block), ROWS) - ROWS
+            start = slice_start(position, key, size, edge_of(block), ROWS) - ROWS
             odd = lax.rem(start, jnp.int32(2))
             rectangle = ref.at[self._head, odd, :, pl.ds(start - odd, block)]
-            tiles[name] = plgpu.load(rectangle, layout=WGMMA, optimized=False)
+            tiles[name] = Tile(plgpu.load(rectangle, layout=WGMMA, optimized=False))
         return tiles
 
     def add_sink(self, accumulated: Array, maximum: Array, total: Array) -> tuple[Array, Array]:
