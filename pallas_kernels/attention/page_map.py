@@ -99,9 +99,10 @@ def _evaluate(closed: Any, given: list[Array]) -> list[Array]:
                 values[name] = jax.lax.optimization_barrier(read(name))
                 apart.add(name)
         operands = [read(name) for name in equation.invars]
-        if equation.primitive.name == "jit":
+        if equation.primitive.name in ("jit", "pjit"):
             found = _evaluate(params["jaxpr"], operands)
         else:
+            params = equation.primitive.get_bind_params(params)
             found = equation.primitive.bind(*operands, **params)
             found = found if equation.primitive.multiple_results else [found]
         values.update(zip(equation.outvars, found, strict=True))
@@ -110,7 +111,7 @@ def _evaluate(closed: Any, given: list[Array]) -> list[Array]:
 
 def _listed(seen: Bool[Array, "N C"], whole: Bool[Array, "N C"]) -> PageMap:
     """By counting, which is cheaper on a GPU than sorting."""
-    count = seen.shape[1]  # below 2 ** 16: both counts in one number, so that one sum is enough
+    count = seen.shape[1]  # below 2 ** 15: both counts in one number, so that one sum is enough
     each = jnp.where(whole, jnp.int32(1 << 16), seen.astype(jnp.int32))
     before = _sums_up_to(each)
     partials, wholes = before[:, -1] & 0xFFFF, before[:, -1] >> 16
