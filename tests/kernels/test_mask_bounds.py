@@ -40,8 +40,8 @@ def true(mask: Any, q: Any, k: Any, n: Any, m: Any, f: Any) -> Any:
 
 def blocks(masks: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Of every case what is said and what is so."""
-    given = [np.array(column, np.int32) for column in list(zip(*CASES, strict=True))[:4]]
-    given.append(np.array([case[4] for case in CASES], np.float32))
+    types = (np.int32, np.int32, np.int32, np.int32, np.float32)
+    given = [np.array(column, t) for column, t in zip(zip(*CASES, strict=True), types, strict=True)]
 
     def all_of_them(given: Any) -> dict[str, Any]:
         return {
