@@ -29,6 +29,7 @@ from pallas_kernels.attention.pair_values import (
     dtype_of,
     scalar_of,
 )
+from pallas_kernels.attention.variant import VariantError
 
 _FAR = 2**30  # beyond every difference of positions; twice this is no int32
 
@@ -90,6 +91,8 @@ class Forms:
 
     def _equation(self, equation: Any, operands: list[Value]) -> list[Value]:
         name, params = equation.primitive.name, equation.params
+        if any(result.aval.shape for result in equation.outvars):
+            raise VariantError("a function makes an array in the kernel: declare it as a Param")
         if name in ("jit", "pjit", "custom_jvp_call"):
             if params.get("name") == "remainder":
                 residue = self._remainder(*operands)

@@ -143,12 +143,12 @@ class PrefillMods:
                 return forms.kept
 
             closed = jax.make_jaxpr(kept)(self._scalars, self._head)
-            if closed.consts:  # arrays from outside, which no kernel can hold
-                continue
             jaxpr, used = dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
             flat = jax.tree.leaves((self._scalars, self._head))
             asked = [value for value, is_used in zip(flat, used, strict=True) if is_used]
-            self._kept[name] = eval_jaxpr(jaxpr, closed.consts, *asked)
+            held = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+            consts = [held[constant] for constant in jaxpr.constvars]
+            self._kept[name] = eval_jaxpr(jaxpr, consts, *asked)
 
     def _pair(
         self,
