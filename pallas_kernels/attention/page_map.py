@@ -6,8 +6,10 @@ elementwise work without channels, and without heads where it does not tell them
 an operand, so no request compiles anything.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -22,6 +24,8 @@ from pallas_kernels.attention.xla_queries import (
     visible_pairs,
 )
 from pallas_kernels.attention.xla_spans import Sight
+
+_STRETCH = 64  # blocks whose places are counted together
 
 
 class PageMap(NamedTuple):
@@ -58,25 +62,80 @@ def _ask(
     params = param_arrays(sight.variant, num_heads, num_rows, sight.row_params)
     mods = Mods(1.0, sight.window, sight.variant, params, None)
     count = -(-max_pages * sight.page_size // block)
-    pairs = Pairs.of(queries, jnp.arange(count * block, dtype=jnp.int32)[None], num_heads, 1)
-    visible = visible_pairs(pairs, queries, mods, param_values(pairs, queries.rows, mods))
-    groups, heads, asking, _ = visible.shape
-    found = visible.reshape(groups, heads, asking, count, block)
-    found = jnp.sum(found, axis=(1, 2, 4), dtype=jnp.int32)  # one reduction answers both
-    most = jnp.sum(queries.positions >= 0, axis=1, dtype=jnp.int32) * (heads * block)
+    keys = jnp.arange(count * block, dtype=jnp.int32).reshape(count, block)
+
+    def visible(keys: Int[Array, " C"]) -> Bool[Array, "N _K Q C"]:
+        pairs = Pairs.of(queries, keys[None], num_heads, 1)
+        return visible_pairs(pairs, queries, mods, param_values(pairs, queries.rows, mods))
+
+    # Block by block, so that what is summed lies side by side: XLA then needs one kernel.
+    shown = once_per_axis(jax.vmap(visible), keys)
+    found = jnp.sum(shown, axis=(2, 3, 4), dtype=jnp.int32).T
+    asking = jnp.sum(queries.positions >= 0, axis=1, dtype=jnp.int32)
+    most = asking * (shown.shape[2] * block)
     return found > 0, (found > 0) & (found == most[:, None])
+
+
+def once_per_axis(function: Callable[..., Array], *given: Any) -> Array:
+    """``function``, but what is spread over more axes is computed before. XLA would rather compute
+    it again for every pair, which for a division by a number known only then is most of the time.
+    """
+    closed = jax.make_jaxpr(function)(*given)
+    return _evaluate(closed, jax.tree.leaves(given))[0]
+
+
+def _evaluate(closed: Any, given: list[Array]) -> list[Array]:
+    values = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    values |= zip(closed.jaxpr.invars, given, strict=True)
+
+    def read(name: Any) -> Any:
+        return name.val if hasattr(name, "val") else values[name]
+
+    apart: set[Any] = set()
+    for equation in closed.jaxpr.eqns:
+        params, largest = equation.params, max(name.aval.size for name in equation.outvars)
+        for name in equation.invars:
+            if 1 < name.aval.size < largest and name not in apart:
+                values[name] = jax.lax.optimization_barrier(read(name))
+                apart.add(name)
+        operands = [read(name) for name in equation.invars]
+        if equation.primitive.name in ("jit", "pjit"):
+            found = _evaluate(params["jaxpr"], operands)
+        else:
+            params = equation.primitive.get_bind_params(params)
+            found = equation.primitive.bind(*operands, **params)
+            found = found if equation.primitive.multiple_results else [found]
+        values.update(zip(equation.outvars, found, strict=True))
+    return [read(name) for name in closed.jaxpr.outvars]
 
 
 def _listed(seen: Bool[Array, "N C"], whole: Bool[Array, "N C"]) -> PageMap:
     """By counting, which is cheaper on a GPU than sorting."""
-    count = seen.shape[1]
-    partial = seen & ~whole
-    partials = jnp.sum(partial, axis=1, dtype=jnp.int32)
-    after = partials[:, None] + jnp.cumsum(whole, axis=1, dtype=jnp.int32)
-    place = jnp.where(whole, after, jnp.cumsum(partial, axis=1, dtype=jnp.int32)) - 1
+    count = seen.shape[1]  # below 2 ** 15: both counts in one number, so that one sum is enough
+    each = jnp.where(whole, jnp.int32(1 << 16), seen.astype(jnp.int32))
+    before = _sums_up_to(each)
+    partials, wholes = before[:, -1] & 0xFFFF, before[:, -1] >> 16
+    after = partials[:, None] + (before >> 16)
+    place = jnp.where(whole, after, before & 0xFFFF) - 1
     place = jnp.where(seen, place, count)
     group = jnp.arange(seen.shape[0], dtype=jnp.int32)[:, None]
     blocks = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32)[None], seen.shape)
     order = jnp.zeros(seen.shape, jnp.int32).at[group, place].set(blocks, mode="drop")
-    total = jnp.sum(seen, axis=1, dtype=jnp.int32)
-    return PageMap(order, jnp.stack([partials, total], axis=1))
+    return PageMap(order, jnp.stack([partials, partials + wholes], axis=1))
+
+
+def _sums_up_to(x: Int[Array, "N C"]) -> Int[Array, "N C"]:
+    """A cumsum: XLA's is a chain of kernels on a GPU, one for each power of two."""
+    groups, count = x.shape
+    pads = -count % _STRETCH
+    parts = jnp.pad(x, ((0, 0), (0, pads))).reshape(groups, -1, _STRETCH)
+    within = _triangle(parts)
+    before = _triangle(within[:, None, :, -1])[:, 0] - within[:, :, -1]
+    return (within + before[:, :, None]).reshape(groups, -1)[:, :count]
+
+
+def _triangle(x: Int[Array, "N P C"]) -> Int[Array, "N P C"]:
+    """The sums of the last axis up to every place, each by itself: one reduction."""
+    place = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    upto = (place[None] <= place[:, None])[None, None]
+    return jnp.sum(jnp.where(upto, x[:, :, None], 0), axis=-1, dtype=jnp.int32)

@@ -19,8 +19,8 @@ from pallas_kernels.attention.decode_config import refuses_numbers
 from pallas_kernels.attention.page_map import PageMap, prefill_map
 from pallas_kernels.attention.prefill_sm90_consumer import consume
 from pallas_kernels.attention.prefill_sm90_items import Gmem, PrefillOp, Shared
+from pallas_kernels.attention.prefill_sm90_operands import prefill_operands
 from pallas_kernels.attention.prefill_sm90_producer import produce
-from pallas_kernels.attention.prefill_sm90_variant import prefill_operands
 from pallas_kernels.attention.prefill_tiles import (
     ROWS,
     PrefillConfig,

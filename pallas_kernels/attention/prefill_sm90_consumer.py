@@ -14,7 +14,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.attention.decode_sm90_sums import LOG2E
 from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
@@ -164,16 +163,15 @@ def _step(
     def _() -> None:
         plgpu.barrier_arrive(smem.q_free)
 
-    factor = op.scale * LOG2E
-    if op.variant.score_mod is not None:
-        scores, factor = scores * op.scale, LOG2E
-    scores, seen = mods(scores, position, block * config.block_kv, numbers, masked=masked)
+    scores, factor, shift = mods.score(scores, position, block * config.block_kv, numbers)
     if masked:
-        scores = _mask(scores, position, block * config.block_kv, op, item.seq_len, seen)
+        scores = _masked(scores, position, block * config.block_kv, op, mods, numbers)
     # The maximum is kept in scaled units, so that exp2's argument is one multiply-add.
-    new_maximum = jnp.maximum(maximum, scores.max(axis=1) * factor)
+    top = scores.max(axis=1) * factor
+    new_maximum = jnp.maximum(maximum, top if shift is None else top + shift)
     decay = jnp.exp2(maximum - new_maximum)
-    weights = jnp.exp2(scores * factor - _spread(new_maximum, config.block_kv))
+    base = new_maximum if shift is None else new_maximum - shift
+    weights = jnp.exp2(scores * factor - _spread(base, config.block_kv))
     accumulated *= _spread(decay, accumulated.shape[1])
     narrow = weights.astype(smem.v.dtype)
     total = total * decay + weights.sum(axis=1)
@@ -199,9 +197,36 @@ def _step(
     return accumulated, new_maximum, total
 
 
-def _mask(
-    scores: Array, position: Array, key: Array, op: PrefillOp, length: Array, seen: Array | None
+def _masked(
+    scores: Array,
+    position: Array,
+    key: Array,
+    op: PrefillOp,
+    mods: PrefillMods,
+    numbers: list[Array],
 ) -> Array:
+    """The mask of the variant and the causal one, each where it hides anything of the block."""
+    mask_mod = op.variant.mask_mod
+    if mask_mod is None:
+        return _causal(scores, position, key, op, mods.item.seq_len)
+
+    def by_variant(scores: Array) -> Array:
+        seen = mods.seen(scores.shape, position, key, numbers)
+        return jnp.where(seen, scores, -jnp.inf)
+
+    whole = mods.seen_whole(position, key)
+    scores = by_variant(scores) if whole is None else _unless(whole, by_variant, scores)
+    past = mods.is_past(position, key)
+    return _unless(
+        past, lambda scores: _causal(scores, position, key, op, mods.item.seq_len), scores
+    )
+
+
+def _unless(condition: Array, function: Callable[[Array], Array], scores: Array) -> Array:
+    return lax.cond(condition, lambda scores: scores, function, scores)
+
+
+def _causal(scores: Array, position: Array, key: Array, op: PrefillOp, length: Array) -> Array:
     def index(dimension: int) -> Array:
         return plgpu.broadcasted_iota(jnp.int32, scores.shape, dimension, layout=WGMMA)
 
@@ -209,8 +234,6 @@ def _mask(
     visible = index(1) + key < length if op.variant.lookahead else ahead <= 0
     if op.window is not None:
         visible &= ahead > -op.window
-    if seen is not None:
-        visible &= seen
     return jnp.where(visible, scores, -jnp.inf)
 
 

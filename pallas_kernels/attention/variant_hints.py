@@ -33,6 +33,8 @@ def hint_of(variant: AttentionVariant, error: Exception) -> str:
         return f"{variant.name}: a function closes over an array: declare it as a Param"
     if "Register bitwidth in target type" in text:
         return f"{variant.name}: kernels cannot negate a bool: turn the comparison round"
+    if "array of dimension 0" in text:  # prefill computes a function of one pair
+        return f"{variant.name}: an axis is no part of what a function sees: {_ELEMENTWISE}"
     for name, hint in HINTS.items():
         if re.search(rf"\b{name}(_p)?\b", text):
             return f"{variant.name}: {name} does not lower inside the kernels: {hint}"

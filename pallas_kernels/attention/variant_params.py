@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,11 @@ class TokenValues(NamedTuple):
 
 
 class OfPair(NamedTuple):
-    """A per_token param as functions get it; both broadcast with the scores."""
+    """A per_token param as functions get it; both broadcast with the scores. Arrays, or what
+    stands for them where a function is computed in parts."""
 
-    query: Array
-    key: Array
+    query: Any
+    key: Any
 
 
 def query_values(
