@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from pallas_kernels.attention.jnp_calls import is_call_of
 from pallas_kernels.attention.variant import MaskMod
 
 _INT = jnp.iinfo(jnp.int32)
@@ -93,7 +94,7 @@ def _evaluate(jaxpr: Any, consts: Any, given: list[_Known]) -> list[_Known]:
 def _call(equation: Any, known: list[_Known]) -> list[_Known]:
     closed = equation.params["jaxpr"]
     is_int = equation.outvars[0].aval.dtype == jnp.int32
-    if equation.params["name"] == "floor_divide" and is_int:
+    if is_int and is_call_of(jnp.floor_divide, equation):
         return [_divided(operator.floordiv, *known)]
     return _evaluate(closed.jaxpr, closed.consts, known)
 

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from pallas_kernels.attention.jnp_calls import is_call_of
 from pallas_kernels.attention.pair_rules import RULES, converted, subtracted
 from pallas_kernels.attention.pair_values import (
     Apart,
@@ -94,7 +95,7 @@ class Forms:
         if any(result.aval.shape for result in equation.outvars):
             raise VariantError("a function makes an array in the kernel: declare it as a Param")
         if name in ("jit", "pjit", "custom_jvp_call"):
-            if params.get("name") == "remainder":
+            if is_call_of(jnp.remainder, equation):
                 residue = self._remainder(*operands)
                 if residue is not None:
                     return [residue]

@@ -91,7 +91,14 @@ def computed(functions: dict[str, Any], is_score: bool) -> dict[str, tuple[Any, 
     return jax.jit(all_of_them, compiler_options={"xla_backend_optimization_level": 0})()
 
 
+@jax.jit
+def remainder(number: Any, of: Any) -> Any:
+    """Not jax.numpy's."""
+    return number - of
+
+
 MASKS: dict[str, Any] = {
+    "somebody's own remainder": lambda q, k, h, p: remainder(q - k, p.n) > 0,
     "causal": lambda q, k, h, p: k <= q,
     "window": lambda q, k, h, p: q - k < p.n,
     "turned": lambda q, k, h, p: p.m < k - q,
