@@ -138,6 +138,7 @@ def test_a_real_engine_comes_back_sooner_than_it_came(
 ) -> None:
     """From the compilation cache that its first start has filled."""
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # it runs little
     flags = ("--load-format", "dummy", "--dtype", "float32", "--max-model-len", "128")
     sizes = ("--max-num-seqs", "2", "--max-num-batched-tokens", "32")
     cache = ("--num-gpu-blocks-override", "64", "--compilation-cache-dir", str(tmp_path))
