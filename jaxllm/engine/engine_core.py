@@ -84,7 +84,6 @@ class EngineCore:
         self._keep = keep
         self._torn = False  # a step that was interrupted: the books tell of what was not computed
         self._in_flight: Dispatched | None = None
-        self._meanwhile: Callable[[], object] | None = None  # of the step under way
         self._clock = clock or MonotonicClock()
         self._latency_target = latency_target
         self._fetched = 0.0  # when the last results were there
@@ -141,12 +140,11 @@ class EngineCore:
         and before its results are waited for; it must leave the engine alone.
         """
         self._torn = True
-        self._meanwhile = meanwhile
-        outputs = self._step()
+        outputs = self._step(meanwhile)
         self._torn = False
         return outputs
 
-    def _step(self) -> StepOutputs | None:
+    def _step(self, meanwhile: Callable[[], object] | None) -> StepOutputs | None:
         news = self._files.take()
         if news is not None:
             self.hear(news)
@@ -158,7 +156,7 @@ class EngineCore:
         if step is None and self._in_flight is None and self.scheduler.has_work():
             self._wait_for_files()
         try:
-            outputs = self._advance(step)
+            outputs = self._advance(step, meanwhile)
         except StepFailed as failure:
             lost = [d.step for d in (self._in_flight,) if d is not None] + ([step] if step else [])
             outputs = self._recover(lost, failure)
@@ -206,11 +204,13 @@ class EngineCore:
             num_step_tokens=num_step_tokens,
         )
 
-    def _advance(self, step: SchedulerOutput | None) -> StepOutputs | None:
+    def _advance(
+        self, step: SchedulerOutput | None, meanwhile: Callable[[], object] | None
+    ) -> StepOutputs | None:
         """Dispatch ``step``, then take in the one before it, or ``step`` itself without a lead."""
         dispatched = self._dispatch(step) if step is not None else None
-        if self._meanwhile is not None:
-            self._meanwhile()
+        if meanwhile is not None:
+            meanwhile()
         ahead = self.async_scheduling and not self.recovery.active
         due = self._in_flight if ahead else dispatched
         output = self._fetch(due) if due is not None else None

@@ -1,7 +1,10 @@
 """Calls as JSON objects: ``{"name": "f", "arguments": {...}}``, alone or in an array."""
 
+from collections.abc import Callable
+
 from jaxllm.parsers.json_text import decoded_string, string, structure, value
-from jaxllm.parsers.reader import Emit, Mismatch, Reader, Steps
+from jaxllm.parsers.machine import Grammar
+from jaxllm.parsers.reader import Emit, Markers, Mismatch, Reader, Steps
 
 ARGUMENTS = ("arguments", "parameters")
 
@@ -53,6 +56,28 @@ def json_calls(r: Reader, *, known: bool = False) -> Steps[None]:
         if not (yield from r.accept(",")):
             yield from r.expect("]")
             return
+
+
+def calls_between(
+    *openings: str, closing: str, body: Callable[[Reader], Steps[None]] = json_calls
+) -> Grammar:
+    """``body`` between any of ``openings`` and ``closing``, as often as it comes."""
+    first = Markers(*openings)
+    *others, last = openings
+
+    def grammar(r: Reader) -> Steps[None]:
+        while (yield from r.content_until(first)):
+            with r.attempt():
+                for opening in others:
+                    if (yield from r.accept(opening)):
+                        break
+                else:
+                    yield from r.expect(last)
+                yield from r.spaces()
+                yield from body(r)
+            yield from r.closing(closing)
+
+    return grammar
 
 
 def json_arguments(r: Reader, emit: Emit) -> Steps[None]:

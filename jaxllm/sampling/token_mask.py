@@ -73,7 +73,7 @@ class RowMask:
     def grammar(self) -> GrammarMatcher | None:
         """What the next token must follow, beside ``narrow``."""
         self._look_ahead()
-        return None if self._forced else self._followed
+        return self.asks
 
     @property
     def asks(self) -> GrammarMatcher | None:

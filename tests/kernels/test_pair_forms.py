@@ -97,8 +97,17 @@ def remainder(number: Any, of: Any) -> Any:
     return number - of
 
 
+def _of_three(number: Any, of: Any, more: Any) -> Any:
+    return number - of * more
+
+
+_of_three.__name__ = "remainder"
+of_three = jax.jit(_of_three)
+
+
 MASKS: dict[str, Any] = {
     "somebody's own remainder": lambda q, k, h, p: remainder(q - k, p.n) > 0,
+    "one of three numbers": lambda q, k, h, p: of_three(q, k, p.n) > 0,
     "causal": lambda q, k, h, p: k <= q,
     "window": lambda q, k, h, p: q - k < p.n,
     "turned": lambda q, k, h, p: p.m < k - q,

@@ -98,6 +98,21 @@ def test_few_blocks_are_on_their_way_at_a_time() -> None:
     assert [np.asarray(block)[0] for block in pool.get(slots)] == list(slots)
 
 
+def test_a_slot_gives_its_memory_before_it_is_filled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = HostPool(lambda name, block: None)
+    to_host, held = pool._to_host, list[set[int]]()
+
+    def noted(blocks: Any) -> list[jax.Array]:
+        held.append(set(pool._contents))
+        return to_host(blocks)
+
+    monkeypatch.setattr(pool, "_to_host", noted)
+    for value in (1, 2):
+        pool.put([3, 5], [jax.device_put(np.full(5, value, np.float32))] * 2, [None] * 2)
+    assert held == [set(), set()]
+    assert [np.asarray(block)[0] for block in pool.get([3, 5])] == [2, 2]
+
+
 def test_reserving_is_more_than_once_possible() -> None:
     pool = HostPool(lambda name, block: None)
     for _ in range(2):

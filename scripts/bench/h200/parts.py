@@ -12,7 +12,7 @@ from typing import Any
 from scripts.bench.h200 import settings
 from scripts.bench.h200.journal import JOURNAL
 
-SCRIPTS = Path(__file__).resolve().parents[2]
+SCRIPTS = Path("scripts")  # from where parts run, as results name it
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ HEAD = ("", "", "target", "aim", "measured", "met", "compare")
 
 
 def table(files: Iterable[Path]) -> str:
-    """Of the parts in these files; of one that is in several, the last that ran."""
+    """Of the parts in these files; of a figure that is in several, the last."""
     figures: Figures = {}
     for path in files:
         for name, part in json.loads(path.read_text()).items():
             if part.get("figures") is not None:
-                figures[name] = part["figures"]
+                figures[name] = figures.get(name, {}) | part["figures"]
     lines = [_line(HEAD), _line(["---"] * len(HEAD))]
     return "\n".join([*lines, *(_line(cells(row, figures)) for row in ROWS)])
 
