@@ -81,7 +81,8 @@ class EngineConfig:
     swap_space: float | None = flag(
         None,
         "GiB of the host's memory for the KV blocks of preempted requests; default: 4 on an "
-        "accelerator where loading them is faster than computing them again, else 0",
+        "accelerator where loading them is faster than computing them again, if the host has 16 "
+        "times as much, else 0",
     )
     kv_offloading_size: float = flag(
         0.0, "GiB of the host's memory, beside --swap-space, for any KV block that must make way"

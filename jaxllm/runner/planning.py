@@ -5,6 +5,7 @@ decides everything else, and ``fit_plan`` completes it.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 
@@ -36,14 +37,13 @@ _ROW_LADDER = {"cpu": (2, 8, 32, 128), "gpu": (1, 8, 64, 128, 256, 512)}
 # XLA treats the cache as it will. Nothing of that size is allocated.
 _LIKELY_BLOCKS = 4096
 # Whether loading a block is faster than computing it, and what is then set aside.
-_SWAP_GIB = 4.0
+_SWAP_GIB, _SWAP_SHARE = 4.0, 1 / 16  # no more than that share of the host's memory
 _STAGING_GIB = 1.0  # through which blocks go to files and back, where nothing else was asked for
-# On an H200 with Llama 3.1 8B 1 GB, 8,192 tokens, goes to the host and back in 46 ms, and computing
-# it again takes 208. But of two whole runs that swapped, one was 1.3 times as fast as computing
-# again and one half as fast (parts `swapping` and `prefix-urgent` of scripts/bench/h200). So this
-# is the rate of the slow one, until it is shown mended.
-_LINK_BYTES_PER_S = 3.5e9
+# On an H200 with Llama 3.1 8B 1 GB, 8,192 tokens, goes to the host and back in 46 ms, computing it
+# again takes 208 (parts `swapping` and `prefix-urgent` of scripts/bench/h200).
+_LINK_BYTES_PER_S = 2.2e10
 _FLOPS = 600e12
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def draft_plan(
@@ -191,20 +191,29 @@ def _host_blocks(
         return 0
     pages = page_dtype(config.kv_cache_dtype, dtype)
     block = bytes_per_block(model.config, config.block_size, pages, head_dims)
-    swap_space = config.swap_space
+    swap_space, there_is = config.swap_space, _host_gib()
     if swap_space is None:
         flops = 2 * config.block_size * sum(spec.size for spec in model.specs)
         pays = platform != "cpu" and block / _LINK_BYTES_PER_S < flops / _FLOPS
-        swap_space = _SWAP_GIB if pays else 0.0
+        swap_space = _SWAP_GIB if pays and there_is * _SWAP_SHARE >= _SWAP_GIB else 0.0
     if config.kv_offloading_dir is not None and not swap_space + config.kv_offloading_size:
         swap_space = _STAGING_GIB
-    wanted, there_is = swap_space + config.kv_offloading_size, psutil.virtual_memory().total / GIB
+    wanted = swap_space + config.kv_offloading_size
     if wanted > there_is:
         raise OutOfMemoryError(
             f"--swap-space and --kv-offloading-size are {wanted:g} GiB together, but this host has "
             f"{there_is:.1f} GiB of memory. Lower them."
         )
     return int(wanted * GIB) // block
+
+
+def _host_gib() -> float:
+    """Memory that this process may use: the host's, or what its container is limited to."""
+    try:
+        limit = float(_CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # no container, or "max"
+        limit = float("inf")
+    return min(float(psutil.virtual_memory().total), limit) / GIB
 
 
 def _check_eos_ids(model: ModelDef) -> None:

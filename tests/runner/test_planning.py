@@ -1,6 +1,8 @@
 """Plans: every step that can happen has a program, and what cannot work is a typed error."""
 
+from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchKind, EnginePlan, make_buckets
 from jaxllm.core.buckets import pick_bucket, token_budget
 from jaxllm.errors import ConfigError, OutOfMemoryError
+from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.models.params import ModelDef, model_def
 from jaxllm.runner import planning
 from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
@@ -24,6 +27,7 @@ from jaxllm.runner.memory import (
     memory_plan,
 )
 from jaxllm.runner.row_layout import MAX_EOS_IDS
+from jaxllm.weights.json_file import read_json_object
 from tests.fakes.tiny_engine import TINY
 
 MODEL = model_def(TINY, "float32")  # 256 positions, vocabulary of 96
@@ -122,6 +126,24 @@ def test_swapping_and_offloading_share_the_hosts_memory() -> None:
     assert make_plan().host_blocks == make_plan(swap_space=0.0).host_blocks == 0
     staged = make_plan(kv_offloading_dir="kv")
     assert staged.kv_files and staged.host_blocks == 4 * one.host_blocks
+
+
+@pytest.mark.parametrize(
+    ("platform", "limit", "gib"),
+    [("gpu", "max", 4), ("gpu", f"{32 * GIB}", 0), ("cpu", "max", 0)],
+)
+def test_blocks_are_swapped_where_that_is_faster_and_the_host_has_room(
+    platform: str, limit: str, gib: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf = read_json_object(Path("configs/models/llama-3.1-8b/config.json"))
+    model = model_def(LlamaForCausalLM.config_from_hf(hf), "bfloat16")
+    container = tmp_path / "memory.max"
+    container.write_text(f"{limit}\n")
+    monkeypatch.setattr(planning, "_CGROUP_LIMIT", container)
+    monkeypatch.setattr(planning.psutil, "virtual_memory", lambda: Namespace(total=128 * GIB))
+    config = EngineConfig(model="m")
+    plan = planning.draft_plan(config, model, "bfloat16", platform, ("xla", "test"))
+    assert plan.host_blocks == gib * GIB // bytes_per_block(model.config, 64, "bfloat16")
 
 
 def test_eight_bits_hold_twice_the_tokens_of_sixteen() -> None:
