@@ -22,8 +22,6 @@ from server.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; it only shows in the access log
-
 
 class UnknownURLError(InvalidRequestError):
     status = 404
@@ -77,6 +75,21 @@ class TooManyConnectionsError(JaxLLMError):
     status = 503
     code = "too_many_connections"
     retry_after_s = 1.0
+
+
+class ClientGoneError(InvalidRequestError):
+    """Read only by clients that have closed their half of the connection and no more; of all others
+    it shows in the access log.
+    """
+
+    status = 499
+    code = "client_closed_request"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The client closed its side of the connection before the answer was there, as if it had "
+            "gone. Keep it open until the answer has come."
+        )
 
 
 class DeadlineExceededError(JaxLLMError):
@@ -143,8 +156,8 @@ def request_id_of(request: Request) -> str:
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything that was foreseen."""
     request_id = request_id_of(request)
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    if isinstance(error, ClientDisconnect):  # in the middle of its request
+        error = ClientGoneError()
     if isinstance(error, HTTPException):
         return _http_exception_response(request, error, request_id)
     log_unexpected(error, request_id)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.disconnect import cancel, wait_for_disconnect
-from server.errors import DeadlineExceededError, error_body, log_unexpected
+from server.errors import ClientGoneError, DeadlineExceededError, error_body, log_unexpected
 from server.responses import encode_json
 
 PING = b": ping\n\n"
@@ -63,8 +63,10 @@ class EventStream(Response):
                 await asyncio.wait((writer, watcher), return_when=asyncio.FIRST_COMPLETED)
                 if writer.done():
                     writer.result()
+                    return
             finally:
                 await cancel(writer, pinger, watcher)
+        await self._fail(send, ClientGoneError())
 
     async def _write(self, send: Send, deadline: float | None) -> None:
         timeout = asyncio.timeout_at(deadline)
@@ -74,15 +76,17 @@ class EventStream(Response):
                     await self._send(send, b"".join(map(self.encode, events)))
         except Exception as raised:
             late = DeadlineExceededError("The request took longer than it was given.")
-            error = late if timeout.expired() else raised
-            if not self._started:
-                self._last_sent = math.inf  # no ping may start a response now
-                raise error from None
-            log_unexpected(error, self._request_id)
-            last = self.failure(error_body(error, self._request_id))
-            await self._send(send, last, more=False)
+            await self._fail(send, late if timeout.expired() else raised)
         else:
             await self._send(send, self.end, more=False)
+
+    async def _fail(self, send: Send, error: Exception) -> None:
+        if not self._started:
+            self._last_sent = math.inf  # no ping may start a response now
+            raise error from None
+        log_unexpected(error, self._request_id)
+        last = self.failure(error_body(error, self._request_id))
+        await self._send(send, last, more=False)
 
     def encode(self, event: Any) -> bytes:
         return sse_event(event)

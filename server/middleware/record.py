@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import CLIENT_CLOSED_REQUEST
+from server.errors import ClientGoneError
 from server.record import RequestRecord
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
@@ -45,7 +45,7 @@ class RecordMiddleware:
         try:
             await self._app(scope, receive, send_noting)
         finally:
-            record.status = record.status or CLIENT_CLOSED_REQUEST
+            record.status = record.status or ClientGoneError
             record.tenant = scope["state"].get("tenant", "")
             record.finish()
             for watch in self._watchers:
