@@ -197,7 +197,7 @@ def test_noise_after_a_request_does_not_cost_its_answer(port: int) -> None:
     assert echo(say(port, request("/1") + b"noise\r\n\r\n"))[1] == "/1"
 
 
-@pytest.mark.parametrize("path", ["/1", "/large"])
+@pytest.mark.parametrize("path", ["/late", "/large"])
 def test_a_client_that_has_said_all_is_answered(port: int, path: str) -> None:
     """As netcat's does, which closes its half of the connection behind the request."""
     for fields in ((), ("Connection: close",)):
