@@ -296,6 +296,20 @@ def test_tokens_are_coloured_and_show_their_alternatives(
     assert fresh.run(TEXT) == ANSWER
 
 
+def test_code_stands_in_its_own_lines(
+    page: chromium.Page, engine: FakeClient, request: pytest.FixtureRequest
+) -> None:
+    written = "So:\n```python\nx = 1\n```\nand\n```\ny\n```js\nz\n"
+    engine._answer_ids = engine.tokenizer.encode(written, add_special_tokens=False)
+    fresh: chromium.Page = request.getfixturevalue("fresh")
+    say(fresh, "Hi")
+    idle(fresh)
+    assert fresh.run(TEXT) == written
+    lines = fresh.run("[...document.querySelectorAll('.line')].map((l) => l.className.slice(5))")
+    first, last = "fence first", "fence last"
+    assert lines == ["", first, "code", last, "", first, "code", first, "code"]
+
+
 def test_thoughts_are_folded_above_the_answer(page: chromium.Page, engine: FakeClient) -> None:
     says(engine, THOUGHTS)
     settings = ServerSettings(served_model_names=("fake",), ui=True, reasoning_parser="qwen3")
