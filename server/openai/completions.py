@@ -12,7 +12,7 @@ from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import unless_disconnected
 from server.errors import request_id_of
 from server.openai.logprobs import CompletionLogprobs, prompt_logprobs
-from server.openai.reply import Reply, finish_reason
+from server.openai.reply import Reply, best, finish_reason
 from server.openai.schemas import CompletionRequest
 from server.openai.stream import Choice, Outputs, stream_chunks
 from server.openai.taps import taps_object
@@ -118,7 +118,8 @@ async def _answer(
         async for prompt_index, output in outputs:
             reply.usage.add(prompt_index, output)
             base = prompt_index * body.num_choices
-            done += [choices.whole(base + c.index, output, c) for c in output.outputs]
+            some = best(output.outputs, body.num_choices)
+            done += [choices.whole(base + c.index, output, c) for c in some]
     done.sort(key=lambda choice: choice["index"])
     return reply.with_choices(done, usage=reply.usage.as_object(), system_fingerprint=None)
 
