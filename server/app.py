@@ -76,9 +76,9 @@ def create_app(
         middleware=[
             Middleware(RequestIdMiddleware),
             Middleware(RecordMiddleware, routes=routes, watchers=watchers),
+            *_cors(settings),  # around all that answers, so that pages can read refusals
             Middleware(FaultMiddleware),
             Middleware(HostMiddleware, allowed=settings.allowed_hosts),
-            *_cors(settings),
             Middleware(
                 AuthMiddleware, api_keys=settings.api_keys, open_paths=_open_paths(settings, page)
             ),

@@ -102,20 +102,11 @@ class DeadlineExceededError(JaxLLMError):
 def error_body(error: Exception, request_id: str) -> dict[str, Any]:
     """OpenAI's error object, always with its four keys."""
     if not isinstance(error, JaxLLMError) or _is_internal(error):
-        message = (
+        error = JaxLLMError(
             "The server had an error while processing your request. "
             f"Please give request id {request_id} when you report it."
         )
-        fields = {"message": message, "type": JaxLLMError.type, "param": None}
-        return {"error": fields | {"code": JaxLLMError.code}}
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
+    return {"error": {name: getattr(error, name) for name in ("message", "type", "param", "code")}}
 
 
 def error_status(error: Exception) -> int:
@@ -149,13 +140,9 @@ def log_unexpected(error: Exception, request_id: str) -> None:
         logger.error("Request %s failed", request_id, exc_info=error)
 
 
-def request_id_of(request: Request) -> str:
-    return request.scope.get("state", {}).get("request_id", "unknown")
-
-
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything that was foreseen."""
-    request_id = request_id_of(request)
+    request_id: str = request.scope["state"]["request_id"]
     if isinstance(error, ClientDisconnect):  # in the middle of its request
         error = ClientGoneError()
     if isinstance(error, HTTPException):

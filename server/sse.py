@@ -39,14 +39,12 @@ class EventStream(Response):
     media_type = "text/event-stream"
     end = DONE
 
-    def __init__(
-        self, events: AsyncGenerator[list[Any]], *, request_id: str, ping_interval_s: float
-    ):
+    def __init__(self, events: AsyncGenerator[list[Any]], *, ping_interval_s: float):
         self.status_code = 200
         self.background = None
         self.body = b""
         self._events = events
-        self._request_id = request_id
+        self._request_id = ""
         self._ping_interval_s = ping_interval_s
         self._started = False
         self._last_sent = 0.0
@@ -54,9 +52,9 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request_id = scope["state"]["request_id"]
         async with aclosing(self._events):
-            deadline = scope.get("state", {}).get("deadline")
-            writer = asyncio.create_task(self._write(send, deadline))
+            writer = asyncio.create_task(self._write(send, scope["state"].get("deadline")))
             pinger = asyncio.create_task(self._ping(send))
             watcher = asyncio.create_task(wait_for_disconnect(receive))
             try:

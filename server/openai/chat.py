@@ -10,7 +10,6 @@ from starlette.responses import Response
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import unless_disconnected
-from server.errors import request_id_of
 from server.openai.conversation import render
 from server.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.openai.reply import Reply, best, finish_reason
@@ -61,7 +60,6 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return EventStream(
             _chunks(outputs, reply, body, turns, serving.client.tokenizer),
-            request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
     answer = _answer(outputs, reply, body, turns, serving.client.tokenizer)

@@ -10,7 +10,6 @@ from starlette.responses import Response
 from jaxllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import unless_disconnected
-from server.errors import request_id_of
 from server.openai.logprobs import CompletionLogprobs, prompt_logprobs
 from server.openai.reply import Reply, best, finish_reason
 from server.openai.schemas import CompletionRequest
@@ -42,7 +41,6 @@ async def completions(request: Request) -> Response:
     if body.stream:
         return EventStream(
             _chunks(outputs, reply, body, choices),
-            request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
     answer = _answer(outputs, reply, body, choices)

@@ -4,6 +4,7 @@ Names are OpenAI's, or vLLM's where OpenAI has none. Null means "not given" ever
 strict: no booleans, no strings, no NaN. Unknown fields are kept in ``model_extra``.
 """
 
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -143,7 +144,7 @@ class SamplingRequest(ModelRequest):
         return self
 
     def _sampling_params(self, **overrides: Any) -> SamplingParams:
-        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        given = {name: getattr(self, name) for name in _SHARED}
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         )
@@ -161,30 +162,7 @@ class SamplingRequest(ModelRequest):
         return found
 
 
-_SAMPLING_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "stop",
-    "stop_token_ids",
-    "ignore_eos",
-    "min_tokens",
-    "skip_special_tokens",
-    "include_stop_str_in_output",
-    "attention_params",
-    "taps",
-    "tap_positions",
-)
-
-
+_SHARED = SamplingRequest.model_fields.keys() & {field.name for field in fields(SamplingParams)}
 _ALONE = {"properties": {"stream": {"enum": [False, None]}, "n": {"enum": [1, None]}}}
 
 
