@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.sampling_params import MAX_BEAM_WIDTH
-from server.openai.fields import absent, both, conflict, either, off
+from server.openai.fields import conflict, either, off
 
 # A beam search goes by the model's own probabilities, and knows its answers at its end. These
 # fields would change them, or ask for something on the way; here are the values that do not.
@@ -44,9 +44,7 @@ def _with_beams() -> dict[str, Any]:
     return {"properties": fields}
 
 
-SCHEMA = either(
-    both(off("use_beam_search"), either(absent("best_of"), off("stream"))), _with_beams()
-)
+SCHEMA = either(off("use_beam_search"), _with_beams())
 
 
 def check(width: int, fields: Mapping[str, Any]) -> None:

@@ -69,7 +69,7 @@ def test_the_best_of_several(http: TestClient, engine: FakeClient) -> None:
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     assert {choice["logprobs"] for choice in answer["choices"]} == {None}
     assert answer["usage"]["completion_tokens"] == 2 * 3 * 2
-    ask(http, best_of=1, stream=False)
+    stream(http, best_of=1)
     assert engine.params[-1].n == 1 and engine.params[-1].logprobs is None
 
 
