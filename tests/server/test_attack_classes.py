@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -224,7 +225,7 @@ def test_ids_of_clients_are_only_echoed(server: AttackedServer) -> None:
 
     def ask(request_id: str) -> tuple[str, str]:
         header = [(b"X-Request-Id", request_id.encode())]
-        answer = httpx.post(f"{server.url}/v1/completions", json=body, headers=header, timeout=60)
+        answer = server.http.post("/v1/completions", json=body, headers=header)
         return answer.headers["x-request-id"], answer.json()["choices"][0]["text"]
 
     with server.as_before(), concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -253,7 +254,7 @@ def test_blocks_of_several_prompts_come_back(server: AttackedServer) -> None:
         assert len(whole.json()["choices"]) == 9
 
 
-def test_bodies_without_end(server: AttackedServer) -> None:
+def test_bodies_without_end(tiny_tokenizer_dir: Path) -> None:
     """A gigabyte with and without a length, a million chunks of a byte, 5,000 headers."""
     json_type = "Content-Type: application/json"
     long = request("/v1/completions", json_type, f"Content-Length: {2**30}", method="POST")
@@ -266,7 +267,10 @@ def test_bodies_without_end(server: AttackedServer) -> None:
         (431, request("/v1/completions", *many), b""),
         (431, request("/v1/completions", "X: " + "y" * 200_000), b""),
     )
-    with server.as_before():
+    with (
+        attacked_server(tiny_tokenizer_dir, max_body_bytes=2**19) as server,
+        server.as_before(),
+    ):
         for status, head, more in attempts:
             with connect(server.port, timeout=20) as connection:
                 send_until_refused(connection, head, more)
