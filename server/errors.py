@@ -87,8 +87,8 @@ class ClientGoneError(InvalidRequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The client closed its side of the connection before the answer was there, as those do "
-            "who have gone. Keep it open until the answer has come."
+            "The client closed its side of the connection before the answer was there. Keep it "
+            "open until the answer has come."
         )
 
 
