@@ -1,4 +1,4 @@
-"""The application: its routes, its middleware, how errors are answered."""
+"""The application: its middleware around the routes, and how errors are answered."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,6 @@ from starlette.routing import Route
 from jaxllm.errors import JaxLLMError
 from jaxllm.frontend.client import EngineClient
 from server.access_log import AccessLog
-from server.anthropic.messages import count_tokens, messages
 from server.errors import handle_error
 from server.middleware.auth import OPEN_PATHS, AuthMiddleware
 from server.middleware.cors import EXPOSED, OriginMiddleware
@@ -21,41 +20,12 @@ from server.middleware.fault import FaultMiddleware
 from server.middleware.hosts import HostMiddleware
 from server.middleware.record import RecordMiddleware, Watcher
 from server.middleware.request_id import RequestIdMiddleware
-from server.openai.chat import chat_completions
-from server.openai.completions import completions
-from server.openai.embeddings import embeddings
-from server.openai.models import get_model, list_models
-from server.openai.responses import responses
-from server.openai.tokenization import detokenize, tokenize
-from server.openapi import openapi
-from server.ops.about import load, version
-from server.ops.health import live, ready
-from server.ops.metrics import ServerMetrics, metrics
+from server.ops.metrics import ServerMetrics
+from server.routes import ROUTES
 from server.serving import Serving
 from server.settings import ServerSettings
 from server.tracing import Tracer
 from server.ui.page import page_routes
-
-ROUTES = (
-    Route("/v1/chat/completions", chat_completions, methods=["POST"]),
-    Route("/v1/completions", completions, methods=["POST"]),
-    Route("/v1/responses", responses, methods=["POST"]),
-    Route("/v1/messages", messages, methods=["POST"]),
-    Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
-    Route("/v1/embeddings", embeddings, methods=["POST"]),
-    Route("/v1/models", list_models, methods=["GET"]),
-    Route("/v1/models/{model:path}", get_model, methods=["GET"]),
-    Route("/tokenize", tokenize, methods=["POST"]),
-    Route("/detokenize", detokenize, methods=["POST"]),
-    Route("/openapi.json", openapi, methods=["GET"]),
-    Route("/version", version, methods=["GET"]),
-    Route("/load", load, methods=["GET"]),
-    Route("/metrics", metrics, methods=["GET"]),
-    Route("/health", ready, methods=["GET"]),
-    Route("/health/ready", ready, methods=["GET"]),
-    Route("/ping", ready, methods=["GET"]),
-    Route("/health/live", live, methods=["GET"]),
-)
 
 
 def create_app(
@@ -76,9 +46,9 @@ def create_app(
         middleware=[
             Middleware(RequestIdMiddleware),
             Middleware(RecordMiddleware, routes=routes, watchers=watchers),
+            *_cors(settings),  # around all that answers, so that pages can read refusals
             Middleware(FaultMiddleware),
             Middleware(HostMiddleware, allowed=settings.allowed_hosts),
-            *_cors(settings),
             Middleware(
                 AuthMiddleware, api_keys=settings.api_keys, open_paths=_open_paths(settings, page)
             ),

@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
 
 def _add_latency(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("benchmark")
-    group.add_argument("--batch-size", type=int, nargs="+", default=[1, 8], metavar="INT")
+    sizes: dict[str, Any] = {"nargs": "+", "default": [1, 8], "dest": "batch_sizes"}
+    group.add_argument("--batch-size", type=int, metavar="INT", **sizes)
     group.add_argument("--input-len", type=int, default=128, metavar="INT")
     group.add_argument("--output-len", type=int, default=64, metavar="INT")
     group.add_argument("--num-iters", type=int, default=3, metavar="INT")
@@ -164,7 +166,9 @@ def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-concurrency", **number, help="default: no limit")
     group.add_argument("--seed", **number, default=0, help="arrivals, and the prompts of random")
     group.add_argument("--ignore-eos", action="store_true", help="answers of exact lengths")
-    group.add_argument("--timeout", type=float, metavar="SECONDS", help="per request")
+    group.add_argument(
+        "--timeout", type=float, dest="timeout_s", metavar="SECONDS", help="per request"
+    )
     group.add_argument(
         "--goodput",
         nargs="+",
@@ -179,9 +183,8 @@ def _add_bench_serve(parser: argparse.ArgumentParser) -> None:
 def _add_startup(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("benchmark")
     group.add_argument("--num-iters", type=int, default=1, metavar="INT", help="(%(default)s)")
-    group.add_argument(
-        "--timeout", type=float, default=1800.0, metavar="SECONDS", help="per start (%(default)s)"
-    )
+    time: dict[str, Any] = {"type": float, "dest": "timeout_s", "metavar": "SECONDS"}
+    group.add_argument("--timeout", **time, default=1800.0, help="per start (%(default)s)")
     _add_json(group)
     _add_model(parser)
     parser.set_defaults(run=_startup)
@@ -195,7 +198,12 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_json(group: "argparse.ArgumentParser | argparse._ArgumentGroup") -> None:
-    group.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    help_text = "write the results there too"
+    group.add_argument("--json", type=Path, dest="json_path", metavar="FILE", help=help_text)
+
+
+def _of(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names}
 
 
 def _engine_config(args: argparse.Namespace) -> EngineConfig:
@@ -258,12 +266,7 @@ def _throughput(args: argparse.Namespace) -> int:
     from jaxllm.bench.throughput import run_throughput
 
     run_throughput(
-        config,
-        workload=args.workload,
-        num_prompts=args.num_prompts,
-        input_len=args.input_len,
-        output_len=args.output_len,
-        json_path=args.json,
+        config, **_of(args, "workload", "num_prompts", "input_len", "output_len", "json_path")
     )
     return 0
 
@@ -273,12 +276,7 @@ def _latency(args: argparse.Namespace) -> int:
     from jaxllm.bench.latency import run_latency
 
     run_latency(
-        config,
-        batch_sizes=args.batch_size,
-        input_len=args.input_len,
-        output_len=args.output_len,
-        num_iters=args.num_iters,
-        json_path=args.json,
+        config, **_of(args, "batch_sizes", "input_len", "output_len", "num_iters", "json_path")
     )
     return 0
 
@@ -286,23 +284,9 @@ def _latency(args: argparse.Namespace) -> int:
 def _bench_serve(args: argparse.Namespace) -> int:
     from jaxllm.bench.serve import ServeBenchOptions, run_serve
 
-    options = ServeBenchOptions(
-        base_url=args.base_url,
-        model=args.model,
-        endpoint=args.endpoint,
-        workload=args.workload,
-        num_prompts=args.num_prompts,
-        input_len=args.input_len,
-        output_len=args.output_len,
-        vocab_size=args.vocab_size,
-        request_rate=args.request_rate,
-        max_concurrency=args.max_concurrency,
-        seed=args.seed,
-        ignore_eos=args.ignore_eos,
-        timeout_s=args.timeout,
-        goodput=tuple(args.goodput),
-        json_path=args.json,
-    )
+    names = (field.name for field in fields(ServeBenchOptions))
+    given: dict[str, Any] = _of(args, *names) | {"goodput": tuple(args.goodput)}
+    options = ServeBenchOptions(**given)
     return 1 if run_serve(options)["failed"] else 0
 
 
@@ -310,14 +294,14 @@ def _startup(args: argparse.Namespace) -> int:
     config = _engine_config(args)
     from jaxllm.bench.startup import run_startup
 
-    run_startup(config, num_iters=args.num_iters, timeout_s=args.timeout, json_path=args.json)
+    run_startup(config, **_of(args, "num_iters", "timeout_s", "json_path"))
     return 0
 
 
 def _kernels(args: argparse.Namespace) -> int:
     from jaxllm.bench.kernels import run_kernels
 
-    report = run_kernels(operations=args.op, json_path=args.json)
+    report = run_kernels(operations=args.op, json_path=args.json_path)
     return 1 if any(row["failure"] for row in report["rows"]) else 0
 
 

@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive
+
+from server.errors import ClientGoneError
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
@@ -18,7 +19,7 @@ async def unless_disconnected[T](receive: Receive, work: Coroutine[Any, Any, T])
     """The result of ``work``, which is cancelled when the client goes.
 
     Raises:
-        ClientDisconnect: the client went first.
+        ClientGoneError: the client went first.
     """
     worker = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(wait_for_disconnect(receive))
@@ -26,7 +27,7 @@ async def unless_disconnected[T](receive: Receive, work: Coroutine[Any, Any, T])
         await asyncio.wait((worker, watcher), return_when=asyncio.FIRST_COMPLETED)
         if worker.done():
             return worker.result()
-        raise ClientDisconnect
+        raise ClientGoneError
     finally:
         await cancel(worker, watcher)
 

@@ -16,10 +16,10 @@ class Drain:
         self._none_left = asyncio.Event()
         self._none_left.set()
 
-    @property
-    def refusal(self) -> EngineDeadError | None:
-        """What new requests are told; None while they are welcome."""
-        return EngineDeadError("The server is shutting down.") if self.begun else None
+    def check(self) -> None:
+        """Raises EngineDeadError once new requests are not welcome any more."""
+        if self.begun:
+            raise EngineDeadError("The server is shutting down.")
 
     def begin(self) -> None:
         self.begun = True

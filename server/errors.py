@@ -22,8 +22,6 @@ from server.responses import JSONResponse
 
 logger = logging.getLogger(__name__)
 
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; it only shows in the access log
-
 
 class UnknownURLError(InvalidRequestError):
     status = 404
@@ -79,6 +77,21 @@ class TooManyConnectionsError(JaxLLMError):
     retry_after_s = 1.0
 
 
+class ClientGoneError(InvalidRequestError):
+    """Read only by clients that have closed their half of the connection and no more; of all others
+    it shows in the access log.
+    """
+
+    status = 499
+    code = "client_closed_request"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The client closed its side of the connection before the answer was there. Keep it "
+            "open until the answer has come."
+        )
+
+
 class DeadlineExceededError(JaxLLMError):
     """The request took longer than its client, or the operator, allows."""
 
@@ -89,20 +102,11 @@ class DeadlineExceededError(JaxLLMError):
 def error_body(error: Exception, request_id: str) -> dict[str, Any]:
     """OpenAI's error object, always with its four keys."""
     if not isinstance(error, JaxLLMError) or _is_internal(error):
-        message = (
+        error = JaxLLMError(
             "The server had an error while processing your request. "
             f"Please give request id {request_id} when you report it."
         )
-        fields = {"message": message, "type": JaxLLMError.type, "param": None}
-        return {"error": fields | {"code": JaxLLMError.code}}
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
+    return {"error": {name: getattr(error, name) for name in ("message", "type", "param", "code")}}
 
 
 def error_status(error: Exception) -> int:
@@ -136,15 +140,11 @@ def log_unexpected(error: Exception, request_id: str) -> None:
         logger.error("Request %s failed", request_id, exc_info=error)
 
 
-def request_id_of(request: Request) -> str:
-    return request.scope.get("state", {}).get("request_id", "unknown")
-
-
 async def handle_error(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for everything that was foreseen."""
-    request_id = request_id_of(request)
-    if isinstance(error, ClientDisconnect):
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    request_id: str = request.scope["state"]["request_id"]
+    if isinstance(error, ClientDisconnect):  # in the middle of its request
+        error = ClientGoneError()
     if isinstance(error, HTTPException):
         return _http_exception_response(request, error, request_id)
     log_unexpected(error, request_id)

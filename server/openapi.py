@@ -4,26 +4,21 @@ What a schema cannot say (fields that exclude each other, the model's own limits
 errors, whose one form stands for every status but 200.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 import jaxllm
-from server.anthropic import answers as anthropic
-from server.anthropic.schemas import CountTokensRequest, MessagesRequest
 from server.middleware.auth import OPEN_PATHS
 from server.openai import answers
-from server.openai.embeddings import EmbeddingRequest
 from server.openai.fields import RequestBody
-from server.openai.response_request import ResponsesRequest
-from server.openai.schemas import ChatCompletionRequest, CompletionRequest
-from server.openai.tokenization import DetokenizeRequest, TokenizeRequest
 from server.responses import JSONResponse
 from server.serving import serving_of
 
@@ -38,70 +33,51 @@ _EVENT = {
 _REF = "#/components/schemas/{model}"
 
 
+Handler = Callable[[Request], Awaitable[Response]]
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
+    """``path`` as Starlette writes it; ``answer`` None: plain text."""
+
+    path: str
+    handler: Handler
     summary: str
-    answer: type[BaseModel] | None  # None: plain text
+    answer: type[BaseModel] | None
     body: type[RequestBody] | None = None
-    streams: bool = False
-    error: type[BaseModel] = answers.ErrorAnswer
+    streams: bool = field(default=False, kw_only=True)
+    error: type[BaseModel] = field(default=answers.ErrorAnswer, kw_only=True)
+    method: ClassVar[str]
 
 
-OPERATIONS: dict[tuple[str, str], Operation] = {
-    ("POST", "/v1/chat/completions"): Operation(
-        "Answer a conversation", answers.ChatCompletion, ChatCompletionRequest, streams=True
-    ),
-    ("POST", "/v1/completions"): Operation(
-        "Continue prompts", answers.Completion, CompletionRequest, streams=True
-    ),
-    ("POST", "/v1/responses"): Operation(
-        "Answer a conversation; nothing is stored",
-        answers.ResponseObject,
-        ResponsesRequest,
-        streams=True,
-    ),
-    ("POST", "/v1/messages"): Operation(
-        "Answer a conversation, as Anthropic does",
-        anthropic.Message,
-        MessagesRequest,
-        streams=True,
-        error=anthropic.AnthropicErrorAnswer,
-    ),
-    ("POST", "/v1/messages/count_tokens"): Operation(
-        "Count a conversation's tokens",
-        anthropic.TokenCount,
-        CountTokensRequest,
-        error=anthropic.AnthropicErrorAnswer,
-    ),
-    ("POST", "/v1/embeddings"): Operation(
-        "Embed texts; needs --enable-embeddings", answers.EmbeddingList, EmbeddingRequest
-    ),
-    ("GET", "/v1/models"): Operation("List the model's names", answers.ModelList),
-    ("GET", "/v1/models/{model}"): Operation("Tell of one name", answers.ModelCard),
-    ("POST", "/tokenize"): Operation("Text to token ids", answers.Tokens, TokenizeRequest),
-    ("POST", "/detokenize"): Operation("Token ids to text", answers.Text, DetokenizeRequest),
-    ("GET", "/version"): Operation("The server's version", answers.Version),
-    ("GET", "/load"): Operation("Requests that are being answered", answers.Load),
-    ("GET", "/metrics"): Operation("Figures for Prometheus", None),
-    ("GET", "/health"): Operation("May requests be sent here?", answers.Status),
-    ("GET", "/health/ready"): Operation("May requests be sent here?", answers.Status),
-    ("GET", "/health/live"): Operation("Does anybody answer?", answers.Status),
-    ("GET", "/ping"): Operation("May requests be sent here?", answers.Status),
-}
+class Get(Operation):
+    method = "GET"
 
 
-async def openapi(request: Request) -> Response:
-    settings = serving_of(request).settings
-    return JSONResponse(document(settings.served_model_names, bool(settings.api_keys)))
+class Post(Operation):
+    method = "POST"
+
+
+def openapi_route(operations: tuple[Operation, ...]) -> Route:
+    async def openapi(request: Request) -> Response:
+        settings = serving_of(request).settings
+        names, wants_key = settings.served_model_names, bool(settings.api_keys)
+        return JSONResponse(document(operations, names, wants_key))
+
+    return Route("/openapi.json", openapi, methods=["GET"])
 
 
 @cache
-def document(model_names: Sequence[str], wants_key: bool) -> dict[str, Any]:
+def document(
+    operations: tuple[Operation, ...], model_names: tuple[str, ...], wants_key: bool
+) -> dict[str, Any]:
     """OpenAPI 3.1, for a server that has models of these names."""
-    schemas = _schemas(list(model_names))
+    schemas = _schemas(operations, list(model_names))
     paths: dict[str, dict[str, Any]] = {}
-    for (method, path), operation in OPERATIONS.items():
-        paths.setdefault(path, {})[method.lower()] = _operation(operation, path, model_names)
+    for operation in operations:
+        path = operation.path.replace(":path", "")
+        described = _operation(operation, path, model_names)
+        paths.setdefault(path, {})[operation.method.lower()] = described
     key = {"type": "http", "scheme": "bearer"}
     return {
         "openapi": "3.1.0",
@@ -144,10 +120,10 @@ def _json(*models: type[BaseModel]) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-def _schemas(model_names: list[str]) -> dict[str, Any]:
-    bodies = [item.body for item in OPERATIONS.values() if item.body is not None]
-    found = [item.answer for item in OPERATIONS.values() if item.answer is not None]
-    errors = [item.error for item in OPERATIONS.values()]
+def _schemas(operations: tuple[Operation, ...], model_names: list[str]) -> dict[str, Any]:
+    bodies = [item.body for item in operations if item.body is not None]
+    found = [item.answer for item in operations if item.answer is not None]
+    errors = [item.error for item in operations]
     models: list[type[BaseModel]] = [*bodies, *dict.fromkeys(found), *dict.fromkeys(errors)]
     _, combined = models_json_schema([(m, "validation") for m in models], ref_template=_REF)
     schemas: dict[str, Any] = combined["$defs"]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import cast
@@ -128,6 +128,11 @@ def _parsers(tokenizer: Tokenizer, settings: ServerSettings) -> Parsers:
 
 def serving_of(request: Request) -> Serving:
     return request.app.state.serving
+
+
+async def aside[**P, T](long: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What ``work`` returns; ``long`` work is done beside the event loop."""
+    return await asyncio.to_thread(work, *args, **kwargs) if long else work(*args, **kwargs)
 
 
 async def _merge(

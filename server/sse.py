@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from server.disconnect import cancel, wait_for_disconnect
-from server.errors import DeadlineExceededError, error_body, log_unexpected
+from server.errors import ClientGoneError, DeadlineExceededError, error_body, log_unexpected
 from server.responses import encode_json
 
 PING = b": ping\n\n"
@@ -39,14 +39,12 @@ class EventStream(Response):
     media_type = "text/event-stream"
     end = DONE
 
-    def __init__(
-        self, events: AsyncGenerator[list[Any]], *, request_id: str, ping_interval_s: float
-    ):
+    def __init__(self, events: AsyncGenerator[list[Any]], *, ping_interval_s: float):
         self.status_code = 200
         self.background = None
         self.body = b""
         self._events = events
-        self._request_id = request_id
+        self._request_id = ""
         self._ping_interval_s = ping_interval_s
         self._started = False
         self._last_sent = 0.0
@@ -54,17 +52,19 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request_id = scope["state"]["request_id"]
         async with aclosing(self._events):
-            deadline = scope.get("state", {}).get("deadline")
-            writer = asyncio.create_task(self._write(send, deadline))
+            writer = asyncio.create_task(self._write(send, scope["state"].get("deadline")))
             pinger = asyncio.create_task(self._ping(send))
             watcher = asyncio.create_task(wait_for_disconnect(receive))
             try:
                 await asyncio.wait((writer, watcher), return_when=asyncio.FIRST_COMPLETED)
                 if writer.done():
                     writer.result()
+                    return
             finally:
                 await cancel(writer, pinger, watcher)
+        await self._fail(send, ClientGoneError())
 
     async def _write(self, send: Send, deadline: float | None) -> None:
         timeout = asyncio.timeout_at(deadline)
@@ -74,15 +74,17 @@ class EventStream(Response):
                     await self._send(send, b"".join(map(self.encode, events)))
         except Exception as raised:
             late = DeadlineExceededError("The request took longer than it was given.")
-            error = late if timeout.expired() else raised
-            if not self._started:
-                self._last_sent = math.inf  # no ping may start a response now
-                raise error from None
-            log_unexpected(error, self._request_id)
-            last = self.failure(error_body(error, self._request_id))
-            await self._send(send, last, more=False)
+            await self._fail(send, late if timeout.expired() else raised)
         else:
             await self._send(send, self.end, more=False)
+
+    async def _fail(self, send: Send, error: Exception) -> None:
+        if not self._started:
+            self._last_sent = math.inf  # no ping may start a response now
+            raise error from None
+        log_unexpected(error, self._request_id)
+        last = self.failure(error_body(error, self._request_id))
+        await self._send(send, last, more=False)
 
     def encode(self, event: Any) -> bytes:
         return sse_event(event)

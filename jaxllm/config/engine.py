@@ -11,8 +11,9 @@ from jaxllm.config.scheduling import POLICY_NAMES, SchedulingConfig
 from jaxllm.errors import ConfigError
 
 
-def flag(default: Any, help: str, *, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def flag(default: Any, help: str, *, secret: bool = False, **metadata: Any) -> Any:
+    """A field that is a flag. ``choices``: its values; ``flag``: its name where that is another."""
+    return field(default=default, repr=not secret, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

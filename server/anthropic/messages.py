@@ -1,6 +1,5 @@
 """POST /v1/messages and /v1/messages/count_tokens."""
 
-import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -11,14 +10,13 @@ from server.anthropic.draft import MessageDraft
 from server.anthropic.errors import anthropic_error
 from server.anthropic.schemas import CountTokensRequest, MessagesRequest
 from server.disconnect import unless_disconnected
-from server.errors import request_id_of
 from server.limits import num_prompt_tokens
 from server.openai.conversation import LONG_CHARS, render
 from server.openai.stream import about
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
-from server.serving import serving_of
+from server.serving import aside, serving_of
 from server.sse import EventStream, named_event
 from server.turns import Turns
 
@@ -54,7 +52,6 @@ async def messages(request: Request) -> Response:
     if body.stream:
         return MessageStream(
             draft.events(outputs),
-            request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
     return JSONResponse(await unless_disconnected(request.receive, draft.answer(outputs)))
@@ -66,10 +63,7 @@ async def count_tokens(request: Request) -> Response:
     prompt = await render(template_messages(body), template_options(body), serving)
     tokenizer = serving.client.tokenizer
     with serving.gate.admit(1, num_prompt_tokens([prompt])):
-        if len(prompt) > LONG_CHARS:
-            ids = await asyncio.to_thread(tokenizer.encode, prompt, False)
-        else:
-            ids = tokenizer.encode(prompt, False)
+        ids = await aside(len(prompt) > LONG_CHARS, tokenizer.encode, prompt, False)
     return JSONResponse({"input_tokens": len(ids)})
 
 

@@ -1,26 +1,23 @@
 """What the command line says to the clients: the one definition of their flags and help."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from jaxllm.config.engine import flag
 from jaxllm.errors import ConfigError
-
-
-def _flag(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatOptions:
     """Of ``jaxllm chat``. None is not sent: the server's own default holds."""
 
-    url: str | None = _flag(None, "talk to this server; MODEL is then the name it serves")
-    system: str | None = _flag(None, "system prompt")
-    temperature: float | None = _flag(None, "0 for the most likely token, always")
-    top_p: float | None = _flag(None, "choose among the likeliest that have this share together")
-    top_k: int | None = _flag(None, "choose among so many of the likeliest")
-    min_p: float | None = _flag(None, "choose among those this likely, next to the likeliest")
-    max_tokens: int | None = _flag(None, "longest answer")
+    url: str | None = flag(None, "talk to this server; MODEL is then the name it serves")
+    system: str | None = flag(None, "system prompt")
+    temperature: float | None = flag(None, "0 for the most likely token, always")
+    top_p: float | None = flag(None, "choose among the likeliest that have this share together")
+    top_k: int | None = flag(None, "choose among so many of the likeliest")
+    min_p: float | None = flag(None, "choose among those this likely, next to the likeliest")
+    max_tokens: int | None = flag(None, "longest answer")
 
     def fields(self) -> dict[str, Any]:
         names = ("temperature", "top_p", "top_k", "min_p", "max_tokens")
@@ -32,9 +29,9 @@ class ChatOptions:
 class BatchOptions:
     """Of ``jaxllm run-batch``. Raises ConfigError."""
 
-    url: str | None = _flag(None, "send the requests to this server instead")
-    max_concurrency: int = _flag(256, "requests at once")
-    served_model_names: tuple[str, ...] = _flag(
+    url: str | None = flag(None, "send the requests to this server instead")
+    max_concurrency: int = flag(256, "requests at once")
+    served_model_names: tuple[str, ...] = flag(
         (),
         "what the requests call a local model; default: MODEL as given",
         flag="served-model-name",

@@ -10,7 +10,6 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jaxllm.errors import AuthenticationError
-from server.errors import error_response
 
 OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 ANYBODY = ""  # the tenant of requests without a key
@@ -28,20 +27,12 @@ class AuthMiddleware:
         self._tenants = {_digest(key.encode()): tenant_of(key) for key in api_keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        tenant: str | AuthenticationError = ANYBODY
-        if self._tenants and scope["path"] not in self._open_paths:
-            tenant = self._tenant(_credentials(Headers(scope=scope)))
-        if isinstance(tenant, AuthenticationError):
-            response = error_response(tenant, scope["state"]["request_id"])
-            await response(scope, receive, send)
-            return
-        scope["state"]["tenant"] = tenant
+        needs_key = self._tenants and scope["path"] not in self._open_paths
+        values = _credentials(Headers(scope=scope))
+        scope["state"]["tenant"] = self._tenant(values) if needs_key else ANYBODY
         await self._app(scope, receive, send)
 
-    def _tenant(self, values: list[str]) -> str | AuthenticationError:
+    def _tenant(self, values: list[str]) -> str:
         scheme, _, key = values[0].partition(" ") if len(values) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not key:
             error = AuthenticationError(
@@ -49,10 +40,12 @@ class AuthMiddleware:
                 "Authorization: Bearer YOUR_KEY."
             )
             error.code = None
-            return error
+            raise error
         given = _digest(key.strip().encode("latin-1"))
         found = [name for own, name in self._tenants.items() if hmac.compare_digest(given, own)]
-        return found[0] if found else AuthenticationError("Incorrect API key provided.")
+        if not found:
+            raise AuthenticationError("Incorrect API key provided.")
+        return found[0]
 
 
 def _credentials(headers: Headers) -> list[str]:

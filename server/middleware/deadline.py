@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jaxllm.errors import InvalidRequestError
-from server.errors import DeadlineExceededError, error_response
+from server.errors import DeadlineExceededError
 
 HEADER = "x-request-timeout-ms"
 
@@ -24,19 +24,13 @@ class DeadlineMiddleware:
         self._timeout_s = request_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id: str = scope["state"]["request_id"]
         given = Headers(scope=scope).get(HEADER)
         if given is not None and not re.fullmatch(r"0{0,9}[1-9][0-9]{0,9}", given):
-            error = InvalidRequestError(
+            raise InvalidRequestError(
                 f"The header {HEADER} must be a whole number of milliseconds above 0.",
                 param=HEADER,
                 code="invalid_value",
             )
-            await error_response(error, request_id)(scope, receive, send)
-            return
         timeout_s = self._timeout_s if given is None else min(self._timeout_s, int(given) / 1000)
         scope["state"]["deadline"] = asyncio.get_running_loop().time() + timeout_s
         try:
@@ -45,8 +39,7 @@ class DeadlineMiddleware:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            error = DeadlineExceededError("The request took longer than it was given.")
-            await error_response(error, request_id)(scope, receive, send)
+            raise DeadlineExceededError("The request took longer than it was given.") from None
 
 
 def _until_begun(send: Send, timeout: asyncio.Timeout) -> Send:

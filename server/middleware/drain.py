@@ -3,7 +3,6 @@
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.drain import Drain
-from server.errors import error_response
 
 
 class DrainMiddleware:
@@ -14,12 +13,9 @@ class DrainMiddleware:
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        refusal = self._drain.refusal
-        if refusal is not None:
-            await error_response(refusal, scope["state"]["request_id"])(scope, receive, send)
-            return
+        self._drain.check()
         with self._drain.request():
             await self._app(scope, receive, send)

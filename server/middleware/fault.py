@@ -1,6 +1,5 @@
-"""The last net: an error that nobody foresaw is logged once and answered with a plain 500.
-
-Starlette's own net would raise it again after answering, to be logged a second time.
+"""Answers what other middleware refuses. The last net, too: an error that nobody foresaw is logged
+once and answered with a plain 500; Starlette's own net would raise it again, to be logged twice.
 """
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,9 +12,6 @@ class FaultMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         started = False
 
         async def send_noting(message: Message) -> None:

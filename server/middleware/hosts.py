@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import HostNotAllowedError, error_response
+from server.errors import HostNotAllowedError
 
 
 class HostMiddleware:
@@ -24,15 +24,12 @@ class HostMiddleware:
         self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._any:
-            host = _name_in(Headers(scope=scope).get("host", ""))
-            if not self._accepts(host):
-                error = HostNotAllowedError(
-                    f"This server does not go by the name {host[:64]!r}. Its operator can allow it "
-                    "with --allowed-hosts."
-                )
-                await error_response(error, scope["state"]["request_id"])(scope, receive, send)
-                return
+        host = _name_in(Headers(scope=scope).get("host", ""))
+        if not self._any and not self._accepts(host):
+            raise HostNotAllowedError(
+                f"This server does not go by the name {host[:64]!r}. Its operator can allow it "
+                "with --allowed-hosts."
+            )
         await self._app(scope, receive, send)
 
     def _accepts(self, host: str) -> bool:

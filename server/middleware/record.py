@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import CLIENT_CLOSED_REQUEST
+from server.errors import ClientGoneError
 from server.record import RequestRecord
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"})
@@ -24,9 +24,6 @@ class RecordMiddleware:
         self._watchers = watchers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers = Headers(scope=scope)
         record = RequestRecord(
             request_id=scope["state"]["request_id"],
@@ -45,7 +42,7 @@ class RecordMiddleware:
         try:
             await self._app(scope, receive, send_noting)
         finally:
-            record.status = record.status or CLIENT_CLOSED_REQUEST
+            record.status = record.status or ClientGoneError.status
             record.tenant = scope["state"].get("tenant", "")
             record.finish()
             for watch in self._watchers:

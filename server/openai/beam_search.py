@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxllm.sampling_params import MAX_BEAM_WIDTH
-from server.openai.fields import absent, both, conflict, either, off
+from server.openai.fields import conflict, either, off
 
 # A beam search goes by the model's own probabilities, and knows its answers at its end. These
 # fields would change them, or ask for something on the way; here are the values that do not.
@@ -36,30 +36,24 @@ _NEUTRAL: dict[str, tuple[float | bool, ...]] = {
 }
 
 
-def _without_beams() -> dict[str, Any]:
-    return both(off("use_beam_search"), absent("best_of"))
-
-
 def _with_beams() -> dict[str, Any]:
     fields: dict[str, Any] = {name: {"enum": [*some, None]} for name, some in _NEUTRAL.items()}
-    fields["n"] = {"anyOf": [{"type": "null"}, {"maximum": MAX_BEAM_WIDTH}]}
+    widths = {"anyOf": [{"type": "null"}, {"maximum": MAX_BEAM_WIDTH}]}
+    fields |= {"n": widths, "best_of": widths}
     fields["max_tokens"] = {"anyOf": [{"type": "null"}, {"minimum": 1}]}
     return {"properties": fields}
 
 
-SCHEMA = either(_without_beams(), _with_beams())
+SCHEMA = either(off("use_beam_search"), _with_beams())
 
 
-def check(use_beam_search: bool, n: int, best_of: int | None, fields: Mapping[str, Any]) -> None:
-    """``fields``: all of a request's. Raises for those that do not go together."""
-    if not use_beam_search:
-        if best_of is not None:
-            raise conflict("best_of", "it is the width of a beam search; without one use n")
-        return
-    if n > MAX_BEAM_WIDTH:
-        raise conflict("n", f"a beam search is at most {MAX_BEAM_WIDTH} wide")
-    if best_of is not None and best_of < n:
-        raise conflict("best_of", "the width of the beam search must not be less than n")
+def check(width: int, fields: Mapping[str, Any]) -> None:
+    """``fields``: all of a request's that asks for a beam search. Raises for those that cannot go
+    with it.
+    """
+    if width > MAX_BEAM_WIDTH:
+        name = "n" if fields["best_of"] is None else "best_of"
+        raise conflict(name, f"a beam search is at most {MAX_BEAM_WIDTH} wide")
     if fields.get("max_tokens") == 0:
         raise conflict("max_tokens", "a beam search generates at least one token")
     for name, neutral in _NEUTRAL.items():

@@ -10,10 +10,9 @@ from starlette.responses import Response
 from jaxllm.outputs import CompletionOutput, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import unless_disconnected
-from server.errors import request_id_of
 from server.openai.conversation import render
 from server.openai.logprobs import chat_logprobs, prompt_logprobs
-from server.openai.reply import Reply, finish_reason
+from server.openai.reply import Reply, best, finish_reason
 from server.openai.said import delta_of, message_of
 from server.openai.schemas import ChatCompletionRequest
 from server.openai.stream import Choice, Outputs, about, stream_chunks
@@ -61,7 +60,6 @@ async def chat_completions(request: Request) -> Response:
     if body.stream:
         return EventStream(
             _chunks(outputs, reply, body, turns, serving.client.tokenizer),
-            request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
     answer = _answer(outputs, reply, body, turns, serving.client.tokenizer)
@@ -81,7 +79,7 @@ async def _answer(
         async for index, output in outputs:
             reply.usage.add(index, output)
             scored_prompt = prompt_logprobs(output.prompt_logprobs)
-            for completion in output.outputs:
+            for completion in best(output.outputs, body.num_choices):
                 message = message_of(turns.read(completion.index, completion))
                 taps = completion.taps
                 choices.append(
@@ -151,7 +149,7 @@ def _reason(completion: CompletionOutput, turns: Turns, index: int) -> str | Non
 def _logprobs(
     completion: CompletionOutput, body: ChatCompletionRequest, tokenizer: Tokenizer
 ) -> dict[str, Any] | None:
-    if completion.logprobs is None:
+    if not body.logprobs or completion.logprobs is None:
         return None
     num_top = body.top_logprobs or 0
     return chat_logprobs(completion.token_ids, completion.logprobs, num_top, tokenizer)

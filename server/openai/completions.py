@@ -10,9 +10,8 @@ from starlette.responses import Response
 from jaxllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.disconnect import unless_disconnected
-from server.errors import request_id_of
 from server.openai.logprobs import CompletionLogprobs, prompt_logprobs
-from server.openai.reply import Reply, finish_reason
+from server.openai.reply import Reply, best, finish_reason
 from server.openai.schemas import CompletionRequest
 from server.openai.stream import Choice, Outputs, stream_chunks
 from server.openai.taps import taps_object
@@ -42,7 +41,6 @@ async def completions(request: Request) -> Response:
     if body.stream:
         return EventStream(
             _chunks(outputs, reply, body, choices),
-            request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
     answer = _answer(outputs, reply, body, choices)
@@ -118,7 +116,8 @@ async def _answer(
         async for prompt_index, output in outputs:
             reply.usage.add(prompt_index, output)
             base = prompt_index * body.num_choices
-            done += [choices.whole(base + c.index, output, c) for c in output.outputs]
+            some = best(output.outputs, body.num_choices)
+            done += [choices.whole(base + c.index, output, c) for c in some]
     done.sort(key=lambda choice: choice["index"])
     return reply.with_choices(done, usage=reply.usage.as_object(), system_fingerprint=None)
 

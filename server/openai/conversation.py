@@ -1,6 +1,5 @@
 """Messages, and how the model's own template writes them as one prompt."""
 
-import asyncio
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -26,7 +25,7 @@ from server.openai.fields import (
     tool_choice_field,
 )
 from server.openai.json_text import parse_json
-from server.serving import Serving
+from server.serving import Serving, aside
 from server.tool_choice import ToolChoice
 
 LONG_CHARS = 20_000  # beyond it, rendering or encoding would hold up the event loop
@@ -184,9 +183,7 @@ async def render(
         return tokenizer.apply_chat_template(told, **arguments)
 
     try:
-        if _may_be_long(messages, options.tools):
-            return await asyncio.to_thread(written)
-        return written()
+        return await aside(_may_be_long(messages, options.tools), written)
     except InvalidRequestError as error:
         if error.param == "messages":
             error.param = param

@@ -1,6 +1,5 @@
 """POST /v1/embeddings: the final hidden state of each input's last token, of length 1."""
 
-import asyncio
 import base64
 import sys
 from array import array
@@ -22,7 +21,7 @@ from server.openai.stream import Outputs, about
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
-from server.serving import serving_of
+from server.serving import aside, serving_of
 
 MAX_NUMBERS = 2**22  # in one answer: about eighty megabytes of JSON
 _LONG_NUMBERS = 100_000  # beyond it, writing them would hold up the event loop
@@ -70,9 +69,7 @@ async def embeddings(request: Request) -> Response:
     )
     answer = _answer(outputs, body, len(inputs))
     whole = await unless_disconnected(request.receive, answer)
-    if len(inputs) * size > _LONG_NUMBERS:
-        return await asyncio.to_thread(JSONResponse, whole)
-    return JSONResponse(whole)
+    return await aside(len(inputs) * size > _LONG_NUMBERS, JSONResponse, whole)
 
 
 async def _answer(outputs: Outputs, body: EmbeddingRequest, count: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What all objects of one answer share: its id, its time, its model, its usage."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -69,3 +70,15 @@ def finish_reason(choice: CompletionOutput) -> str | None:
     if choice.finish_reason in (None, "stop", "length"):
         return choice.finish_reason
     raise RequestFailedError(f"The request did not run to its end ({choice.finish_reason}).")
+
+
+def best(completions: Sequence[CompletionOutput], count: int) -> Sequence[CompletionOutput]:
+    """The ``count`` whose tokens were the most likely on average, numbered anew."""
+    if len(completions) <= count:
+        return completions
+
+    def score(completion: CompletionOutput) -> float:
+        return (completion.cumulative_logprob or 0.0) / max(1, len(completion.token_ids))
+
+    ranked = sorted(completions, key=score, reverse=True)
+    return [replace(completion, index=i) for i, completion in enumerate(ranked[:count])]

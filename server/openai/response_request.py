@@ -110,13 +110,7 @@ class FunctionTool(RequestObject):
 
     def as_object(self) -> dict[str, Any]:
         """As an answer shows it again."""
-        return {
-            "type": "function",
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-            "strict": self.strict,
-        }
+        return self.model_dump(include=set(type(self).model_fields))
 
     def as_template_tool(self) -> dict[str, Any]:
         """As chat completions have it, and so templates."""

@@ -7,7 +7,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.disconnect import unless_disconnected
-from server.errors import request_id_of
 from server.openai.conversation import render
 from server.openai.response_object import Event, ResponseDraft
 from server.openai.response_request import ResponsesRequest
@@ -45,7 +44,6 @@ async def responses(request: Request) -> Response:
         return ResponseStream(
             draft,
             draft.events(outputs),
-            request_id=request_id_of(request),
             ping_interval_s=serving.settings.ping_interval_s,
         )
     return JSONResponse(await unless_disconnected(request.receive, draft.answer(outputs)))
@@ -57,14 +55,9 @@ class ResponseStream(EventStream):
     end = b""
 
     def __init__(
-        self,
-        draft: ResponseDraft,
-        events: AsyncGenerator[list[Event]],
-        *,
-        request_id: str,
-        ping_interval_s: float,
+        self, draft: ResponseDraft, events: AsyncGenerator[list[Event]], *, ping_interval_s: float
     ):
-        super().__init__(events, request_id=request_id, ping_interval_s=ping_interval_s)
+        super().__init__(events, ping_interval_s=ping_interval_s)
         self._draft = draft
 
     def encode(self, event: Any) -> bytes:

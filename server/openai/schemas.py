@@ -4,6 +4,7 @@ Names are OpenAI's, or vLLM's where OpenAI has none. Null means "not given" ever
 strict: no booleans, no strings, no NaN. Unknown fields are kept in ``model_extra``.
 """
 
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -12,7 +13,6 @@ from pydantic_core import PydanticCustomError
 from jaxllm.config.limits import MAX_N
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.sampling_params import (
-    MAX_BEAM_WIDTH,
     MAX_STOP_TOKEN_IDS,
     MIN_REPETITION_PENALTY,
     BeamSearchParams,
@@ -144,7 +144,7 @@ class SamplingRequest(ModelRequest):
         return self
 
     def _sampling_params(self, **overrides: Any) -> SamplingParams:
-        given = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        given = {name: getattr(self, name) for name in _SHARED}
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
         )
@@ -162,30 +162,7 @@ class SamplingRequest(ModelRequest):
         return found
 
 
-_SAMPLING_FIELDS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logit_bias",
-    "allowed_token_ids",
-    "bad_words",
-    "stop",
-    "stop_token_ids",
-    "ignore_eos",
-    "min_tokens",
-    "skip_special_tokens",
-    "include_stop_str_in_output",
-    "attention_params",
-    "taps",
-    "tap_positions",
-)
-
-
+_SHARED = SamplingRequest.model_fields.keys() & {field.name for field in fields(SamplingParams)}
 _ALONE = {"properties": {"stream": {"enum": [False, None]}, "n": {"enum": [1, None]}}}
 
 
@@ -206,7 +183,7 @@ class GenerationRequest(SamplingRequest):
     max_tokens: Count | None = None
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     use_beam_search: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_BEAM_WIDTH)] | None = None  # beams; default: n
+    best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None  # beams, or drawn; default: n
     prompt_logprobs: LogprobCount | None = None
     response_format: ResponseFormat | None = None
 
@@ -216,10 +193,13 @@ class GenerationRequest(SamplingRequest):
             raise conflict("stream_options", "it is only allowed when stream is true")
         if self.stream and self.prompt_logprobs is not None:
             raise conflict("prompt_logprobs", "it is not available when stream is true")
-        beam_search.check(
-            self.use_beam_search is True, self.num_choices, self.best_of, self.__dict__
-        )
-        check_alone(self.taps, None, self.num_choices)
+        if self.num_sequences < self.num_choices:
+            raise conflict("best_of", "it must not be less than n")
+        if self.stream and self.num_sequences > self.num_choices:
+            raise conflict("best_of", "the best are known at the end, so stream must be false")
+        if self.use_beam_search:
+            beam_search.check(self.num_sequences, self.__dict__)
+        check_alone(self.taps, None, self.num_sequences)
         return self
 
     def _structured_outputs(self) -> list[StructuredOutputsParams]:
@@ -235,7 +215,7 @@ class GenerationRequest(SamplingRequest):
 
     @property
     def num_sequences(self) -> int:
-        """That run at once for each prompt."""
+        """That run at once for each prompt, of which the best are told."""
         return self.num_choices if self.best_of is None else self.best_of
 
     def beam_search_params(self, params: SamplingParams) -> BeamSearchParams | None:
@@ -250,9 +230,12 @@ class GenerationRequest(SamplingRequest):
             include_stop_str_in_output=params.include_stop_str_in_output,
         )
 
-    def _choice_params(self, **overrides: Any) -> SamplingParams:
+    def _choice_params(self, *, logprobs: int | None, **overrides: Any) -> SamplingParams:
         own: dict[str, Any] = {"n": self.num_choices, "prompt_logprobs": self.prompt_logprobs}
-        return self._sampling_params(**own | overrides)
+        if not self.use_beam_search and self.num_sequences > self.num_choices:
+            own["n"] = self.num_sequences
+            logprobs = logprobs or 0  # they tell which are the best
+        return self._sampling_params(**own | overrides, logprobs=logprobs)
 
 
 class CompletionRequest(GenerationRequest):
@@ -276,12 +259,12 @@ class CompletionRequest(GenerationRequest):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError for values that do not go together."""
-        overrides: dict[str, Any] = {"logprobs": self.logprobs}
+        overrides: dict[str, Any] = {}
         if self.max_tokens is not None:
             overrides["max_tokens"] = self.max_tokens
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             overrides["prompt_logprobs"] = self.logprobs
-        return self._choice_params(**overrides)
+        return self._choice_params(logprobs=self.logprobs, **overrides)
 
 
 class ChatCompletionRequest(GenerationRequest, TemplateOptions):

@@ -78,7 +78,7 @@ class JSONSchema(RequestObject):
     strict: bool | None = None  # the schema is followed either way
 
 
-class TextFormat(RequestObject):
+class TextFormat(JSONSchema):
     """``text.format`` of /v1/responses."""
 
     model_config = ConfigDict(
@@ -86,10 +86,6 @@ class TextFormat(RequestObject):
     )
 
     type: Literal["text", "json_object", "json_schema"]
-    name: Annotated[str, Field(max_length=64)] | None = None
-    description: str | None = None
-    schema_: Annotated[Schema | None, Field(alias="schema")] = None
-    strict: bool | None = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> Self:
@@ -99,11 +95,7 @@ class TextFormat(RequestObject):
 
     def params(self, param: str) -> StructuredOutputsParams | None:
         """None for plain text. Raises InvalidRequestError."""
-        if self.type == "text":
-            return None
-        if self.type == "json_object":
-            return StructuredOutputsParams(json_object=True, param=param)
-        return StructuredOutputsParams(json=self.schema_, param=param, closes=True)
+        return _format_params(self.type, self, param)
 
 
 class ResponseFormat(RequestObject):
@@ -134,12 +126,15 @@ class ResponseFormat(RequestObject):
         if self.type == "structural_tag":
             tag = {"structures": self.structures or [], "triggers": self.triggers or []}
             return StructuredOutputsParams(structural_tag=tag, param=param)
-        if self.type == "json_schema" and self.json_schema is not None:
-            schema = self.json_schema.schema_
-            return StructuredOutputsParams(json=schema, param=param, closes=True)
-        if self.type == "json_object":
-            return StructuredOutputsParams(json_object=True, param=param)
-        return None
+        return _format_params(self.type, self.json_schema, param)
+
+
+def _format_params(
+    kind: str, schema: JSONSchema | None, param: str
+) -> StructuredOutputsParams | None:
+    if kind == "json_schema" and schema is not None:
+        return StructuredOutputsParams(json=schema.schema_, param=param, closes=True)
+    return StructuredOutputsParams(json_object=True, param=param) if kind == "json_object" else None
 
 
 def guided_params(

@@ -1,6 +1,5 @@
 """POST /tokenize and /detokenize, in vLLM's shapes."""
 
-import asyncio
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -16,7 +15,7 @@ from server.openai.fields import RequestBody, TokenIds, absent, both, conflict, 
 from server.openai.validation import read_request
 from server.record import record_of
 from server.responses import JSONResponse
-from server.serving import Serving, serving_of
+from server.serving import aside, serving_of
 
 _LONG_IDS = 5_000  # beyond it, decoding would hold up the event loop
 
@@ -55,7 +54,6 @@ class DetokenizeRequest(RequestBody):
 async def tokenize(request: Request) -> Response:
     body = await read_request(request, TokenizeRequest)
     serving = serving_of(request)
-    _check_model(serving, body.model)
     text, adds = body.prompt, body.add_special_tokens is not False
     if body.messages is not None:
         messages = [message.as_template_message() for message in body.messages]
@@ -67,10 +65,7 @@ async def tokenize(request: Request) -> Response:
     # It takes no place, but it takes time.
     with serving.gate.admit(1, num_prompt_tokens([text]), tenant):
         arguments = (tokenizer, text, adds, bool(body.return_token_strs))
-        if len(text) > LONG_CHARS:
-            tokens, strings = await asyncio.to_thread(_encode, *arguments)
-        else:
-            tokens, strings = _encode(*arguments)
+        tokens, strings = await aside(len(text) > LONG_CHARS, _encode, *arguments)
     return JSONResponse(
         {
             "count": len(tokens),
@@ -84,13 +79,10 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     body = await read_request(request, DetokenizeRequest)
     serving = serving_of(request)
-    _check_model(serving, body.model)
     _check_ids(body.tokens, serving.client.info.vocab_size)
     with serving.gate.admit(1, len(body.tokens), record_of(request).tenant):
-        if len(body.tokens) > _LONG_IDS:
-            text = await asyncio.to_thread(_decode, serving.client.tokenizer, body.tokens)
-        else:
-            text = _decode(serving.client.tokenizer, body.tokens)
+        long = len(body.tokens) > _LONG_IDS
+        text = await aside(long, _decode, serving.client.tokenizer, body.tokens)
     return JSONResponse({"prompt": text})
 
 
@@ -103,11 +95,6 @@ def _encode(
 
 def _decode(tokenizer: Tokenizer, token_ids: list[int]) -> str:
     return tokenizer.decode(token_ids, skip_special_tokens=False)
-
-
-def _check_model(serving: Serving, model: str | None) -> None:
-    if model is not None:
-        serving.check_model(model)
 
 
 def _check_ids(token_ids: list[int], vocab_size: int) -> None:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from jaxllm.errors import InvalidRequestError
 from server.errors import UnsupportedMediaTypeError
-from server.openai.fields import TAG, ModelRequest, RequestBody
+from server.openai.fields import TAG, RequestBody
 from server.openai.json_text import parse_json
 from server.openai.schemas import GenerationRequest
 from server.record import record_of
@@ -58,9 +58,10 @@ async def read_request[T: RequestBody](request: Request, schema: type[T]) -> T:
         parsed = schema.model_validate(body)
     except ValidationError as error:
         raise to_invalid_request(error) from None
-    if isinstance(parsed, ModelRequest):
-        record_of(request).model = parsed.model
-        serving.check_model(parsed.model)
+    model: str | None = getattr(parsed, "model", None)
+    if model is not None:
+        record_of(request).model = model
+        serving.check_model(model)
     if isinstance(parsed, GenerationRequest):
         _check_choices(parsed.num_sequences, serving.settings.max_n)
     unknown = parsed.model_extra or {}

@@ -17,9 +17,7 @@ async def ready(request: Request) -> Response:
     ``engine_unavailable`` with the reason.
     """
     serving = serving_of(request)
-    refusal = serving.drain.refusal
-    if refusal is not None:
-        raise refusal
+    serving.drain.check()
     reason = serving.client.unready_because
     if reason is not None:
         raise EngineDeadError(reason)

@@ -60,6 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_body_bytes = 0
         self._stopped_by: JaxLLMError | None = None
         self._proposes_upgrade = False
+        self._half_closed = False
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -114,6 +115,19 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(head_too_large(self._limits))
         elif self._phase is Phase.BODY and self._num_wire_bytes > self._limits.max_wire_bytes:
             self._refuse(body_too_large(self._limits))  # nothing but framing
+
+    @override
+    def eof_received(self) -> bool:
+        """Whoever has asked may hear the end of it, though it looks as if it had gone.
+
+        Returns whether the connection stays open for that.
+        """
+        if self._phase not in (Phase.ANSWER, Phase.LAST):
+            return False
+        self._half_closed = True
+        self.cycle.keep_alive = False
+        self.cycle.message_event.set()  # wakes who waits for the client to go
+        return True
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -188,8 +202,18 @@ class GuardedProtocol(HttpToolsProtocol):
     @override
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         async def watched(scope: Any, receive: Any, send: Any) -> None:
+            whole = False
+
+            async def receive_until_closed() -> Any:
+                nonlocal whole
+                message = {} if whole and self._half_closed else await receive()
+                if whole and self._half_closed:
+                    return {"type": "http.disconnect"}
+                whole = not message.get("more_body", False)
+                return message
+
             try:
-                await app(scope, receive, send)
+                await app(scope, receive_until_closed, send)
             finally:
                 self.loop.call_soon(self._watch_writes)
 

@@ -1,4 +1,4 @@
-// What was asked of answers. Knobs that were not touched are not sent: the server's defaults hold.
+// What was asked of answers. Knobs that are empty are not sent: the server's defaults hold.
 
 const STORE = "jaxllm-knobs";
 const KEY = "jaxllm-key"; // in the session's storage: it is gone with the tab
@@ -69,7 +69,7 @@ export class Knobs {
 
   #restore() {
     const values = JSON.parse(sessionStorage.getItem(STORE) ?? "{}");
-    for (const input of this.#numbers()) input.value = values[input.name] ?? "";
+    for (const input of this.#numbers()) input.value = values[input.name] ?? input.defaultValue;
     this.#form.elements.system.value = values.system ?? "";
     this.#form.elements.colour.checked = values.colour ?? true;
   }

@@ -59,10 +59,9 @@ async function answer() {
   }
   const length = talk.length;
   if (current.text) talk.push({ role: "assistant", content: current.text });
-  view.end(current.figures(), current.failure?.message, [
-    ["Copy", (button) => copy(current.text, button)],
-    ["Again", () => again(talk, length, view)],
-  ]);
+  const actions = [["Again", () => again(talk, length, view)]];
+  if (current.text) actions.unshift(["Copy", (button) => copy(current.text, button)]);
+  view.end(current.figures(), current.failure?.message, actions);
   if (current.failure?.status === 401) knobs.askForKey();
 }
 

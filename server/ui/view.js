@@ -5,6 +5,8 @@ import { level, percent, visible } from "./tokens.js";
 const conversation = document.getElementById("conversation");
 const scroll = document.getElementById("scroll");
 
+const FENCE = /^ *```+ *(\w*)/; // around code
+
 function element(name, className, text = "") {
   const made = document.createElement(name);
   made.className = className;
@@ -37,6 +39,9 @@ export class AnswerView {
   #text = element("div", "text");
   #under = element("div", "under");
   #thoughts = null; // made with the first of them
+  #line = null; // the last one, if it goes on
+  #inCode = false;
+  #opens = false; // the last fence
 
   constructor() {
     this.#message.append(this.#text, this.#under);
@@ -48,14 +53,32 @@ export class AnswerView {
     growing(() => {
       for (const { text, token } of pieces) {
         this.#message.classList.replace("waiting", "running");
-        const span = element("span", token ? "token" : "", text);
-        if (token) {
-          span.dataset.p = level(token.logprob);
-          span.alternatives = token;
-        }
-        this.#text.append(span);
+        for (const part of text.split(/(?<=\n)/)) this.#addPart(part, token);
       }
     });
+  }
+
+  /** A token, or what of it stands on one line. */
+  #addPart(text, token) {
+    const span = element("span", token ? "token" : "", text);
+    if (token) {
+      span.dataset.p = level(token.logprob);
+      span.alternatives = token;
+    }
+    if (!this.#line) {
+      this.#line = element("span", this.#inCode ? "line code" : "line");
+      this.#text.append(this.#line);
+    }
+    this.#line.append(span);
+    // A fence is seen by then; one that names a language opens, whatever stands before it.
+    const [, rest] = (this.#line.childElementCount < 8 && FENCE.exec(this.#line.textContent)) || [];
+    if (rest !== undefined) {
+      this.#opens = !this.#inCode || rest !== "";
+      this.#line.className = `line fence ${this.#opens ? "first" : "last"}`;
+    }
+    if (!text.endsWith("\n")) return;
+    if (this.#line.classList.contains("fence")) this.#inCode = this.#opens;
+    this.#line = null;
   }
 
   /** Thoughts stand above the answer, folded. */

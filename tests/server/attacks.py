@@ -192,6 +192,7 @@ EDGES: dict[str, tuple[Any, ...]] = {
     "min_tokens": (0, 4, 5),
     "max_tokens": (0, 1, 4, None),
     "n": (1, 3),
+    "best_of": (None, 1, 3),
     "logprobs": (None, 0, 20),
     "prompt_logprobs": (None, 0, 20),
     "echo": (False, True),

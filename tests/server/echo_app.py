@@ -9,7 +9,8 @@ class EchoApp:
     """Answers with method, path, headers and body size, once it has read the body.
 
     Path /early answers without reading; /stream sends chunks until nobody takes them; /large is
-    100 kB; /break is as large, and raises just before its end; /hold answers nothing.
+    100 kB; /break is as large, and raises just before its end; /late takes its time; /hold answers
+    nothing.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,8 @@ class EchoApp:
                 pass
             self.num_holding -= 1
             return
+        if path == "/late":
+            await asyncio.sleep(0.05)
         names = [name.decode() for name, _ in scope["headers"]]
         body = json.dumps([scope["method"], path, size, names]).encode()
         if path in ("/large", "/break"):

@@ -19,7 +19,8 @@ REASONS = re.compile(
             "this model takes at most",
             "but there is room for",
             "must not exceed max_tokens",
-            "must not be less than n",  # of two fields, like the next three
+            "must not be less than n",  # of two fields, like the next four
+            "the best are known at the end",
             "cannot go with structured_outputs",
             "it needs logprobs to be true",  # more alternatives than schemathesis can multiply
             "prompts times n",

@@ -13,6 +13,9 @@ import uvicorn
 
 from jaxllm.async_llm import AsyncLLM
 from server.app import create_app
+from server.protocol.http import http_protocol
+from server.protocol.limits import ConnectionLimits
+from server.protocol.refusals import RefusalLog
 from server.settings import ServerSettings
 from tests.server.stepped_engine import SteppedEngine, stepped_llm
 
@@ -87,7 +90,9 @@ async def serving(tokenizer_dir: Path, **plan: Any) -> AsyncGenerator[Server]:
     """A server with room for two requests and chunks of 16 tokens, unless ``plan`` says other."""
     llm, engine = await stepped_llm(tokenizer_dir, **(PLAN | plan))
     app = create_app(llm, ServerSettings(served_model_names=("fake",)))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", lifespan="off"))
+    protocol = http_protocol(ConnectionLimits(), RefusalLog())
+    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", http=protocol)
+    server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         running = asyncio.create_task(server.serve(sockets=[listener]))
         await until(lambda: server.started)

@@ -1,5 +1,6 @@
 """Keys: which paths need one, however a path is written; what a key tells later code."""
 
+import contextlib
 import logging
 import random
 import re
@@ -14,8 +15,10 @@ import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from server.app import ROUTES, create_app
+from jaxllm.errors import AuthenticationError
+from server.app import create_app
 from server.middleware.auth import ANYBODY, OPEN_PATHS, AuthMiddleware, tenant_of
+from server.routes import ROUTES
 from server.settings import ServerSettings
 from tests.server.fake_client import FakeClient
 from tests.server.wire import running, say
@@ -236,7 +239,8 @@ def test_comparing_takes_as_long_for_a_near_miss() -> None:
         for near, value in tries:
             values = [value]
             started = time.perf_counter()
-            guard._tenant(values)
+            with contextlib.suppress(AuthenticationError):
+                guard._tenant(values)
             samples[near].append(time.perf_counter() - started)
         sides = [sorted(side)[:9_500] for side in samples]  # less the hiccups
         errors = sum(statistics.variance(side) / len(side) for side in sides)

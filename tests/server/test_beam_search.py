@@ -79,8 +79,8 @@ def test_too_long(http: TestClient) -> None:
         ({"echo": True}, "echo"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"n": 11}, "n"),
+        ({"best_of": 11}, "best_of"),
         ({"n": 3, "best_of": 2}, "best_of"),
-        ({"use_beam_search": None, "best_of": 2}, "best_of"),
     ],
 )
 def test_what_cannot_go_with_it(

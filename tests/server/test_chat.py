@@ -108,6 +108,12 @@ def test_n(http: TestClient) -> None:
     assert answer["usage"]["completion_tokens"] == 6
 
 
+def test_best_of(http: TestClient, engine: FakeClient) -> None:
+    (choice,) = ask(http, best_of=3, max_tokens=2)["choices"]
+    assert (choice["index"], choice["logprobs"]) == (0, None)
+    assert engine.params[0].n == 3
+
+
 def test_content_parts_system_and_continuation(http: TestClient, engine: FakeClient) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from jaxllm.outputs import CompletionOutput
+from server.openai.reply import best
 from tests.server.fake_client import ANSWER, FakeClient
 from tests.server.sse import events
 
@@ -59,6 +61,27 @@ def test_prompt_forms(
     assert answer["usage"]["completion_tokens"] == 2 * n * len(seen)
     assert answer["usage"]["prompt_tokens"] == sum(len(item) for item in seen)
     assert len(set(engine.request_ids)) == len(seen)
+
+
+def test_the_best_of_several(http: TestClient, engine: FakeClient) -> None:
+    answer = ask(http, prompt=["a", "b"], n=2, best_of=3, max_tokens=2)
+    assert engine.params[0].n == 3 and engine.params[0].logprobs == 0
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert {choice["logprobs"] for choice in answer["choices"]} == {None}
+    assert answer["usage"]["completion_tokens"] == 2 * 3 * 2
+    stream(http, best_of=1)
+    assert engine.params[-1].n == 1 and engine.params[-1].logprobs is None
+
+
+def test_the_best_has_the_likeliest_tokens() -> None:
+    """By the token, so that long answers are not worse ones."""
+    scored = [("a", 1, -1.0), ("b", 4, -2.0), ("c", 2, -3.0)]
+    completions = [
+        CompletionOutput(i, text, [0] * length, logprob)
+        for i, (text, length, logprob) in enumerate(scored)
+    ]
+    assert [(c.index, c.text) for c in best(completions, 2)] == [(0, "b"), (1, "a")]
+    assert [c.text for c in best(completions, 3)] == ["a", "b", "c"]
 
 
 def test_stream(http: TestClient) -> None:

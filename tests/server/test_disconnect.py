@@ -104,3 +104,30 @@ def test_the_others_do_not_notice(tiny_tokenizer_dir: Path) -> None:
 
     alone, accompanied = asyncio.run(run(0)), asyncio.run(run(6))
     assert text(alone) == text(accompanied) != ""
+
+
+@pytest.mark.parametrize("stage", [queued, decoding])
+def test_a_half_closed_client_has_left_but_is_told_so(
+    tiny_tokenizer_dir: Path, stage: Callable[[Server, Client], Awaitable[None]]
+) -> None:
+    async def run() -> tuple[bytes, int]:
+        async with serving(tiny_tokenizer_dir) as server:
+            ahead = 2 if stage is queued else 0
+            company = [await server.ask(prompt="y", max_tokens=20) for _ in range(ahead)]
+            client = await server.ask(max_tokens=12)
+            await stage(server, client)
+            client.writer.write_eof()
+            steps = await server.steps_until_free(client)
+            for other in company:
+                other.leave(politely=False)
+                await server.steps_until_free(other)
+            answer = await asyncio.wait_for(client.reader.read(), 20)
+            client.leave(politely=True)
+            return answer, steps
+
+    answer, steps = asyncio.run(run())
+    assert steps <= MAX_STEPS
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"client_closed_request" in body and b"[DONE]" not in body
+    assert head.startswith(b"HTTP/1.1 499" if stage is queued else b"HTTP/1.1 200")
+    assert stage is queued or body.endswith(b"0\r\n\r\n")

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: what runs may finish, what comes is refused, and it ends in time."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -49,9 +50,12 @@ def draining(
     with serve_command(tokenizer_dir, "paced:100", "--drain-timeout", str(seconds)) as command:
         url = command.url()
         stream = Streaming(url, max_tokens)
-        command.process.send_signal(signal.SIGTERM)
-        while httpx.get(f"{url}/health/ready").status_code == 200:
-            time.sleep(0.01)
+        with httpx.Client(base_url=url) as http:
+            http.get("/health")
+            command.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(httpx.TransportError):  # a busy machine may come too late
+                while http.get("/health/ready").status_code == 200:
+                    time.sleep(0.01)
         yield command, url, stream
 
 

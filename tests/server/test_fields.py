@@ -1,5 +1,6 @@
 """Fields beyond the prompt: those without effect, those refused by name, those for the template."""
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from jaxllm.sampling_params import SamplingParams
 from server.openai import refused
-from server.openai.schemas import SamplingRequest
+from server.openai.schemas import ChatCompletionRequest, CompletionRequest, SamplingRequest
 from tests.server.fake_client import ANSWER, FakeClient
 from tests.server.sse import events
 
@@ -38,6 +40,16 @@ WITHOUT_EFFECT: dict[str, Any] = {
 
 def post(http: TestClient, path: str, **fields: Any) -> Any:
     return http.post(path, json={"model": "fake"} | BODIES.get(path, EMBEDDINGS) | fields)
+
+
+NOT_FOR_REQUESTS = {"output_kind", "detokenize", "embed", "thoughts"}  # routes set these
+
+
+def test_every_sampling_parameter_can_be_asked_for() -> None:
+    names = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert names - NOT_FOR_REQUESTS <= ChatCompletionRequest.model_fields.keys()
+    own = {"thinking_token_budget"}  # of chats: texts have no form for thoughts
+    assert names - NOT_FOR_REQUESTS - own <= CompletionRequest.model_fields.keys()
 
 
 @pytest.mark.parametrize("path", BODIES)

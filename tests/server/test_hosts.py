@@ -84,7 +84,7 @@ def test_without_cors_no_page_may_read(serve: Serve, engine: FakeClient) -> None
     assert not engine.prompts
 
 
-def test_a_listed_page_may(serve: Serve) -> None:
+def test_a_listed_page_may(serve: Serve, engine: FakeClient) -> None:
     http = serve(cors_origins=(PAGE,), api_keys=("key",))
     preflight = http.options(CHAT, headers=PREFLIGHT)
     assert preflight.status_code == 200  # browsers send no key with it
@@ -92,9 +92,12 @@ def test_a_listed_page_may(serve: Serve) -> None:
     assert "authorization" in preflight.headers["access-control-allow-headers"]
     assert "access-control-allow-credentials" not in preflight.headers
     headers = {"origin": PAGE, "authorization": "Bearer key"}
+    served = http.post(CHAT, json=BODY, headers=headers)
+    engine.fail_with = ZeroDivisionError("on purpose")
     for answer, status in (
-        (http.post(CHAT, json=BODY, headers=headers), 200),
+        (served, 200),
         (http.post(CHAT, json=BODY, headers={"origin": PAGE}), 401),
+        (http.post(CHAT, json=BODY, headers=headers), 500),
     ):
         assert answer.status_code == status
         assert answer.headers["access-control-allow-origin"] == PAGE

@@ -10,8 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from jaxllm.messages import Compilations, EngineStats
-from server.app import ROUTES, create_app
+from server.app import create_app
 from server.middleware.record import METHODS, RecordMiddleware
+from server.routes import ROUTES
 from server.settings import ServerSettings
 from tests.server.fake_client import FakeClient
 

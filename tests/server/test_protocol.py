@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -194,6 +195,26 @@ def test_requests_at_once_are_not_read(port: int, app: EchoApp) -> None:
 
 def test_noise_after_a_request_does_not_cost_its_answer(port: int) -> None:
     assert echo(say(port, request("/1") + b"noise\r\n\r\n"))[1] == "/1"
+
+
+@pytest.mark.parametrize("path", ["/late", "/large"])
+def test_a_client_that_has_said_all_is_answered(port: int, path: str) -> None:
+    """As netcat's does, which closes its half of the connection behind the request."""
+    for fields in ((), ("Connection: close",)):
+        with connect(port) as connection:
+            connection.sendall(request(path, *fields))
+            connection.shutdown(socket.SHUT_WR)
+            assert echo(read_answer(connection))[1] == path
+            assert hung_up(connection)
+
+
+def test_a_client_that_ends_inside_its_request_is_not(port: int, app: EchoApp) -> None:
+    for data in (b"GET / HTTP/1.1\r\n", post("Content-Length: 5", body=b"abc")):
+        with connect(port) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+    assert not app.seen
 
 
 def test_a_flood_after_a_request_ends_the_connection(port: int, app: EchoApp) -> None:

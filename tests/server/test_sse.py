@@ -27,7 +27,8 @@ async def sent(events: AsyncGenerator[list[Any]]) -> list[tuple[bytes, bool]]:
     async def send(message: Any) -> None:
         messages.append(message)
 
-    await EventStream(events, request_id="r", ping_interval_s=15)({}, receive, send)
+    scope = {"state": {"request_id": "r"}}
+    await EventStream(events, ping_interval_s=15)(scope, receive, send)
     assert messages[0]["type"] == "http.response.start"
     return [(message["body"], message["more_body"]) for message in messages[1:]]
 

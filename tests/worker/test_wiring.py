@@ -11,6 +11,7 @@ import pytest
 from jaxllm.config.engine import EngineConfig
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.runner.memory import NO_WORK, Device, WorkingMemory, estimated_memory, memory_plan
+from jaxllm.tokenizer.tokenizer import Tokenizer
 from jaxllm.worker import memory_report, wiring
 
 FREE_BYTES = 900_000  # of the pretended GPU, beside weights, row buffers and reserve
@@ -55,6 +56,27 @@ def test_a_cache_directory_that_cannot_be_made(
     monkeypatch.setattr(wiring, "configure_jax", lambda config: None)
     with pytest.raises(ConfigError, match=r"Cannot read or write \S+: Not a directory\."):
         wiring.build_engine(EngineConfig())
+
+
+def test_code_beside_the_weights_is_never_run(
+    config: EngineConfig, tiny_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """Not even where config.json and tokenizer_config.json ask for it."""
+    home, ran = Path(config.model or ""), tmp_path / "ran"
+    for name in ("modeling", "configuration", "tokenization", "__init__"):
+        (home / f"{name}.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (home / name).write_text((tiny_tokenizer_dir / name).read_text())
+    for name, kinds in (
+        ("config.json", {"AutoConfig": "configuration.C", "AutoModelForCausalLM": "modeling.M"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["tokenization.T", "tokenization.T"]}),
+    ):
+        said = json.loads((home / name).read_text())
+        said |= {"auto_map": kinds, "trust_remote_code": True}
+        (home / name).write_text(json.dumps(said))
+    wiring.open_model(config)
+    assert Tokenizer.from_dir(home).encode("Hi")
+    assert not ran.exists()
 
 
 def test_the_engine_gets_what_the_report_says(config: EngineConfig, gpu: Device) -> None:
