@@ -35,8 +35,9 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return spec.kv_bytes
 
     def default(self, spec: DecodeSpec) -> DecodeConfig:
-        facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
-        return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
+        facts = (spec.stored, spec.page, spec.heads // spec.groups)
+        itemsize = jnp.dtype(spec.pages).itemsize
+        return default_decode_config(*facts, itemsize=itemsize, value_dim=spec.value_dim)
 
     def grid(self, default: DecodeConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         tried = [(default.stages, default.num_ctas), (3, 2 * num_sms), (2, 2 * num_sms)]
@@ -46,7 +47,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
     def refuses(self, spec: DecodeSpec, config: DecodeConfig, platform: str) -> str | None:
         facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
         numbers = len(spec.variant.token_params)
-        return refuses_decode_sm90(*facts, platform, config, spec.pages, numbers)
+        return refuses_decode_sm90(*facts, platform, config, spec.pages, numbers, spec.value_dim)
 
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
         calls = XLA_CALLS if config is None else CALLS
@@ -58,7 +59,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
             rest = (q, kv, tables, lens)
             if config is None:
                 mods: dict[str, Any] = {"window": spec.window, "variant": spec.variant}
-                mods["tokens"] = numbers
+                mods |= {"tokens": numbers, "value_dim": spec.value_dim}
                 return xla.paged_decode(*rest, scale=scale, **mods)
             return _kernel(spec, rest, config, plan, numbers)
 
@@ -67,7 +68,9 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
 
         def chain(q: jax.Array, caches: tuple[jax.Array, ...], plan: Any) -> jax.Array:
             for i in range(calls):
-                q = attend(q, caches[i % len(caches)], plan)
+                answers = attend(q, caches[i % len(caches)], plan)
+                # Those of latents have fewer channels than their queries.
+                q = jnp.concatenate([answers, q[..., answers.shape[2] :]], axis=2)
             return q
 
         program = jax.jit(chain)
@@ -99,7 +102,7 @@ def decode_inputs(
         tables[row, :count] = pages[end - count : end]
     sets = min(calls, max(2, CACHE_BYTES // spec.kv_bytes))
     keys = jax.random.split(jax.random.key(0), sets + 1)
-    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.stored)
+    shape = (sum(used) + 1, spec.parts, spec.kv_heads, spec.page, spec.stored)
     make = jax.jit(lambda key: narrow(jax.random.normal(key, shape, jnp.bfloat16), spec.pages))
     q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
     caches = tuple(make(key) for key in keys[:sets])
@@ -111,7 +114,7 @@ def _plan(spec: DecodeSpec, seq_lens: jax.Array, config: DecodeConfig) -> Decode
         seq_lens,
         max_pages=spec.width,
         page_size=spec.page,
-        num_kv_heads=spec.kv_heads,
+        num_kv_heads=spec.groups,
         window=spec.window,
         config=config,
         variant=spec.variant,
@@ -151,4 +154,5 @@ def _kernel(
         tokens=numbers,
         config=config,
         plan=plan,
+        value_dim=spec.value_dim,
     )
