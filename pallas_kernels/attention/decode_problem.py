@@ -29,9 +29,8 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     rng = np.random.default_rng(seed)
     lens = np.array(spec.lens, np.int32)
     used = -(-lens // spec.page)
-    kv = np.full(
-        (1 + used.sum() + 3, spec.parts, spec.kv_heads, spec.page, spec.dim), np.nan, np.float32
-    )
+    sizes = (1 + used.sum() + 3, spec.parts, spec.kv_heads, spec.page, spec.dim)
+    kv = np.full(sizes, np.nan, np.float32)
     kv[1:] = rng.standard_normal(kv[1:].shape, np.float32)
     kv = np.pad(kv, [(0, 0)] * 4 + [(0, spec.stored - spec.dim)])
     pages = iter(rng.permutation(len(kv) - 1) + 1)

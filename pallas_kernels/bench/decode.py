@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pallas_kernels.attention import xla
 from pallas_kernels.attention.api import paged_decode
@@ -68,11 +69,21 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
 
         def chain(q: jax.Array, caches: tuple[jax.Array, ...], plan: Any) -> jax.Array:
             for i in range(calls):
-                answers = attend(q, caches[i % len(caches)], plan)
-                # Those of latents have fewer channels than their queries.
-                q = jnp.concatenate([answers, q[..., answers.shape[2] :]], axis=2)
+                q = attend(q, caches[i % len(caches)], plan)
             return q
 
+        def one_after_the_other(queries: Any, caches: Any, plan: Any) -> list[jax.Array]:
+            """Where answers are no queries: those of latents have fewer channels."""
+            found: list[jax.Array] = []
+            for i, own in enumerate(queries):
+                own = lax.optimization_barrier((own, *found[-1:]))[0]
+                found.append(attend(own, caches[i % len(caches)], plan))
+            return found
+
+        if spec.value_dim:
+            queries = tuple(q + i for i in range(calls))
+            program = jax.jit(one_after_the_other)
+            return Timed(lambda: program(queries, caches, plan), calls)
         program = jax.jit(chain)
         return Timed(lambda: program(q, caches, plan), calls)
 
