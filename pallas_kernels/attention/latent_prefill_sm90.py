@@ -1,5 +1,6 @@
 """Chunked prefill over latents for Hopper (sm_90a), in Pallas Mosaic GPU: the public function, what
-it refuses, and the launch. The device code is in latent_prefill_sm90_body.py.
+it refuses, and the launch. Of the four warpgroups of a thread block one fetches, one makes weights
+and two sum values; their code is in latent_prefill_sm90_producer.py and _consumers.py.
 
 All query heads of a token attend the same keys, so a tile is 64 rows of (token, head): of 16 heads
 four tokens, of 128 half a token. The latents are attended as they are in the pages, with queries of
@@ -18,15 +19,15 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.decode_config import PAGE_SIZES, refuses_latents
-from pallas_kernels.attention.latent_prefill_sm90_body import (
+from pallas_kernels.attention.latent_prefill_sm90_consumers import add, score
+from pallas_kernels.attention.latent_prefill_sm90_items import (
     BLOCK,
+    STAGES,
     Gmem,
     LatentOp,
     Shared,
-    add,
-    produce,
-    score,
 )
+from pallas_kernels.attention.latent_prefill_sm90_producer import produce
 from pallas_kernels.attention.prefill_tiles import (
     ALIGN,
     ROWS,
@@ -40,7 +41,6 @@ from pallas_kernels.kv_write.narrow import FP8, is_narrow
 # Warpgroups 0 and 1 sum values.
 _SCORES, _PRODUCER = 2, 3
 _SUM_REGISTERS, _SCORE_REGISTERS, _PRODUCER_REGISTERS = 168, 136, 40  # 2 + 1 + 1 of them: 512
-_STAGES = 2
 _NUM_CTAS = 132
 LATENT_TILES = PrefillConfig(block_kv=BLOCK)  # of ROWS rows of (token, head)
 
@@ -107,12 +107,12 @@ def paged_latent_prefill_sm90(
     rows may be in it already, at no cost. ``scale`` must be positive. For what
     ``refuses_latent_prefill_sm90`` takes.
     """
-    tokens, heads, value_dim = out.shape
+    tokens, heads, _ = out.shape
     rows = [x.reshape(tokens * heads, -1) for x in (q, out)]
     missing = padded_tokens(tokens * heads, LATENT_TILES) - tokens * heads
     if missing:
         rows = [jnp.pad(x, ((0, missing), (0, 0))) for x in rows]
-    op = LatentOp(float(scale), heads, value_dim, num_ctas, _STAGES, bool(interpret))
+    op = LatentOp(float(scale), heads, num_ctas, bool(interpret))
     answers = _launch(rows[0], kv, block_tables, *tiles, rows[1], op=op, interpret=interpret)
     return answers[: tokens * heads].reshape(out.shape)
 
@@ -137,7 +137,7 @@ def _launch(
     kernel = plgpu.kernel(
         functools.partial(_body, op=op),
         out_type=(),
-        scratch_types=_scratch(q, kv, op.columns),
+        scratch_types=_scratch(q, kv, out.shape[1]),
         grid=(op.num_ctas,),
         grid_names=("cta",),
         num_threads=4,
@@ -150,31 +150,35 @@ def _launch(
     return jax.freeze(written)
 
 
-def _scratch(q: Array, kv: Array, columns: int) -> dict[str, Any]:
+def _scratch(q: Array, kv: Array, value_dim: int) -> dict[str, Any]:
     """Shared memory and barriers of one thread block; the names are those of ``Shared``. Queries
     and two blocks of 576 channels leave 3 KiB beside the weights."""
     dim, page = kv.shape[4], kv.shape[3]
+    half, rest, copies = value_dim // 2, dim - value_dim, max(BLOCK // page, 1)
     tiling: Any = plgpu.TilingTransform  # its base class is abstract to a type checker only
     swizzle: Any = plgpu.SwizzleTransform
-    copies = max(BLOCK // page, 1)
 
     def tile(*shape: int) -> Any:
         return plgpu.SMEM(shape, q.dtype, transforms=(tiling((8, 64)), swizzle(128)))
 
-    rest = dim - 2 * columns
-    return ({"q_rest": tile(ROWS, rest)} if rest else {}) | {
-        "q": tile(2, ROWS, columns),
-        "k": tile(_STAGES, BLOCK, dim),
+    scratch: dict[str, Any] = {
+        "q": tile(2, ROWS, half),
+        "k0": tile(STAGES, BLOCK, half),
+        "k1": tile(STAGES, BLOCK, half),
         "p": tile(ROWS, BLOCK),
         "decay": plgpu.SMEM((ROWS,), jnp.float32),
         "q_full": plgpu.Barrier(num_arrivals=3 if rest else 2),
         "q_free": plgpu.Barrier(num_arrivals=2),
-        "k_full": plgpu.Barrier(num_arrivals=copies, num_barriers=_STAGES),
-        "k_free": plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES),
-        "k_raw": plgpu.Barrier(num_arrivals=copies),
+        "k_raw": plgpu.Barrier(num_arrivals=2 * copies),
         "p_full": plgpu.Barrier(),
         "p_free": plgpu.Barrier(num_arrivals=2),
     }
+    if rest:
+        scratch |= {"q_rest": tile(ROWS, rest), "k_rest": tile(STAGES, BLOCK, rest)}
+    for part in ("k0", "k1", *["rest"] * bool(rest)):
+        scratch[f"{part}_full"] = plgpu.Barrier(num_arrivals=copies, num_barriers=STAGES)
+        scratch[f"{part}_free"] = plgpu.Barrier(num_barriers=STAGES)
+    return scratch
 
 
 def _body(*refs: Any, op: LatentOp, **shared: Any) -> None:
@@ -190,7 +194,9 @@ def _body(*refs: Any, op: LatentOp, **shared: Any) -> None:
         plgpu.set_max_registers(_SCORE_REGISTERS, action="increase")
         score(gmem, smem, op)
 
-    @pl.when(warpgroup < _SCORES)
-    def _() -> None:
-        plgpu.set_max_registers(_SUM_REGISTERS, action="increase")
-        add(gmem, smem, op, warpgroup)
+    for half in range(2):
+
+        @pl.when(warpgroup == half)
+        def _(half: int = half) -> None:
+            plgpu.set_max_registers(_SUM_REGISTERS, action="increase")
+            add(gmem, smem, op, half)
