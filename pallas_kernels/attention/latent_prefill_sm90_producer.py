@@ -1,5 +1,7 @@
 """The producer warpgroup of prefill over latents: fetches queries and keys by TMA."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -69,7 +71,7 @@ def _fetch(gmem: Gmem, smem: Shared, item: Item, block: Array, step: Array) -> N
     pages = [gmem.block_tables[item.slot, lax.min(first + i, last)] for i in range(count)]
     start = lax.rem(block, jnp.int32(split)) * BLOCK if split > 1 else 0
 
-    def copy(part: Part, barrier: Array) -> None:
+    def copy(part: Part, barrier: Any) -> None:
         for i, number in enumerate(pages):
             source = gmem.kv.at[number, 0, 0, pl.ds(start, size), part.channels]
             plgpu.copy_gmem_to_smem(source, part.k.at[stage, pl.ds(i * size, size)], barrier)

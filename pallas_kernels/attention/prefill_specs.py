@@ -129,8 +129,8 @@ SPEED_OTHERS = (
 
 # Latents, small enough for the interpreter.
 LATENT_SMALL = (
-    PrefillSpec("latents", 16, 1, 192, 16, ((150, 1), (61, 20), (0, 13)), 1, 3, value_dim=128),
-    PrefillSpec("latents, wide pages", 24, 1, 128, 128, ((130, 5),), value_dim=128),
+    PrefillSpec("latents", 16, 1, 192, 16, ((9, 1), (61, 5), (0, 3)), 1, 1, value_dim=128),
+    PrefillSpec("latents, wide pages", 24, 1, 128, 128, ((70, 3),), value_dim=128),
 )
 
 # With the heads of DeepSeek-V2-Lite and of V3: correctness on the card, speed.
