@@ -2,8 +2,8 @@
 
 A persistent kernel: a fixed number of CTAs walks a work list of (splits of a row, KV head), so a
 single long row and many short ones fill the card alike, and loads never pause between items.
-In a CTA one warpgroup feeds a ring of K and V blocks by TMA (one copy per page) and one computes;
-their code is in decode_sm90_producer.py and decode_sm90_consumer.py.
+In a CTA one warpgroup feeds a ring of K and V blocks by TMA (one copy per page) and one computes
+(of latents, two); their code is in decode_sm90_producer.py and decode_sm90_consumer.py.
 
 The operands are swapped: S^T = K Q^T and O^T = V^T P^T. The query heads of a KV head are the
 narrow side of the wgmma (8 columns, not 64 padded rows), so softmax, accumulator and partial
@@ -158,14 +158,11 @@ def _scratch(shape: DecodeShape, stages: int) -> dict[str, Any]:
             "p": tile(*each, shape.block),
             "out": tile(*each, shape.columns, dtype=shape.answers),
         }
-    return (
-        wide
-        | both
-        | {
-            "v": ring(),
-            "p": tile(shape.padded, shape.block),
-            "out": tile(shape.padded, shape.dim, dtype=shape.answers),
-            "v_full": plgpu.Barrier(num_arrivals=shape.pages_per_block, num_barriers=stages),
-            "v_free": plgpu.Barrier(num_barriers=stages),
-        }
-    )
+    values = {
+        "v": ring(),
+        "p": tile(shape.padded, shape.block),
+        "out": tile(shape.padded, shape.dim, dtype=shape.answers),
+        "v_full": plgpu.Barrier(num_arrivals=shape.pages_per_block, num_barriers=stages),
+        "v_free": plgpu.Barrier(num_barriers=stages),
+    }
+    return wide | both | values
