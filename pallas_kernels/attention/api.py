@@ -8,6 +8,7 @@ from pallas_kernels.attention import xla
 from pallas_kernels.attention.decode_config import (
     DecodeConfig,
     default_decode_config,
+    head_groups,
     refuses_decode_sm90,
 )
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
@@ -20,7 +21,7 @@ from pallas_kernels.head_dims import cut_heads
 
 def paged_decode(
     q: Float[Array, "R H D"],
-    kv: Float[Array, "P 2 K B W"],
+    kv: Float[Array, "P S K B W"],
     block_tables: Int[Array, "R M"],
     seq_lens: Int[Array, " R"],
     *,
@@ -32,7 +33,8 @@ def paged_decode(
     tokens: TokenValues | None = None,
     config: DecodeConfig | None = None,
     plan: DecodePlan | None = None,
-) -> Float[Array, "R H D"]:
+    value_dim: int | None = None,
+) -> Float[Array, "R H V"]:
     """One query per row, at position ``seq_lens - 1``, over the row's pages.
 
     Rows with seq_len 0 return zeros. With ``window`` a query sees itself and the ``window - 1``
@@ -40,23 +42,25 @@ def paged_decode(
     ``param_arrays``, ``tokens`` its per_token params. ``platform`` is ``"sm_90"`` for Hopper; every
     other value takes XLA. ``plan`` is ``plan_decode`` of the same lengths, window, variant and
     config: layers that share it compute it once. Pages may hold wider heads than the queries, with
-    zeros behind.
+    zeros behind. With ``value_dim`` they hold keys alone (S is 1), whose first so many channels are
+    the values; otherwise V is D.
     """
     heads = q.shape[1]
     kv_heads, page_size, dim = kv.shape[2:]
+    groups = head_groups(heads, kv_heads, value_dim)
     config = config or default_decode_config(
-        dim, page_size, heads // kv_heads, itemsize=kv.dtype.itemsize
+        dim, page_size, heads // groups, itemsize=kv.dtype.itemsize, value_dim=value_dim
     )
     facts = (heads, kv_heads, dim, page_size, str(q.dtype), platform, config)
     numbers = len(variant.token_params)
-    reason = refuses_decode_sm90(*facts, pages=str(kv.dtype), numbers=numbers)
+    reason = refuses_decode_sm90(*facts, str(kv.dtype), numbers, value_dim)
     if reason is None:
         if plan is None:
             plan = plan_decode(
                 seq_lens,
                 max_pages=block_tables.shape[1],
                 page_size=page_size,
-                num_kv_heads=kv_heads,
+                num_kv_heads=groups,
                 window=window,
                 config=config,
                 variant=variant,
@@ -64,10 +68,11 @@ def paged_decode(
                 head_dim=dim,
                 row_params=row_params,
             )
-        op = DecodeOp(scale, window, variant, config)
+        op = DecodeOp(scale, window, variant, config, value_dim=value_dim)
         params = param_arrays(variant, heads, q.shape[0], row_params)
         pages = None if tokens is None else tokens.pages
         return paged_decode_sm90(q, kv, block_tables, plan, params, pages, op=op)
     rest: dict[str, Any] = {"variant": variant, "row_params": row_params, "tokens": tokens}
+    rest["value_dim"] = value_dim
     kv = cut_heads(kv, q.shape[2])
     return xla.paged_decode(q, kv, block_tables, seq_lens, scale=scale, window=window, **rest)

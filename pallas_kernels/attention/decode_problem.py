@@ -19,7 +19,7 @@ from pallas_kernels.kv_write.narrow import narrow, widened
 
 class DecodeProblem(NamedTuple):
     q: Float[Array, "R H D"]
-    kv: Float[Array, "P 2 K B D"]
+    kv: Float[Array, "P S K B D"]
     block_tables: Int[Array, "R M"]
     seq_lens: Int[Array, " R"]
 
@@ -29,7 +29,8 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
     rng = np.random.default_rng(seed)
     lens = np.array(spec.lens, np.int32)
     used = -(-lens // spec.page)
-    kv = np.full((1 + used.sum() + 3, 2, spec.kv_heads, spec.page, spec.dim), np.nan, np.float32)
+    sizes = (1 + used.sum() + 3, spec.parts, spec.kv_heads, spec.page, spec.dim)
+    kv = np.full(sizes, np.nan, np.float32)
     kv[1:] = rng.standard_normal(kv[1:].shape, np.float32)
     kv = np.pad(kv, [(0, 0)] * 4 + [(0, spec.stored - spec.dim)])
     pages = iter(rng.permutation(len(kv) - 1) + 1)
@@ -48,22 +49,25 @@ def make_decode_problem(spec: DecodeSpec, seed: int = 0) -> DecodeProblem:
 
 
 @partial(jax.jit, static_argnames=("spec", "scale"))
-def right_answer(spec: DecodeSpec, problem: DecodeProblem, scale: float) -> Float[Array, "R H D"]:
+def right_answer(spec: DecodeSpec, problem: DecodeProblem, scale: float) -> Float[Array, "R H V"]:
     """Dense float32 attention, row by row; padding rows are zero."""
-    out = jnp.zeros(problem.q.shape, jnp.float32)
+    value_dim = spec.value_dim or spec.dim
+    out = jnp.zeros((*problem.q.shape[:2], value_dim), jnp.float32)
     for row, length in enumerate(spec.lens):
         if length == 0:
             continue
         table = problem.block_tables[row, : -(-length // spec.page)]
         own = widened(problem.kv[table][..., : spec.dim], jnp.float32)
-        pages = jnp.moveaxis(own, 0, 2)  # [2, K, pages, B, D]
+        pages = jnp.moveaxis(own, 0, 2)  # [S, K, pages, B, D]
         begin = 0 if spec.window is None else max(length - spec.window, 0)
-        dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, begin:length]
+        dense = pages.reshape(spec.parts, spec.kv_heads, -1, spec.dim)[:, :, begin:length]
         queries = problem.q[row].astype(jnp.float32).reshape(spec.kv_heads, -1, spec.dim)
         scores = jnp.einsum("kgd,knd->kgn", queries, dense[0], precision="highest") * scale
         if spec.softcap is not None:
             scores = spec.softcap * jnp.tanh(scores / spec.softcap)
         weights = nn.softmax(scores, axis=-1)
-        answer = jnp.einsum("kgn,knd->kgd", weights, dense[1], precision="highest")
-        out = out.at[row].set(answer.reshape(spec.heads, spec.dim))
+        answer = jnp.einsum(
+            "kgn,knd->kgd", weights, dense[-1, ..., :value_dim], precision="highest"
+        )
+        out = out.at[row].set(answer.reshape(spec.heads, value_dim))
     return out

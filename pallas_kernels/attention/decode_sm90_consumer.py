@@ -4,6 +4,7 @@ Tiles are [tokens, heads] for scores and [dim, heads] for sums. Softmax is onlin
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ from pallas_kernels.attention.decode_sm90_sums import (
     join,
     power_of_two,
     store_answer,
-    store_partial,
+    store_stats,
+    store_values,
     whole,
 )
 from pallas_kernels.attention.decode_sm90_variant import DecodeMods
@@ -47,12 +49,16 @@ def consume(
     params: tuple[Ref, ...],
     out: Outputs,
     smem: dict[str, Ref],
+    consumer: Array,
     own: tuple[Ref, Ref] | None = None,
 ) -> None:
     """``own``: pages of per_token params and block tables, where the query's own numbers lie."""
     shape, op = walk.shape, walk.op
     chunk_splits = op.config.splits_per_chunk
-    nothing = functools.partial(empty_sum, shape.dim, shape.padded)
+    nothing = functools.partial(empty_sum, shape.columns, shape.padded)
+    columns = shape.columns_of(consumer)
+    if shape.is_latent:
+        smem = smem | {name: smem[name].at[consumer] for name in ("p", "out")}
     splits_per_partial = counts[1]
 
     def leave(item: Item, slot: Array, wanted: Array, partial: Sum) -> None:
@@ -62,19 +68,24 @@ def consume(
         @pl.when(wanted & (item.slot >= 0))
         def _() -> None:
             where = (item.slot + slot, item.head)
-            store_partial(out.values.at[*where], out.stats.at[*where], partial)
+            store_values(out.values.at[*where, *columns], partial)
+            if shape.is_latent:  # both consumers know the rest
+                pl.when(consumer == 0)(lambda: store_stats(out.stats.at[*where], partial))
+            else:
+                store_stats(out.stats.at[*where], partial)
 
     def one_item(turn: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         step, description = carry
         item = walk.item(description)
         following = walk.describe(turn + 1)
-        query = lax.rem(turn, jnp.int32(2))
+        query = lax.rem(turn, jnp.int32(shape.query_slots))
         mods = DecodeMods(op, shape, params, item, own)
         plgpu.barrier_wait(smem["q_full"].at[query])
 
         def one_split(split: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
             step, chunk = carry
-            step, part = _sum_split(walk, item, mods, smem, query, split, step)
+            block = functools.partial(_one_block, walk, item, mods, smem, query, columns)
+            step, part = _sum_split(walk, item, block, split, step)
             leave(item, split - item.first_split, splits_per_partial == 1, part)
             return step, join(chunk, part)
 
@@ -96,7 +107,8 @@ def consume(
         def _() -> None:
             heads = whole_tile(shape.padded)
             answer = row if mods.sink is None else join(row, mods.sink)
-            store_answer(answer, smem["out"], out.answers.at[item.row, item.head, heads])
+            where = out.answers.at[item.row, item.head, heads, *columns]
+            store_answer(answer, smem["out"], where)
 
         return step, following
 
@@ -108,18 +120,15 @@ def consume(
 def _sum_split(
     walk: Walk,
     item: Item,
-    mods: DecodeMods,
-    smem: dict[str, Ref],
-    query: Array,
+    one_block: Callable[[Array, Any], Any],
     split: Array,
     step: Array,
 ) -> tuple[Array, Sum]:
     shape, heads = walk.shape, walk.shape.padded
     first, end = item.blocks(walk.op, shape.block, split, split + 1)
-    one_block = functools.partial(_one_block, walk, item, mods, smem, query)
     state = (
         step,
-        filled((shape.dim, heads), 0.0),
+        filled((shape.columns, heads), 0.0),
         filled((shape.block, heads), 0.0),
         filled((heads,), MASKED),
     )
@@ -135,9 +144,11 @@ def _one_block(
     mods: DecodeMods,
     smem: dict[str, Ref],
     query: Array,
+    columns: tuple[Any, ...],
     place: Array,
     carry: Any,
 ) -> Any:
+    """``columns``: of a block of latents, which are the values of this consumer."""
     shape, op, heads = walk.shape, walk.op, walk.shape.padded
     step, accumulated, total, maximum, *found = carry
     block, following = (found[0], [walk.block_at(item, place + 1)]) if found else (place, [])
@@ -167,7 +178,7 @@ def _one_block(
         plgpu.load(smem["numbers"].at[stage, param], layout=WGMMA.reduce(1))
         for param in range(shape.numbers)
     ]
-    if not shape.widens:
+    if not shape.widens and not shape.is_latent:
         plgpu.barrier_arrive(smem["k_free"].at[stage])
     scores = _logits(walk, item, mods, position, scores, numbers)
 
@@ -181,7 +192,10 @@ def _one_block(
     weights = plgpu.layout_cast(weights.astype(shape.dtype), _TRANSPOSED)
     smem["p"].transpose((1, 0))[...] = weights
 
-    tile = smem["wide_v"] if shape.widens else take("v")
+    if shape.is_latent:
+        tile = keys.at[:, *columns]
+    else:
+        tile = smem["wide_v"] if shape.widens else take("v")
 
     # Pages are reused without being cleared, and 0 * NaN is NaN.
     @pl.when(position + shape.block > item.length)
@@ -194,9 +208,9 @@ def _one_block(
         plgpu.wgmma(result, tile.transpose((1, 0)), smem["p"].transpose((1, 0)))
         return result[...]
 
-    added = pl.run_scoped(values_by_weights, _Accumulator((shape.dim, heads), jnp.float32))
+    added = pl.run_scoped(values_by_weights, _Accumulator((shape.columns, heads), jnp.float32))
     if not shape.widens:
-        plgpu.barrier_arrive(smem["v_free"].at[stage])
+        plgpu.barrier_arrive(smem["k_free" if shape.is_latent else "v_free"].at[stage])
     accumulated = accumulated * across(decay, accumulated) + added
     return step + 1, accumulated, total, raised, *following
 
@@ -228,7 +242,7 @@ def _clear_tail(shape: DecodeShape, values: Ref, tokens: Array) -> None:
     """Zeroes all but the first ``tokens`` rows of a block, a tile at a time to spare registers."""
     for row in range(0, shape.block, 64):
         index = plgpu.broadcasted_iota(jnp.int32, (64, 64), 0, layout=WGMMA) + row
-        for column in range(0, shape.dim, 64):
+        for column in range(0, shape.columns, 64):
             tile = values.at[pl.ds(row, 64), pl.ds(column, 64)]
             old = plgpu.load(tile, layout=WGMMA)
             tile[...] = jnp.where(index < tokens, old, jnp.zeros((), shape.dtype))

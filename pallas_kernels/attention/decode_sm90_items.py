@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.attention.decode_config import DecodeConfig, padded_group
+from pallas_kernels.attention.decode_config import DecodeConfig, padded_group, query_slots
 from pallas_kernels.attention.decode_sm90_sums import Ref
 from pallas_kernels.attention.variant import AttentionVariant
 
@@ -24,6 +24,7 @@ class DecodeOp:
     config: DecodeConfig
     interpret: bool = False
     detect_races: bool = False
+    value_dim: int | None = None  # of latents: pages hold keys, whose first channels are the values
 
     def __post_init__(self) -> None:
         """Values are operands: layers that differ by them share one kernel."""
@@ -37,7 +38,8 @@ class DecodeOp:
 
 @dataclass(frozen=True)
 class DecodeShape:
-    """Sizes of one call; ``group`` query heads share a KV head."""
+    """Sizes of one call; ``group`` query heads share a KV head. Of latents ``kv_heads`` counts the
+    groups: they all read the same pages."""
 
     rows: int
     kv_heads: int
@@ -49,6 +51,35 @@ class DecodeShape:
     pages: Any  # dtype of pages; if not ``dtype``, they are widened in shared memory
     answers: Any  # dtype of the output
     numbers: int = 0  # per_token params of the variant
+    value_dim: int | None = None  # of latents
+
+    @property
+    def is_latent(self) -> bool:
+        return self.value_dim is not None
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that compute: the sums of 512 channels are too many for the registers of one,
+        so each makes all scores and half the answers."""
+        return 2 if self.is_latent else 1
+
+    @property
+    def answer_dim(self) -> int:
+        return self.value_dim or self.dim
+
+    @property
+    def columns(self) -> int:
+        """Channels of an answer that one consumer sums."""
+        return self.answer_dim // self.consumers
+
+    def columns_of(self, consumer: Array) -> tuple[Any, ...]:
+        """Where they lie; nothing if they are all."""
+        return (pl.ds(consumer * self.columns, self.columns),) if self.is_latent else ()
+
+    @property
+    def query_slots(self) -> int:
+        """The next item's queries are fetched ahead where there is room for them."""
+        return query_slots(self.padded, self.value_dim)
 
     @property
     def pages_per_block(self) -> int:

@@ -36,6 +36,7 @@ def produce(
     numbers and items are read one step before they are needed. ``tokens``: pages of a variant's
     per_token params, which travel with the keys."""
     shape, op, stages = walk.shape, walk.op, walk.op.config.stages
+    slots = shape.query_slots
 
     def pages_of(item: Item, block: Array) -> tuple[Array, ...]:
         # Pages that the query does not see at all may belong to others: the nearest that it sees
@@ -89,9 +90,9 @@ def produce(
         step, description = carry
         item = walk.item(description)
         following = walk.describe(turn + 1)
-        slot = lax.rem(turn, jnp.int32(2))
+        slot = lax.rem(turn, jnp.int32(slots))
 
-        @pl.when(turn >= 2)
+        @pl.when(turn >= slots)
         def _() -> None:
             plgpu.barrier_wait(smem["q_free"].at[slot])
 
@@ -103,8 +104,11 @@ def produce(
             next_block = walk.block_at(item, block + 1)
             ahead = pages_of(item, next_block)
             here = listed[0] if listed else block
-            copy(0, "k", item.head, here, pages, step)
-            copy(1, "v", item.head, here, pages, step)
+            if shape.is_latent:
+                copy(0, "k", jnp.int32(0), here, pages, step)
+            else:
+                copy(0, "k", item.head, here, pages, step)
+                copy(1, "v", item.head, here, pages, step)
             return step + 1, ahead, *([next_block] if listed else [])
 
         first, end = item.blocks(op, shape.block, item.first_split, item.end_split)
@@ -121,8 +125,9 @@ def produce(
     @pl.loop(0, lax.min(steps, jnp.int32(stages)))
     def _(stage: Array) -> None:
         plgpu.barrier_wait(smem["k_free"].at[stage])
-        plgpu.barrier_wait(smem["v_free"].at[stage])
+        if not shape.is_latent:
+            plgpu.barrier_wait(smem["v_free"].at[stage])
 
-    @pl.loop(0, lax.min(walk.count, jnp.int32(2)))
+    @pl.loop(0, lax.min(walk.count, jnp.int32(slots)))
     def _(slot: Array) -> None:
         plgpu.barrier_wait(smem["q_free"].at[slot])

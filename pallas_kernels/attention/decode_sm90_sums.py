@@ -81,9 +81,12 @@ def power_of_two(exponent: Array) -> Array:
     return lax.bitcast_convert_type(biased << 23, jnp.float32)
 
 
-def store_partial(values: Ref, stats: Ref, partial: Sum) -> None:
+def store_values(values: Ref, partial: Sum) -> None:
     """Straight from registers: eight heads of a value are one sector of memory."""
     _store(values, partial.values)
+
+
+def store_stats(stats: Ref, partial: Sum) -> None:
     _store(stats.at[0], partial.total)
     _store(stats.at[1], partial.maximum)
 

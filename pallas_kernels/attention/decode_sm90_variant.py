@@ -102,7 +102,7 @@ class DecodeMods:
     def sink(self) -> Sum | None:
         """What is joined to the sum of a whole row, last."""
         name = self._op.variant.sinks
-        return None if name is None else sink_sum(self._columns[name], self._shape.dim)
+        return None if name is None else sink_sum(self._columns[name], self._shape.columns)
 
     def _at(self, query: Array, position: Array) -> dict[str, Array]:
         tiles: dict[str, Array] = {}

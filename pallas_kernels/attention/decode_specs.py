@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pallas_kernels.attention.decode_config import head_groups
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant
 from pallas_kernels.attention.variants.softcap import SOFTCAP
 from pallas_kernels.head_dims import padded_dim
@@ -22,11 +23,21 @@ class DecodeSpec:
     softcap: float | None = None
     max_pages: int | None = None  # width of the block tables; None: the longest row
     pages: str = "bfloat16"  # dtype of the cache
+    value_dim: int | None = None  # of latents: the pages' keys are values too, so many channels
 
     @property
     def stored(self) -> int:
         """Channels of a head in the pages."""
-        return padded_dim(self.dim)
+        return self.dim if self.value_dim else padded_dim(self.dim)
+
+    @property
+    def groups(self) -> int:
+        return head_groups(self.heads, self.kv_heads, self.value_dim)
+
+    @property
+    def parts(self) -> int:
+        """Of a page: keys and values, or latents."""
+        return 1 if self.value_dim else 2
 
     @property
     def variant(self) -> AttentionVariant:
@@ -40,7 +51,7 @@ class DecodeSpec:
     def kv_bytes(self) -> int:
         """Bytes of the keys and values the queries see."""
         seen = sum(n if self.window is None else min(n, self.window) for n in self.lens)
-        return seen * 2 * self.kv_heads * self.dim * (2 if self.pages == "bfloat16" else 1)
+        return seen * self.parts * self.kv_heads * self.dim * (2 if self.pages == "bfloat16" else 1)
 
 
 # Small enough for the interpreter with splits of 128 tokens, chunks of 256: each has its own trap.
@@ -58,6 +69,7 @@ SMALL = (
     DecodeSpec("fp8, window, wide group, small pages", 9, 1, 64, 16, (290,), window=150, pages=FP8),
     DecodeSpec("wide heads, stages of half a page", 4, 1, 256, 128, (200,), window=90),
     DecodeSpec("padded heads", 2, 1, 80, 64, (70, 0)),
+    DecodeSpec("latents, two groups", 40, 1, 192, 32, (300, 0, 1), window=290, value_dim=128),
 )
 
 # Correctness on the card: every edge at once, with the default splits.
@@ -74,6 +86,8 @@ MIXED = (
     DecodeSpec("one KV head for all", 32, 1, 128, 64, _MIXED),
     DecodeSpec("heads of 256", 16, 8, 256, 64, _MIXED),
     DecodeSpec("heads of 256, gemma window", 8, 1, 256, 16, _MIXED, window=512, softcap=50.0),
+    DecodeSpec("DeepSeek-V2-Lite", 16, 1, 576, 64, _MIXED, value_dim=512),
+    DecodeSpec("DeepSeek-V3", 128, 1, 576, 64, _MIXED, value_dim=512),
     DecodeSpec("gemma, fp8", 16, 8, 128, 16, _MIXED, window=1000, softcap=30.0, pages=FP8),
     DecodeSpec("one KV head for all, wide pages, fp8", 32, 1, 128, 128, _MIXED, pages=FP8),
     DecodeSpec("llama mix, fp8", 32, 8, 128, 64, _MIXED, pages=FP8),
@@ -119,4 +133,19 @@ SPEED_OTHERS = (
     DecodeSpec("B32 x 4096, heads of 256", 16, 8, 256, 64, (4096,) * 32),
     DecodeSpec("B64 x 1024, heads of 256 by 16", 16, 8, 256, 16, (1024,) * 64),
     DecodeSpec("B64 x 1024, heads of 256 by 128", 16, 8, 256, 128, (1024,) * 64),
+)
+
+
+def _deepseek(name: str, heads: int, lens: tuple[int, ...]) -> DecodeSpec:
+    return DecodeSpec(name, heads, 1, 576, 64, lens, value_dim=512)
+
+
+# Latents, with the heads of DeepSeek-V2-Lite and of V3, whole and shared by four GPUs.
+SPEED_LATENTS = (
+    _deepseek("B128 x 4096, 16 heads", 16, (4096,) * 128),
+    _deepseek("B32 x 4096, 16 heads", 16, (4096,) * 32),
+    _deepseek("B64 x 1024, 16 heads", 16, (1024,) * 64),
+    _deepseek("B1 x 65536, 16 heads", 16, (65536,)),
+    _deepseek("B32 x 4096, 32 heads", 32, (4096,) * 32),
+    _deepseek("B32 x 4096, 128 heads", 128, (4096,) * 32),
 )

@@ -19,7 +19,7 @@ from pallas_kernels.kv_write.narrow import narrow, widened
 
 class PrefillProblem(NamedTuple):
     q: Float[Array, "T H D"]
-    kv: Float[Array, "P 2 K B D"]
+    kv: Float[Array, "P S K B D"]
     block_tables: Int[Array, "R M"]
     query_start_loc: Int[Array, " R1"]
     seq_lens: Int[Array, " R"]
@@ -34,7 +34,8 @@ def make_prefill_problem(
     lens = np.array([cached + new for cached, new in spec.rows] + [0], np.int32)
     used = -(-lens // spec.page)
     width = int(used.max())
-    kv = np.full((1 + used.sum() + 3, 2, spec.kv_heads, spec.page, spec.dim), np.nan, np.float32)
+    sizes = (1 + used.sum() + 3, spec.parts, spec.kv_heads, spec.page, spec.dim)
+    kv = np.full(sizes, np.nan, np.float32)
     kv[1:] = rng.standard_normal(kv[1:].shape, np.float32)
     kv = np.pad(kv, [(0, 0)] * 4 + [(0, spec.stored - spec.dim)])
     pages = iter(rng.permutation(len(kv) - 1) + 1)
@@ -56,9 +57,10 @@ def make_prefill_problem(
 
 
 @partial(jax.jit, static_argnames=("spec", "scale"))
-def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Float[Array, "T H D"]:
+def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Float[Array, "T H V"]:
     """Dense float32 attention of the prefill rows; decode tokens and padding are zero."""
-    out = jnp.zeros(problem.q.shape, jnp.float32)
+    value_dim = spec.value_dim or spec.dim
+    out = jnp.zeros((*problem.q.shape[:2], value_dim), jnp.float32)
     starts = np.cumsum([0, *(new for _, new in spec.rows)])
     for row, (cached, new) in enumerate(spec.rows):
         if row < spec.decode_rows:
@@ -66,9 +68,10 @@ def right_answer(spec: PrefillSpec, problem: PrefillProblem, scale: float) -> Fl
         start, length = starts[row], cached + new
         table = problem.block_tables[row, : -(-length // spec.page)]
         own = widened(problem.kv[table][..., : spec.dim], jnp.float32)
-        pages = jnp.moveaxis(own, 0, 2)  # [2, K, pages, B, D]
-        dense = pages.reshape(2, spec.kv_heads, -1, spec.dim)[:, :, :length]
-        keys, values = jnp.repeat(dense, spec.heads // spec.kv_heads, axis=1)
+        pages = jnp.moveaxis(own, 0, 2)  # [S, K, pages, B, D]
+        dense = pages.reshape(spec.parts, spec.kv_heads, -1, spec.dim)[:, :, :length]
+        heads = jnp.repeat(dense, spec.heads // spec.kv_heads, axis=1)
+        keys, values = heads[0], heads[-1, ..., :value_dim]
         queries = problem.q[start : start + new].astype(jnp.float32)
         scores = jnp.einsum("thd,hnd->htn", queries, keys, precision="highest") * scale
         if spec.softcap is not None:

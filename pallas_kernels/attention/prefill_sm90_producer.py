@@ -96,7 +96,7 @@ def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, place: Array, st
     def _() -> None:
         copy(1, smem.v, smem.v_raw)
         plgpu.barrier_wait(smem.v_raw)
-        _zero_past(smem.v.at[stage], written)
+        zero_past(smem.v.at[stage], written)
         for _ in range(count):
             plgpu.barrier_arrive(smem.v_full.at[stage])
 
@@ -190,7 +190,7 @@ def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, step: Ar
         plgpu.copy_gmem_to_smem(gmem.q.at[tokens, head], smem.q.at[consumer], smem.q_full)
 
 
-def _zero_past(values: Any, written: Array) -> None:
+def zero_past(values: Any, written: Array) -> None:
     """Pages are reused without being cleared: what lies past a row's end may be another row's
     NaN, and 0 * NaN is NaN."""
     length, dim = values.shape

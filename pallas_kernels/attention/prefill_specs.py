@@ -23,11 +23,17 @@ class PrefillSpec:
     window: int | None = None
     softcap: float | None = None
     pages: str | None = None  # dtype of the cache; None: that of the queries
+    value_dim: int | None = None  # of latents: the pages' keys are values too, so many channels
 
     @property
     def stored(self) -> int:
         """Channels of a head in the pages."""
-        return padded_dim(self.dim)
+        return self.dim if self.value_dim else padded_dim(self.dim)
+
+    @property
+    def parts(self) -> int:
+        """Of a page: keys and values, or latents."""
+        return 1 if self.value_dim else 2
 
     @property
     def variant(self) -> AttentionVariant:
@@ -44,7 +50,7 @@ class PrefillSpec:
         for cached, new in self.rows[self.decode_rows :]:
             for position in range(cached, cached + new):
                 pairs += position + 1 if self.window is None else min(position + 1, self.window)
-        return 4 * pairs * self.heads * self.dim
+        return 2 * pairs * self.heads * (self.dim + (self.value_dim or self.dim))
 
 
 # Small enough for the interpreter: each has a trap of its own.
@@ -119,4 +125,32 @@ SPEED_OTHERS = (
     PrefillSpec("8192, heads of 256", 16, 8, 256, 64, ((0, 8192),)),
     PrefillSpec("2048, heads of 256 by 16", 16, 8, 256, 16, ((0, 2048),)),
     PrefillSpec("2048, heads of 256 by 128", 16, 8, 256, 128, ((0, 2048),)),
+)
+
+# Latents, small enough for the interpreter.
+LATENT_SMALL = (
+    PrefillSpec("latents", 16, 1, 192, 16, ((9, 1), (61, 5), (0, 3)), 1, 1, value_dim=128),
+    PrefillSpec("latents, wide pages", 24, 1, 128, 128, ((70, 3),), value_dim=128),
+)
+
+# With the heads of DeepSeek-V2-Lite and of V3: correctness on the card, speed.
+LATENT_MIXED = tuple(
+    PrefillSpec(
+        f"latents, {heads} heads",
+        heads,
+        1,
+        576,
+        64,
+        ((900, 1), (64, 1), (1000, 333), (0, 517), (63, 65)),
+        2,
+        107,
+        value_dim=512,
+    )
+    for heads in (16, 128)
+)
+SPEED_LATENTS = (
+    PrefillSpec("8192 from scratch, 16 heads", 16, 1, 576, 64, ((0, 8192),), value_dim=512),
+    PrefillSpec("2048 at 30k, 16 heads", 16, 1, 576, 64, ((30000, 2048),), value_dim=512),
+    PrefillSpec("8 x 1024, 16 heads", 16, 1, 576, 64, ((0, 1024),) * 8, value_dim=512),
+    PrefillSpec("2048 from scratch, 128 heads", 128, 1, 576, 64, ((0, 2048),), value_dim=512),
 )

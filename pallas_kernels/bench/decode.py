@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pallas_kernels.attention import xla
 from pallas_kernels.attention.api import paged_decode
@@ -35,8 +36,9 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
         return spec.kv_bytes
 
     def default(self, spec: DecodeSpec) -> DecodeConfig:
-        facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
-        return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
+        facts = (spec.stored, spec.page, spec.heads // spec.groups)
+        itemsize = jnp.dtype(spec.pages).itemsize
+        return default_decode_config(*facts, itemsize=itemsize, value_dim=spec.value_dim)
 
     def grid(self, default: DecodeConfig, num_sms: int) -> Sequence[dict[str, Any]]:
         tried = [(default.stages, default.num_ctas), (3, 2 * num_sms), (2, 2 * num_sms)]
@@ -46,7 +48,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
     def refuses(self, spec: DecodeSpec, config: DecodeConfig, platform: str) -> str | None:
         facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
         numbers = len(spec.variant.token_params)
-        return refuses_decode_sm90(*facts, platform, config, spec.pages, numbers)
+        return refuses_decode_sm90(*facts, platform, config, spec.pages, numbers, spec.value_dim)
 
     def timed(self, spec: DecodeSpec, config: DecodeConfig | None) -> Timed:
         calls = XLA_CALLS if config is None else CALLS
@@ -58,7 +60,7 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
             rest = (q, kv, tables, lens)
             if config is None:
                 mods: dict[str, Any] = {"window": spec.window, "variant": spec.variant}
-                mods["tokens"] = numbers
+                mods |= {"tokens": numbers, "value_dim": spec.value_dim}
                 return xla.paged_decode(*rest, scale=scale, **mods)
             return _kernel(spec, rest, config, plan, numbers)
 
@@ -70,6 +72,18 @@ class DecodeOperation(Operation[DecodeSpec, DecodeConfig]):
                 q = attend(q, caches[i % len(caches)], plan)
             return q
 
+        def one_after_the_other(queries: Any, caches: Any, plan: Any) -> list[jax.Array]:
+            """Where answers are no queries: those of latents have fewer channels."""
+            found: list[jax.Array] = []
+            for i, own in enumerate(queries):
+                own = lax.optimization_barrier((own, *found[-1:]))[0]
+                found.append(attend(own, caches[i % len(caches)], plan))
+            return found
+
+        if spec.value_dim:
+            queries = tuple(q + i for i in range(calls))
+            program = jax.jit(one_after_the_other)
+            return Timed(lambda: program(queries, caches, plan), calls)
         program = jax.jit(chain)
         return Timed(lambda: program(q, caches, plan), calls)
 
@@ -99,7 +113,7 @@ def decode_inputs(
         tables[row, :count] = pages[end - count : end]
     sets = min(calls, max(2, CACHE_BYTES // spec.kv_bytes))
     keys = jax.random.split(jax.random.key(0), sets + 1)
-    shape = (sum(used) + 1, 2, spec.kv_heads, spec.page, spec.stored)
+    shape = (sum(used) + 1, spec.parts, spec.kv_heads, spec.page, spec.stored)
     make = jax.jit(lambda key: narrow(jax.random.normal(key, shape, jnp.bfloat16), spec.pages))
     q = jax.random.normal(keys[-1], (len(used), spec.heads, spec.dim), jnp.bfloat16)
     caches = tuple(make(key) for key in keys[:sets])
@@ -111,7 +125,7 @@ def _plan(spec: DecodeSpec, seq_lens: jax.Array, config: DecodeConfig) -> Decode
         seq_lens,
         max_pages=spec.width,
         page_size=spec.page,
-        num_kv_heads=spec.kv_heads,
+        num_kv_heads=spec.groups,
         window=spec.window,
         config=config,
         variant=spec.variant,
@@ -151,4 +165,5 @@ def _kernel(
         tokens=numbers,
         config=config,
         plan=plan,
+        value_dim=spec.value_dim,
     )

@@ -8,6 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import xla
+from pallas_kernels.attention.latent_prefill_sm90 import (
+    LATENT_TILES,
+    make_latent_tiles,
+    paged_latent_prefill_sm90,
+    refuses_latent_prefill_sm90,
+)
 from pallas_kernels.attention.page_map import prefill_map
 from pallas_kernels.attention.prefill_problem import (
     PrefillProblem,
@@ -46,6 +52,8 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
         return spec.flops
 
     def default(self, spec: PrefillSpec) -> PrefillConfig:
+        if spec.value_dim is not None:
+            return LATENT_TILES
         return default_prefill_config(spec.heads, spec.kv_heads, spec.dim)
 
     def where(self, spec: PrefillSpec) -> dict[str, Any]:
@@ -69,8 +77,11 @@ class PrefillOperation(Operation[PrefillSpec, PrefillConfig]):
         return [item for index, item in enumerate(tried) if item not in tried[:index]]
 
     def refuses(self, spec: PrefillSpec, config: PrefillConfig, platform: str) -> str | None:
-        facts = (spec.heads, spec.kv_heads, spec.stored, spec.page, "bfloat16")
-        return refuses_prefill_sm90(*facts, platform, spec.pages)
+        heads, where = (spec.heads, spec.kv_heads, spec.stored), (platform, spec.pages)
+        if spec.value_dim is not None:
+            dims = (*heads, spec.value_dim, spec.page)
+            return refuses_latent_prefill_sm90(*dims, "bfloat16", *where)
+        return refuses_prefill_sm90(*heads, spec.page, "bfloat16", *where)
 
     def xla_refuses(self, spec: PrefillSpec) -> str | None:
         return None if self.amount(spec) else "there is nothing to attend"
@@ -113,7 +124,7 @@ def prefill_inputs(spec: PrefillSpec, calls: int) -> tuple[tuple[jax.Array, ...]
     keys = jax.random.split(jax.random.key(0), calls + 1)
     shape = (spec.tokens, spec.heads, spec.dim)
     queries = tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in keys[1:])
-    cache = (1 + int(used.sum()), 2, spec.kv_heads, spec.page, spec.stored)
+    cache = (1 + int(used.sum()), spec.parts, spec.kv_heads, spec.page, spec.stored)
     problem = PrefillProblem(
         queries[0],
         narrow(jax.random.normal(keys[0], cache, jnp.bfloat16), spec.pages or jnp.bfloat16),
@@ -133,6 +144,12 @@ def _attend_kernel(
 ) -> list[jax.Array]:
     """One call per array of queries, on the same cache and tile map."""
     _, kv, tables, starts, lens, num_decode_rows = problem
+    if spec.value_dim is not None:
+        batch, scale = (starts, lens, num_decode_rows, spec.tokens), spec.dim**-0.5
+        tiles = make_latent_tiles(*batch, spec.heads)
+        empty = jnp.empty((spec.tokens, spec.heads, spec.value_dim), queries[0].dtype)
+        where = (kv, tables, tiles, empty)
+        return [paged_latent_prefill_sm90(q, *where, scale=scale) for q in queries]
     config = config or PrefillConfig()
     tiles = make_prefill_tiles(starts, lens, num_decode_rows, spec.tokens, config)
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window}
@@ -155,12 +172,10 @@ def _attend_xla(
     tiles = make_tile_map(starts, num_decode_rows, spec.tokens)
     group = 1 if jax.default_backend() == "cpu" else 8
     rest: dict[str, Any] = {"scale": spec.dim**-0.5, "window": spec.window, "group": group}
-    rest |= {"variant": spec.variant, "seq_lens": lens}
+    rest |= {"variant": spec.variant, "seq_lens": lens, "value_dim": spec.value_dim}
     rest["tokens"] = _token_values(spec, problem)
-    return [
-        xla.paged_prefill(q, kv, tables, positions, tiles, jnp.zeros_like(q), **rest)
-        for q in queries
-    ]
+    empty = jnp.zeros((spec.tokens, spec.heads, spec.value_dim or spec.dim), queries[0].dtype)
+    return [xla.paged_prefill(q, kv, tables, positions, tiles, empty, **rest) for q in queries]
 
 
 def _tokens(spec: PrefillSpec, problem: PrefillProblem) -> tuple[jax.Array, jax.Array]:

@@ -27,7 +27,13 @@ from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_problem import DecodeProblem, make_decode_problem, right_answer
 from pallas_kernels.attention.decode_sm90 import paged_decode_sm90
 from pallas_kernels.attention.decode_sm90_items import DecodeOp
-from pallas_kernels.attention.decode_specs import MIXED, SPEED, SPEED_OTHERS, DecodeSpec
+from pallas_kernels.attention.decode_specs import (
+    MIXED,
+    SPEED,
+    SPEED_LATENTS,
+    SPEED_OTHERS,
+    DecodeSpec,
+)
 from pallas_kernels.bench.ceilings import read_bytes_per_second
 from pallas_kernels.bench.decode import CALLS, decode_inputs
 from pallas_kernels.bench.timing import median_seconds
@@ -69,7 +75,7 @@ def make_plan(spec: DecodeSpec, config: DecodeConfig, seq_lens: jax.Array) -> De
         plan_decode,
         max_pages=spec.width,
         page_size=spec.page,
-        num_kv_heads=spec.kv_heads,
+        num_kv_heads=spec.groups,
         window=spec.window,
         config=config,
     )
@@ -77,12 +83,14 @@ def make_plan(spec: DecodeSpec, config: DecodeConfig, seq_lens: jax.Array) -> De
 
 
 def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
-    return DecodeOp(spec.dim**-0.5, spec.window, spec.variant, config)
+    facts = (spec.dim**-0.5, spec.window, spec.variant, config)
+    return DecodeOp(*facts, value_dim=spec.value_dim)
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:
-    facts = (spec.stored, spec.page, spec.heads // spec.kv_heads)
-    return default_decode_config(*facts, itemsize=jnp.dtype(spec.pages).itemsize)
+    facts = (spec.stored, spec.page, spec.heads // spec.groups)
+    itemsize = jnp.dtype(spec.pages).itemsize
+    return default_decode_config(*facts, itemsize=itemsize, value_dim=spec.value_dim)
 
 
 def attempt(function: Callable[[], Any]) -> Any:
@@ -111,7 +119,8 @@ def chain(
     op: DecodeOp, q: jax.Array, caches: tuple[jax.Array, ...], tables: jax.Array, plan: DecodePlan
 ) -> jax.Array:
     for i in range(CALLS):
-        q = paged_decode_sm90(q, caches[i % len(caches)], tables, plan, op=op)
+        answers = paged_decode_sm90(q, caches[i % len(caches)], tables, plan, op=op)
+        q = jnp.concatenate([answers, q[..., answers.shape[2] :]], axis=2)  # latents give fewer
     return q
 
 
@@ -308,7 +317,7 @@ def correctness(results: Results) -> None:
 
 def others(results: Results, ceiling: float) -> None:
     """Other pages and head dims; with small pages, every config for them."""
-    for spec in SPEED_OTHERS:
+    for spec in (*SPEED_OTHERS, *SPEED_LATENTS):
         more = SMALL_PAGES if spec.page < 64 else {}
         if spec.stored > 128:
             more = {"4 issuers": dataclasses.replace(default_of(spec), issuers=4)} if more else {}

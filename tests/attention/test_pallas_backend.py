@@ -10,14 +10,16 @@ import pytest
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.backends.pallas import BACKEND, _say_once
 from jaxllm.attention.select import cache_head_dims
-from jaxllm.config.model import AttentionChoice, ModelConfig, RopeConfig
+from jaxllm.config.model import AttentionChoice, LatentConfig, ModelConfig, RopeConfig
 from jaxllm.config.plan import EnginePlan, make_buckets
 from jaxllm.models.params import model_def
 from jaxllm.runner.programs import Programs
 from jaxllm.runner.step import forward
+from pallas_kernels.attention.variants.alibi import ALIBI
 from pallas_kernels.attention.variants.forgetting import FORGETTING
 
 SPEC = AttentionSpec(32, 8, 128, 0.1)
+LATENT = AttentionSpec(16, 1, 576, 0.1, value_dim=512)  # DeepSeek-V2-Lite's
 H200 = AttentionTarget("gpu", "9.0", 64, "bfloat16")
 FP8_PAGES = replace(H200, page_dtype="float8_e4m3fn")
 MODEL = ModelConfig(
@@ -51,7 +53,11 @@ GLM = replace(
         (SPEC, replace(H200, page_dtype="int4"), "int4"),
         (replace(SPEC, head_dim=256), replace(H200, page_dtype="float8_e4m3fn"), "bytes"),
         (replace(SPEC, head_dim=100), H200, "head dims"),
-        (AttentionSpec(32, 1, 576, 0.1, value_dim=512), H200, "latent"),
+        (replace(LATENT, head_dim=288, value_dim=256), H200, "256 in 288"),
+        (replace(LATENT, num_heads=20), H200, "multiple of 8 query heads"),
+        (replace(LATENT, window=64), H200, "no window"),
+        (replace(LATENT, variant=ALIBI), H200, "no variant"),
+        (LATENT, FP8_PAGES, "no latents of eight bits"),
         (SPEC, replace(H200, page_size=8), "page sizes"),
         (replace(SPEC, variant=FORGETTING), replace(H200, page_size=16), "from 32 on"),
         (replace(SPEC, variant=FORGETTING), FP8_PAGES, "eight bits"),
@@ -60,6 +66,11 @@ GLM = replace(
 )
 def test_refuses_with_a_reason(spec: AttentionSpec, target: AttentionTarget, reason: str) -> None:
     assert reason in str(BACKEND.refuses(spec, target))
+
+
+@pytest.mark.parametrize("spec", [SPEC, LATENT, replace(LATENT, num_heads=128)], ids=str)
+def test_takes_what_there_is_a_kernel_for(spec: AttentionSpec) -> None:
+    assert BACKEND.refuses(spec, H200) is None
 
 
 PLAIN = replace(MODEL, sliding_windows=())
@@ -103,18 +114,23 @@ def test_whole_steps_lower_for_hopper_with_each_kernel_once(
 
 
 @pytest.mark.parametrize(
-    ("model", "own", "wide"), [(MODEL, 64, 128), (DANUBE, 128, 256)], ids=["heads of 64", "of 80"]
+    ("model", "layers", "own", "wide"),
+    [
+        (MODEL, ("rotary", "nope", "differential", "forgetting"), 64, 128),
+        (DANUBE, ("rotary", "differential"), 128, 256),
+    ],
+    ids=["heads of 64", "of 80"],
 )
 def test_layers_of_other_shapes_lower_beside_each_other(
-    model: ModelConfig, own: int, wide: int
+    model: ModelConfig, layers: tuple[str, ...], own: int, wide: int
 ) -> None:
     """Differential layers have half the KV heads, twice as wide; unrotated ones are no other kind
     for the kernel that writes. Each is padded by itself: heads of 80 to 128, of 160 to 256. What
     one keeps of tokens, and what another's mask hides, are operands of its kernels alone."""
-    layers = ("rotary", "nope", "differential", "forgetting")
-    variants = (AttentionChoice("block_global"), *[AttentionChoice("causal")] * 3)
+    count = len(layers)
+    variants = (AttentionChoice("block_global"), *[AttentionChoice("causal")] * (count - 1))
     model = replace(
-        model, num_layers=4, attention_layers=layers, attention=variants, sliding_windows=()
+        model, num_layers=count, attention_layers=layers, attention=variants, sliding_windows=()
     )
     bucket = make_buckets((8,), (64,), 8)[1]
     facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
@@ -126,5 +142,34 @@ def test_layers_of_other_shapes_lower_beside_each_other(
     assert text.count("func.func private @rope_and_write_sm90") == 1
     for heads, dim in ((2, own), (1, wide)):
         assert f"tensor<300x2x{heads}x64x{dim}xbf16>" in text
-    calls = [line for line in text.splitlines() if "@mosaic_gpu_v2" in line]
-    assert sum("tensor<300x1x2x64xf32>" in line for line in calls) == 2  # decode, prefill
+    calls = _kernel_calls(text)
+    kept = sum("tensor<300x1x2x64xf32>" in line for line in calls)
+    assert kept == (2 if "forgetting" in layers else 0)  # decode, prefill
+
+
+def _kernel_calls(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "@mosaic_gpu_v2" in line]
+
+
+def test_layers_over_latents_lower_with_each_kernel_once() -> None:
+    """Decode, its combine, prefill; beside them only what writes takes a cache."""
+    model = replace(
+        PLAIN,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=8,
+        attention_layers=("latent", "latent"),
+        latent=LatentConfig(q_rank=None, kv_rank=128, nope_dim=64, rope_dim=64, value_dim=64),
+    )
+    bucket = make_buckets((8,), (64,), 8)[1]
+    facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
+    plan = EnginePlan(model, *facts, cache_head_dims=cache_head_dims(model, BACKEND))
+    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
+    function = partial(forward, program=programs.step_program(bucket))
+    traced = jax.jit(function, donate_argnums=(1, 2)).trace(*programs._forward_args(bucket))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert len(_kernel_calls(text)) == 3
+    takers = r"func.func|return|call|stablehlo.(custom_call @mosaic_gpu_v2|scatter)|\}\)"
+    for line in text.splitlines():
+        if "tensor<300x1x1x64x192xbf16>" in line:
+            assert re.match(rf"\s*(%\S+ = )?({takers})", line.replace('"', "")), line[:200]

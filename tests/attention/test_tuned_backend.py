@@ -36,7 +36,7 @@ def test_small_pages_of_the_h200_have_a_config_of_their_own(page_size: int, issu
     target = replace(TARGET, page_size=page_size, device_kind="NVIDIA H200")
     backend, _ = select_backend([SPEC], target)
     assert isinstance(backend, PallasBackend)
-    assert backend._prefill_config(SPEC, page_size).issuers == issuers
+    assert backend._tiling(SPEC, page_size)[0].issuers == issuers
 
 
 def test_a_file_that_does_not_fit_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,17 @@ from jaxllm.errors import ConfigError
 from pallas_kernels.attention.decode_config import (
     DecodeConfig,
     default_decode_config,
+    head_groups,
     refuses_decode_sm90,
 )
 from pallas_kernels.attention.decode_plan import DecodePlan, plan_decode
 from pallas_kernels.attention.decode_sm90 import DecodeOp, paged_decode_sm90
+from pallas_kernels.attention.latent_prefill_sm90 import (
+    LATENT_TILES,
+    make_latent_tiles,
+    paged_latent_prefill_sm90,
+    refuses_latent_prefill_sm90,
+)
 from pallas_kernels.attention.page_map import PageMap, prefill_map
 from pallas_kernels.attention.prefill_sm90 import (
     default_prefill_config,
@@ -50,18 +57,19 @@ logger = logging.getLogger(__name__)
 HOPPER = "9.0"
 
 
-_Sight = tuple[int | None, AttentionVariant, int, int, int]
+_Sight = tuple[int | None, AttentionVariant, int, int, int, int | None]
+_Tiling = tuple[PrefillConfig, int]  # and into how many rows a token is cut
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Prepared:
     """A decode plan for each of ``sights``: what a layer sees decides which splits exist. Tiles for
-    each of ``configs``; none in a pure decode step."""
+    each of ``tilings``; none in a pure decode step."""
 
     sights: tuple[_Sight, ...] = field(metadata={"static": True})
     plans: tuple[DecodePlan, ...]
-    configs: tuple[PrefillConfig, ...] = field(metadata={"static": True})
+    tilings: tuple[_Tiling, ...] = field(metadata={"static": True})
     tiles: tuple[PrefillTiles, ...]
     maps: tuple[PageMap | None, ...]  # of prefill: for each of ``sights`` that is mapped
 
@@ -83,20 +91,27 @@ class PallasBackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
-        if spec.value_dim is not None:
-            return "its kernels read values from pages, which a latent layer's have none of"
-        dim = self.cache_head_dim(spec.head_dim)
-        facts = (spec.num_heads, spec.num_kv_heads, dim, target.page_size, target.dtype)
+        shape, where = (spec.num_heads, spec.num_kv_heads, self._dim(spec)), "sm_90"
+        kept = (target.page_size, target.dtype)
         config = self._decode_config(spec, target.page_size)
         pages = stored_dtype(target.page_dtype or target.dtype)
         numbers = len(spec.variant.token_params)
-        reason = refuses_decode_sm90(
-            *facts, "sm_90", config, pages, numbers
-        ) or refuses_prefill_sm90(*facts, "sm_90", pages)
-        return reason or refuses_variant(spec.variant)
+        reason = refuses_decode_sm90(*shape, *kept, where, config, pages, numbers, spec.value_dim)
+        if reason is not None:
+            return reason
+        if spec.value_dim is None:
+            reason = refuses_prefill_sm90(*shape, *kept, where, pages)
+            return reason or refuses_variant(spec.variant)
+        if spec.window is not None or not spec.variant.is_plain:
+            return "its prefill kernel of latents takes no window and no variant"
+        return refuses_latent_prefill_sm90(*shape, spec.value_dim, *kept, where, pages)
 
     def cache_head_dim(self, head_dim: int) -> int:
         return padded_dim(head_dim)
+
+    def _dim(self, spec: AttentionSpec) -> int:
+        """Channels of a key in the pages; latents are never padded."""
+        return spec.head_dim if spec.value_dim else self.cache_head_dim(spec.head_dim)
 
     def prepare(
         self,
@@ -114,46 +129,43 @@ class PallasBackend:
                 lens,
                 max_pages=max_pages,
                 page_size=page_size,
-                num_kv_heads=spec.num_kv_heads,
+                num_kv_heads=_groups(spec),
                 window=spec.window,
                 config=self._decode_config(spec, page_size),
                 variant=spec.variant,
                 num_heads=spec.num_heads,
-                head_dim=self.cache_head_dim(spec.head_dim),
+                head_dim=self._dim(spec),
                 row_params=metadata.row_params,
             )
             for spec in by_sight.values()
         )
         if kind is BatchKind.DECODE:
             return _Prepared(tuple(by_sight), plans, (), (), ())
-        configs = tuple(dict.fromkeys(self._prefill_config(spec, page_size) for spec in specs))
-        tiles = tuple(
-            make_prefill_tiles(
-                metadata.query_start_loc,
-                metadata.seq_lens,
-                metadata.num_decode_rows,
-                metadata.positions.shape[0],
-                config,
-            )
-            for config in configs
-        )
-        made = dict(zip(configs, tiles, strict=True))
+        batch = (metadata.query_start_loc, metadata.seq_lens, metadata.num_decode_rows)
+        batch = (*batch, metadata.positions.shape[0])
+        tilings = tuple(dict.fromkeys(self._tiling(spec, page_size) for spec in specs))
+        made = {
+            (config, rows): make_prefill_tiles(*batch, config)
+            if rows == 1
+            else make_latent_tiles(*batch, rows)
+            for config, rows in tilings
+        }
         maps = tuple(
             self._map(spec, metadata, made, page_size) if spec.variant.is_mapped else None
             for spec in by_sight.values()
         )
-        return _Prepared(tuple(by_sight), plans, configs, tiles, maps)
+        return _Prepared(tuple(by_sight), plans, tilings, tuple(made.values()), maps)
 
     def _map(
         self,
         spec: AttentionSpec,
         metadata: AttentionMetadata,
-        tiles: dict[PrefillConfig, PrefillTiles],
+        tiles: dict[_Tiling, PrefillTiles],
         page_size: int,
     ) -> PageMap:
-        tables, config = metadata.block_tables.shape, self._prefill_config(spec, page_size)
+        tables, tiling = metadata.block_tables.shape, self._tiling(spec, page_size)
         sight = Sight(spec.window, spec.variant, metadata.row_params, page_size, tables)
-        return prefill_map(tiles[config], spec.num_heads, sight, config)
+        return prefill_map(tiles[tiling], spec.num_heads, sight, tiling[0])
 
     def write(
         self,
@@ -205,7 +217,8 @@ class PallasBackend:
         rows = metadata.seq_lens.shape[0]
         tables = metadata.block_tables
         config = self._decode_config(spec, kv.shape[3])
-        op = DecodeOp(spec.scale, spec.window, spec.variant, config)
+        facts = (spec.scale, spec.window, spec.variant, config)
+        op = DecodeOp(*facts, value_dim=spec.value_dim)
         sight = shared.sights.index(_sight(spec))
         plan, pages = shared.plans[sight], None if tokens is None else tokens.pages
         params = param_arrays(spec.variant, spec.num_heads, rows, metadata.row_params)
@@ -213,14 +226,17 @@ class PallasBackend:
             q[:rows], kv, tables, plan, params, pages, op=op, tokens=q.shape[0]
         )
         if not shared.tiles:
-            return cut_heads(decoded, spec.head_dim)
+            return cut_heads(decoded, spec.value_dim or spec.head_dim)
         # Decode rows are the first slots, so token i is slot i there.
-        prefill = self._prefill_config(spec, kv.shape[3])
+        tiling = self._tiling(spec, kv.shape[3])
+        tiles = shared.tiles[shared.tilings.index(tiling)]
+        if spec.value_dim is not None:
+            return paged_latent_prefill_sm90(q, kv, tables, tiles, decoded, scale=spec.scale)
         out = paged_prefill_sm90(
             q,
             kv,
             tables,
-            shared.tiles[shared.configs.index(prefill)],
+            tiles,
             decoded,
             scale=spec.scale,
             window=spec.window,
@@ -228,30 +244,39 @@ class PallasBackend:
             row_params=metadata.row_params,
             tokens=tokens,
             page_map=shared.maps[sight],
-            config=prefill,
+            config=tiling[0],
         )
         return cut_heads(out, spec.head_dim)
 
     def _decode_config(self, spec: AttentionSpec, page_size: int) -> DecodeConfig:
         """Wide heads leave room for one thread block on an SM, not for two."""
-        dim = self.cache_head_dim(spec.head_dim)
+        dim, group = self._dim(spec), spec.num_heads // _groups(spec)
+        if spec.value_dim is not None:
+            return default_decode_config(dim, page_size, group, value_dim=spec.value_dim)
         if dim <= 128:
             return self.decode_config
-        default = default_decode_config(dim, page_size, spec.num_heads // spec.num_kv_heads)
+        default = default_decode_config(dim, page_size, group)
         return tuned("decode", self._device_kind, default)
 
-    def _prefill_config(self, spec: AttentionSpec, page_size: int) -> PrefillConfig:
-        dim = self.cache_head_dim(spec.head_dim)
+    def _tiling(self, spec: AttentionSpec, page_size: int) -> _Tiling:
+        if spec.value_dim is not None:
+            return LATENT_TILES, spec.num_heads
+        dim = self._dim(spec)
         default = default_prefill_config(spec.num_heads, spec.num_kv_heads, dim)
         where = {"page": page_size, "dim": dim}
-        return tuned("prefill", self._device_kind, default, where=where)
+        return tuned("prefill", self._device_kind, default, where=where), 1
+
+
+def _groups(spec: AttentionSpec) -> int:
+    return head_groups(spec.num_heads, spec.num_kv_heads, spec.value_dim)
 
 
 def _sight(spec: AttentionSpec) -> _Sight:
     """What decides which positions a layer's queries see, and who attends them."""
     hides = spec.variant.kv_range is not None or spec.variant.is_mapped
     variant = spec.variant if hides else CAUSAL
-    return spec.window, variant, spec.num_heads, spec.num_kv_heads, spec.head_dim
+    heads = (spec.num_heads, spec.num_kv_heads, spec.head_dim)
+    return spec.window, variant, *heads, spec.value_dim
 
 
 @functools.cache
