@@ -44,7 +44,7 @@ def as_json(text: str, types: frozenset[str]) -> str:
     template writes those); else as a string.
     """
     bare = text.strip()
-    if not (kinds := _kinds(bare)) and not bare.startswith("("):
+    if not (kinds := _kinds(bare)) and not bare.startswith("("):  # which is rather a remark
         bare = literal_as_json(bare)
         kinds = _kinds(bare)
     return bare if kinds & (types - {"string"}) else f'"{escaped(text)}"'

@@ -42,12 +42,12 @@ def _one_call_each(messages: Sequence[Message]) -> Iterator[Message]:
         if len(calls) < 2:
             yield message
             continue
-        results: dict[Any, list[Message]] = {}
+        results: dict[str, list[Message]] = {}
         while rest and rest[0]["role"] == "tool":
             result = rest.popleft()
-            results.setdefault(result.get("tool_call_id"), []).append(result)
+            results.setdefault(str(result.get("tool_call_id")), []).append(result)
         for call in calls:
             yield message | {"tool_calls": [call]}
-            yield from results.pop(call.get("id"), ())
+            yield from results.pop(str(call.get("id")), ())
             message = {"role": message["role"], "content": ""}
         yield from chain.from_iterable(results.values())
