@@ -97,11 +97,8 @@ def _structural_tag(spec: StructuredOutputsParams) -> str:
         trigger = next((t for t in value["triggers"] if begin.startswith(t)), None)
         if not trigger:
             raise spec.invalid(f"structural_tag has no trigger that {begin[:64]!r} begins with")
-        tags.append(
-            StructTag(
-                trigger=trigger, begin=begin, grammar=structure["schema"], end=structure["end"]
-            )
-        )
+        inner = {**structure["schema"], "x-guidance": _options(spec)}
+        tags.append(StructTag(trigger=trigger, begin=begin, grammar=inner, end=structure["end"]))
     return StructTag.to_grammar(tags, assume_special=False)
 
 

@@ -6,6 +6,7 @@ that recurses.
 
 import json
 import re
+from collections import deque
 from collections.abc import Sequence
 
 from jaxllm.parsers.json_text import hex_digits, unicode_escape
@@ -100,6 +101,24 @@ def python_value(r: Reader, emit: Emit) -> Steps[None]:
             due.pop()
         if not due:
             return
+
+
+def literal_as_json(text: str) -> str:
+    """A literal that is all of ``text``, as JSON; "" if it is none."""
+    reader, pieces = Reader({}), list[str]()
+    reader.add(text)
+    reader.end()
+
+    def whole() -> Steps[None]:
+        yield from python_value(reader, pieces.append)
+        if (yield from reader.peek()):
+            raise Mismatch
+
+    try:
+        deque(whole(), 0)
+    except Mismatch:
+        return ""
+    return "".join(pieces)
 
 
 def _key(r: Reader, emit: Emit) -> Steps[None]:

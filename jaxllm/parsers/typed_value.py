@@ -4,12 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxllm.parsers.python_calls import escaped
+from jaxllm.parsers.python_calls import escaped, literal_as_json
 from jaxllm.parsers.reader import Emit, Markers, Mismatch, Reader, Steps
 
 MAX_VALUE = 1 << 20  # characters of a value that is no string
 _MAX_DEPTH = 16  # of a schema's references and unions
-_WORDS = {"True": "true", "False": "false", "None": "null"}
 _NAMES: dict[type, tuple[str, ...]] = {
     dict: ("object",),
     list: ("array",),
@@ -41,10 +40,14 @@ def typed_value(r: Reader, types: frozenset[str], closing: Markers, emit: Emit) 
 
 
 def as_json(text: str, types: frozenset[str]) -> str:
-    """``text`` itself where it is JSON of one of ``types``, else as a string."""
+    """``text`` itself where it is JSON of one of ``types``, or a literal of Python's (Seed-OSS's
+    template writes those); else as a string.
+    """
     bare = text.strip()
-    bare = _WORDS.get(bare, bare)
-    return bare if _kinds(bare) & (types - {"string"}) else f'"{escaped(text)}"'
+    if not (kinds := _kinds(bare)) and not bare.startswith("("):  # which is rather a remark
+        bare = literal_as_json(bare)
+        kinds = _kinds(bare)
+    return bare if kinds & (types - {"string"}) else f'"{escaped(text)}"'
 
 
 def _kinds(text: str) -> frozenset[str]:

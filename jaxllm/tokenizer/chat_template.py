@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.errors import ConfigError, InvalidRequestError
+from jaxllm.tokenizer.dialect import in_dialect
 
 if TYPE_CHECKING:
     from jinja2 import Template, nodes
@@ -85,7 +86,7 @@ class ChatTemplate:
             self._role_tokens
             | variables
             | {
-                "messages": plain,
+                "messages": in_dialect(plain, self.text),
                 "tools": list(tools) if tools else None,
                 "documents": variables.get("documents"),
                 "add_generation_prompt": add_generation_prompt,
@@ -111,7 +112,7 @@ class ChatTemplate:
             self._compiled[name] = template_environment().from_string(source)
         return self._compiled[name]
 
-    @property
+    @cached_property
     def text(self) -> str:
         """Of all its templates, behind each other."""
         return "\n".join(self._sources.values())

@@ -63,6 +63,12 @@ def test_langchain(run: Run, default_url: str) -> None:
     assert "Paris" in told["chat"] and told["chat"] == told["chat_stream"]
     assert told["usage"] > 0
     assert told["embeddings"] == [SIZE, SIZE]
+    ((name, trip),) = told["calls"]
+    assert name == "get_weather" and told["calls_stream"] == told["calls"]
+    for given in (trip, told["function_calling"], told["json_schema"]):
+        assert given["city"] in ("Paris", "London") and given["days"] in (1, 2, 3)
+    assert told["results"] == [f"Sunny in {trip['city']} for {trip['days']} days."]
+    assert told["after"]
 
 
 def test_llama_index(run: Run, default_url: str) -> None:

@@ -117,7 +117,7 @@ def test_only_what_was_computed_is_shared():
 
 
 @pytest.mark.parametrize(
-    "difference", ["salt", "tenant", "off", "prompt_logprobs", "failed", "lost"]
+    "difference", ["salt", "tenant", "off", "attention", "prompt_logprobs", "failed", "lost"]
 )
 def test_nothing_is_shared(difference: str):
     manager, first = manager_of(caching=difference != "off"), request_of("a", TEXT[:9])
@@ -126,7 +126,11 @@ def test_nothing_is_shared(difference: str):
         manager.forget_contents(first)
     if difference == "lost":
         manager.forget_all()
-    second = request_of("b", TEXT[:9], prompt_logprobs=0 if "logprobs" in difference else None)
+    asked = {
+        "attention": {"attention_params": {"rate": 1.0}},
+        "prompt_logprobs": {"prompt_logprobs": 0},
+    }
+    second = request_of("b", TEXT[:9], **asked.get(difference, {}))
     if difference in ("salt", "tenant"):
         name = {"salt": "cache_salt"}.get(difference, difference)
         second = Request(replace(make_request("b", TEXT[:9]), **{name: "x"}), 0, 20)

@@ -6,8 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llguidance import LLMatcher
+
 from jaxllm import LLM, SamplingParams, StructuredOutputsParams
 from jaxllm.errors import InvalidRequestError
+from jaxllm.grammar.convert import to_llguidance
+from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
 from tests.grammar.schemas import follows, some_document, unsupported_document
 
 SETTINGS = {
@@ -39,6 +43,18 @@ class Tally:
 
 def open_llm(model_dir: Path) -> LLM:
     return LLM(str(model_dir), **SETTINGS)
+
+
+def allowed_of(llm: LLM, spec: StructuredOutputsParams, text: str) -> str:
+    """How much of ``text`` may be answered; with "$" behind it if the answer may end there."""
+    info = llm.info
+    tokenizer = load_ll_tokenizer(info.tokenizer_dir, info.vocab_size, info.eos_token_ids)
+    matcher = LLMatcher(tokenizer, to_llguidance(spec, tokenizer))
+    assert not matcher.is_error(), matcher.get_error()
+    ids = tokenizer.tokenize_str(text)
+    allowed = ids[: matcher.validate_tokens(ids)]
+    matcher.consume_tokens(allowed)
+    return tokenizer.decode_str(allowed) + "$" * matcher.is_accepting()
 
 
 def run_round(llm: LLM, seed: int, count: int, tally: Tally) -> None:

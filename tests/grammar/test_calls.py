@@ -2,24 +2,19 @@
 
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from llguidance import LLMatcher
 
 from jaxllm import LLM, SamplingParams
 from jaxllm.errors import InvalidRequestError
-from jaxllm.grammar.convert import to_llguidance
-from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.parsers.choice import TOOL_PARSERS, Parsers
 from jaxllm.parsers.events import Content, Event, ToolArguments, ToolCallStart
 from server.tool_choice import ToolChoice
-from tests.grammar.rounds import open_llm
+from tests.grammar.rounds import allowed_of
 from tests.grammar.schemas import some_document
 
 JSON_FAMILIES = [n for n in TOOL_PARSERS.names() if TOOL_PARSERS.load(n).form.arguments == "json"]
@@ -43,12 +38,6 @@ TOOLS: dict[str, Any] = {
     "search_all": {"properties": {"q": {"const": "x"}}, "required": ["q"]},
     "now": None,
 }
-
-
-@pytest.fixture(scope="module")
-def llm(tiny_model_dir: Path) -> Iterator[LLM]:
-    with open_llm(tiny_model_dir) as llm:
-        yield llm
 
 
 def answers(llm: LLM, params: SamplingParams, count: int = COUNT) -> list[Any]:
@@ -173,14 +162,7 @@ def walk(llm: LLM, choice: ToolChoice, text: str) -> str:
     params = choice.params(SamplingParams(), Parsers(TOOL_PARSERS.load("hermes")), parallel=True)
     spec = params.structured_outputs
     assert isinstance(spec, StructuredOutputsParams)
-    info = llm.info
-    tokenizer = load_ll_tokenizer(info.tokenizer_dir, info.vocab_size, info.eos_token_ids)
-    matcher = LLMatcher(tokenizer, to_llguidance(spec, tokenizer))
-    assert not matcher.is_error(), matcher.get_error()
-    ids = tokenizer.tokenize_str(text)
-    allowed = ids[: matcher.validate_tokens(ids)]
-    matcher.consume_tokens(allowed)
-    return tokenizer.decode_str(allowed) + "$" * matcher.is_accepting()
+    return allowed_of(llm, spec, text)
 
 
 STRICT = ToolChoice({"f": {"properties": {"a": {"type": "integer"}}}, "g": None}, frozenset("f"))

@@ -1,10 +1,9 @@
 """Whatever the schema and however bad the model: an answer that ends follows it."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.grammar.rounds import Tally, open_llm, run_round
+from jaxllm import LLM
+from tests.grammar.rounds import Tally, run_round
 from tests.grammar.schemas import follows
 
 COUNT = 300
@@ -12,10 +11,9 @@ COUNT = 300
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_answers_follow_their_schemas(tiny_model_dir: Path) -> None:
+def test_answers_follow_their_schemas(llm: LLM) -> None:
     tally = Tally()
-    with open_llm(tiny_model_dir) as llm:
-        run_round(llm, 0, COUNT, tally)
+    run_round(llm, 0, COUNT, tally)
     assert tally.wrong == [] and tally.surprises == []
     assert tally.num_refused == COUNT // 4
     assert sum(tally.ends.values()) == COUNT

@@ -18,6 +18,7 @@ from jaxllm.parsers.describe import in_words, written
 from jaxllm.parsers.events import ToolArguments, ToolCallStart, merged
 from jaxllm.parsers.family import ToolParser
 from jaxllm.parsers.machine import AnswerParser, Machine
+from tests.parsers.test_histories import PUBLISHED
 from tests.parsers.transcripts import TOOLS, Said, cut, golden, parse
 
 
@@ -105,18 +106,27 @@ def test_arguments_come_while_they_are_written() -> None:
     assert machine.feed("e, two") == [ToolArguments(0, "e, two")]
 
 
-@pytest.mark.parametrize("name", TOOL_PARSERS.names())
-def test_the_template_tells_the_parser(name: str) -> None:
-    assert marked(TOOL_MARKS, golden("tool_calls", name)["template"]) == name
+# Those of other families are read whole by test_histories.
+EXCERPTS = {
+    (room, name): text
+    for room, table in (("tool_calls", TOOL_PARSERS), ("reasoning", REASONING_PARSERS))
+    for name in table.names()
+    if (text := golden(room, name).get("template"))
+}
 
 
-# By name only: a template of R1's may leave out <think>, after results of tools for one.
-TOLD = [name for name in REASONING_PARSERS.names() if name != "deepseek_r1"]
+@pytest.mark.parametrize(("room", "name"), EXCERPTS)
+def test_the_template_tells_the_parser(room: str, name: str) -> None:
+    marks = TOOL_MARKS if room == "tool_calls" else REASONING_MARKS
+    assert marked(marks, EXCERPTS[room, name]) == name
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_the_template_tells_the_reasoning_parser(name: str) -> None:
-    assert marked(REASONING_MARKS, golden("reasoning", name)["template"]) == name
+def test_every_parser_has_a_template() -> None:
+    published = {name for *names, _ in PUBLISHED.values() for name in names}
+    excerpts = {name for _, name in EXCERPTS}
+    # By name only: a template of R1's may leave out <think>, after results of tools for one.
+    names = {*TOOL_PARSERS.names(), *REASONING_PARSERS.names()} - {"deepseek_r1"}
+    assert names <= published | excerpts
 
 
 def test_a_template_without_marks_tells_none() -> None:

@@ -30,8 +30,8 @@ PLAN = {
     "max_num_batched_tokens": 64,
     "max_model_len": MAX_MODEL_LEN,
     "num_blocks": 512,
-    "eos_token_ids": (257,),  # grammars need one
 }
+EOS = (257,)  # grammars need one
 STEP_SECONDS = 0.001  # so that a victim streams while it is attacked
 CANARY = {"model": MODEL, "prompt": "canary", "max_tokens": 8, "seed": 7, "ignore_eos": True}
 VICTIM = CANARY | {"prompt": "victim", "max_tokens": 100, "stream": True}
@@ -87,7 +87,11 @@ class AttackedServer:
 
 @contextmanager
 def attacked_server(
-    tokenizer_dir: Path, *, step_seconds: float = STEP_SECONDS, **settings: Any
+    tokenizer_dir: Path,
+    *,
+    step_seconds: float = STEP_SECONDS,
+    eos_token_ids: tuple[int, ...] = EOS,
+    **settings: Any,
 ) -> Iterator[AttackedServer]:
     ready, stop = threading.Event(), threading.Event()
     made: list[SteppedEngine] = []
@@ -107,7 +111,7 @@ def attacked_server(
             raise
 
     async def serve(listener: socket.socket) -> None:
-        llm, engine = await stepped_llm(tokenizer_dir, **PLAN)
+        llm, engine = await stepped_llm(tokenizer_dir, eos_token_ids=eos_token_ids, **PLAN)
         made.append(engine)
         protocol = http_protocol(
             ConnectionLimits(max_body_bytes=chosen.max_body_bytes), RefusalLog()

@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.server import fuzz
-from tests.server.attacked_server import AttackedServer, attacked_server
+from tests.server.attacked_server import EOS, AttackedServer, attacked_server
 from tests.server.schema_fuzz import MAX_BODY_BYTES, PROGRAM, run_schemathesis
 
 BODIES, RAW = 3000, 3000
 SEED = 20
+ENDS = (*EOS, *range(192, 256))  # an answer whose length nobody says has four tokens
 
 
 @pytest.fixture(scope="module")
 def server(tiny_tokenizer_dir: Path) -> Iterator[AttackedServer]:
     with attacked_server(
-        tiny_tokenizer_dir, step_seconds=0, max_body_bytes=MAX_BODY_BYTES
+        tiny_tokenizer_dir, step_seconds=0, eos_token_ids=ENDS, max_body_bytes=MAX_BODY_BYTES
     ) as server:
         yield server
 

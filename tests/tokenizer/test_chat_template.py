@@ -1,6 +1,7 @@
 """Chat templates: the same text as transformers, and no way out of the sandbox."""
 
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +38,9 @@ USER: list[dict[str, Any]] = [
 ]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"x": 1}}}]
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+NO_PARAMETERS = {"type": "object", "properties": {}, "required": []}
+
 
 @pytest.mark.parametrize("template", [CHATML, FANCY, EITHER])
 @pytest.mark.parametrize("generation_prompt", [True, False])
@@ -46,6 +50,23 @@ def test_renders_as_transformers_does(template: str, generation_prompt: bool) ->
     options: dict[str, Any] = {"add_generation_prompt": generation_prompt, "tools": TOOLS}
     (expected,), _ = render_jinja_template([USER], chat_template=template, **options)
     assert render(USER, template, **options) == expected
+
+
+@pytest.mark.parametrize(
+    "path", sorted(GOLDEN.glob("templates/*.jinja")), ids=lambda path: path.stem
+)
+def test_published_templates_render_as_in_transformers(path: Path) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    function = {"name": "f", "description": "...", "parameters": NO_PARAMETERS}
+    tools: list[Any] = [{"type": "function", "function": function}]
+    turns = [*USER, {"role": "user", "content": "And?"}]
+    tokens: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
+    template = path.read_text()
+    (expected,), _ = render_jinja_template(
+        [turns], chat_template=template, tools=tools, add_generation_prompt=True, **tokens
+    )
+    assert ChatTemplate(template, tokens).render(turns, tools=tools) == expected
 
 
 def test_variables_and_special_tokens() -> None:
