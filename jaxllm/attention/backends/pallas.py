@@ -55,6 +55,9 @@ from pallas_kernels.tuning.table import tuned
 logger = logging.getLogger(__name__)
 
 HOPPER = "9.0"
+# The kernels of latents are interpreted and lowered in the tests, and not yet seen right on a card
+# (part `latents` of scripts/bench/h200): until then XLA serves these layers.
+LATENTS_PROVEN = False
 
 
 _Sight = tuple[int | None, AttentionVariant, int, int, int, int | None]
@@ -91,6 +94,8 @@ class PallasBackend:
     def refuses(self, spec: AttentionSpec, target: AttentionTarget) -> str | None:
         if target.platform != "gpu" or target.compute_capability != HOPPER:
             return "its kernels are for Hopper GPUs (compute capability 9.0)"
+        if spec.value_dim is not None and not LATENTS_PROVEN:
+            return "its kernels of latents are not proven on a card yet"
         shape, where = (spec.num_heads, spec.num_kv_heads, self._dim(spec)), "sm_90"
         kept = (target.page_size, target.dtype)
         config = self._decode_config(spec, target.page_size)
