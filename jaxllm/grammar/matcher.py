@@ -68,26 +68,10 @@ class GrammarMatcher:
             self._matcher.consume_tokens(self._token_ids[self._num_consumed :])
         except Exception:
             logger.exception("A grammar cannot be followed.")
-            self.start_over()
+            self._matcher, self._lane, self._num_consumed = None, None, 0  # anew when asked again
             return None
         self._num_consumed = len(self._token_ids)
         return self._matcher
-
-    @property
-    def lag(self) -> tuple[LLMatcher, int] | None:
-        """The last token, where that is all that is left to consume, and who is to consume it."""
-        if self._matcher is None or self._num_consumed != len(self._token_ids) - 1:
-            return None
-        return self._matcher, self._token_ids[-1]
-
-    def caught_up(self) -> None:
-        """Somebody saw to the ``lag``."""
-        self._num_consumed += 1
-
-    def start_over(self) -> None:
-        """When it is asked again."""
-        self._matcher = self._lane = None
-        self._num_consumed = 0
 
     @property
     def gave_up(self) -> bool:
@@ -106,25 +90,6 @@ class GrammarMatcher:
             _fill_one(self._matcher, out)
         if self.gave_up:
             out[:] = 0
-
-
-def advance_together(matchers: Sequence[GrammarMatcher]) -> None:
-    """Let those that lag by one token consume it, side by side in threads if they are many; all
-    others advance when they are asked.
-    """
-    lagging = [(matcher, lag) for matcher in matchers if (lag := matcher.lag) is not None]
-    if len(lagging) < PARALLEL_FROM:
-        return
-    lagging.sort(key=lambda entry: entry[0].lane)
-    try:
-        _executor().consume_token_par([lag for _, lag in lagging])
-    except Exception:
-        logger.exception("Grammars cannot be followed together.")
-        for matcher, _ in lagging:
-            matcher.start_over()
-    else:
-        for matcher, _ in lagging:
-            matcher.caught_up()
 
 
 def fill_masks(rows: Sequence[tuple[int, GrammarMatcher]], mask: np.ndarray) -> None:

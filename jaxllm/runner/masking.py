@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from jaxllm.core.scheduler_output import SchedulerOutput
-from jaxllm.grammar.matcher import advance_together
 from jaxllm.sampling.token_mask import RowMask, row_masks
 
 # A run of forced tokens makes a mixed step of a decode step, for all rows, and saves its own row as
@@ -66,11 +65,8 @@ class Masking:
         least = LEAST_FORCED + int(dearer * token_ids.size)
         drawn, scored = token_ids.tolist(), step.scored.tolist()
         found: list[tuple[int, tuple[int, ...]]] = []
-        due = step.due
-        for slot, mask in due:
+        for slot, mask in step.due:
             mask.extend((drawn[slot],))
-        advance_together([matcher for _, mask in due if (matcher := mask.asks) is not None])
-        for slot, mask in due:
             if not scored[slot] and (forced := mask.take_forced(least)):
                 found.append((slot, forced))
         return tuple(found)

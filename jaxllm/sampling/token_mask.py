@@ -73,11 +73,6 @@ class RowMask:
     def grammar(self) -> GrammarMatcher | None:
         """What the next token must follow, beside ``narrow``."""
         self._look_ahead()
-        return self.asks
-
-    @property
-    def asks(self) -> GrammarMatcher | None:
-        """The grammar that is asked next, for what is forced or for a mask."""
         return None if self._forced else self._followed
 
     @property

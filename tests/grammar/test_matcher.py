@@ -8,7 +8,7 @@ import pytest
 
 from jaxllm.grammar import compiler as module
 from jaxllm.grammar.compiler import GrammarCompiler
-from jaxllm.grammar.matcher import PARALLEL_FROM, GrammarMatcher, advance_together, fill_masks
+from jaxllm.grammar.matcher import PARALLEL_FROM, GrammarMatcher, fill_masks
 from tests.fakes.ascii_tokenizer import EOS, ascii_tokenizer, ids_of, regex, text_of
 
 MANY_STATES = "(a|b)*a(a|b){8}"  # one for each of the last eight characters, in the end
@@ -71,22 +71,6 @@ def test_token_by_token_is_as_all_at_once(compiler: GrammarCompiler) -> None:
     for n, char in enumerate("abcyzx"):
         assert allowed(stepwise) == allowed(after(compiler, "[a-c]{3}(x|yz)*", "abcyzx"[:n]))
         stepwise.extend(ids_of(char))
-
-
-@pytest.mark.parametrize("count", [2, 9])
-def test_consuming_together_is_as_one_by_one(compiler: GrammarCompiler, count: int) -> None:
-    """A token that the grammar does not take included, and rows that have not begun."""
-    together, alone = ([after(compiler, "[a-c]{1,9}x", "a") for _ in range(count)] for _ in "ab")
-    allowed(*together[1:])
-    for turn in range(3):
-        for index, (one, other) in enumerate(zip(together, alone, strict=True)):
-            (token,) = ids_of("z" if (turn, index) == (1, 1) else "abc"[(index + turn) % 3])
-            one.extend((token,))
-            other.extend((token,))
-        advance_together(together)
-        lags = [matcher.lag is None for matcher in together[1:]]
-        assert all(lags) if count > 8 else not any(lags)
-        assert allowed(*together) == [allowed(matcher)[0] for matcher in alone]
 
 
 def test_after_the_end_nothing_but_the_end(compiler: GrammarCompiler) -> None:
