@@ -1,5 +1,5 @@
-"""Mixtures of experts in place of the feed-forward block (DeepSeekMoE, arXiv:2401.06066). Parameters
-are named as in transformers' DeepseekV2 and V3.
+"""Mixtures of experts in place of the feed-forward block (DeepSeekMoE, arXiv:2401.06066).
+Parameters are named as in transformers' DeepseekV2 and V3.
 """
 
 import jax
