@@ -101,10 +101,9 @@ def test_kernels_equal_the_reference(name: str) -> None:
 def bent(s: Any, q: Any, k: Any, h: Any, p: Any) -> Any:
     """What Mosaic has no operation for, or not on tiles; and the head."""
     far = (q - k).astype(jnp.float32)
-    s = jax.nn.softplus(s) + jax.nn.relu(s) * jax.nn.gelu(s, approximate=False)
-    s = jnp.where(q % 3 == 0, s, s * 0.5) - p.rate ** jnp.floor(far / 41.0) + jnp.log1p(far**2)
-    s = jnp.where(p.rate > 0.5, s, 0.0) - 0.1 * (far % 2.5) * (far + 1.0) ** 0.4
-    return s - far * (h.astype(jnp.float32) * 0.05)
+    s = jnp.where(q % 3 == 0, jax.nn.relu(s), jax.nn.gelu(s, approximate=False))
+    s = jnp.where(p.rate > 0.5, s, 0.0) - p.rate ** jnp.floor(far / 41.0) + jnp.log1p(far)
+    return s - far * (h.astype(jnp.float32) * 0.05) + p.bias.key
 
 
 def turned(q: Any, k: Any, h: Any, p: Any) -> Any:
@@ -113,8 +112,21 @@ def turned(q: Any, k: Any, h: Any, p: Any) -> Any:
 
 
 BENT = AttentionVariant(
-    "bent", score_mod=bent, mask_mod=turned, params=(Param("rate", "per_row", default=0.75),)
+    "bent",
+    score_mod=bent,
+    mask_mod=turned,
+    params=(Param("rate", "per_row", default=0.75), Param("bias", "per_token")),
 )
+
+
+def test_a_mask_is_asked_what_it_hides_unless_it_looks_at_tokens() -> None:
+    assert BENT.is_mapped
+    numbers = (Param("n", "per_row", size=2, dtype="int32"), Param("bias", "per_token"))
+    for mask, is_mapped in (
+        (lambda q, k, h, p: q - k < p.n[1], True),
+        (lambda q, k, h, p: p.bias.key < p.n[0], False),
+    ):
+        assert AttentionVariant("m", mask_mod=mask, params=numbers).is_mapped == is_mapped
 
 
 def test_what_kernels_lack_is_written_out() -> None:

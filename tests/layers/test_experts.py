@@ -35,7 +35,7 @@ def chosen_weights(logits: np.ndarray, experts: ExpertsConfig) -> dict[int, floa
     allowed = np.concatenate(groups[: experts.groups_chosen])
     chosen = sorted(allowed, key=lambda index: -merit[index])[: experts.chosen]
     total = scores[chosen].sum() if experts.normalised else 1.0
-    return {int(index): scores[index] / total * experts.factor for index in chosen}
+    return {int(index): float(scores[index] / total) * experts.factor for index in chosen}
 
 
 @pytest.mark.parametrize("name", KINDS)
