@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.attention.prefill_problem import PrefillProblem
+from pallas_kernels.attention.reference import masked_softmax, modified_scores
 from pallas_kernels.attention.variant import CAUSAL, AttentionVariant, Param, VariantError
 from pallas_kernels.attention.variant_check import (
     SHAPE,
@@ -208,6 +209,21 @@ def test_permuting_pages_changes_nothing(name: str) -> None:
 
 def score(function: Any, *params: Param) -> AttentionVariant:
     return AttentionVariant("mine", score_mod=function, params=params)
+
+
+def test_keys_that_causality_hides_leave_gradients_finite() -> None:
+    def fade(s: Any, q: Any, k: Any, h: Any, p: Any) -> Any:
+        return s - p.rate * jnp.log((q - k + 1).astype(jnp.float32))
+
+    faded = score(fade, Param("rate", "per_layer"))
+    positions = jnp.arange(4, dtype=jnp.int32)
+
+    def loss(rate: Any) -> Any:
+        given = (jnp.zeros((4, 1, 4)), jnp.zeros(4, jnp.int32), positions, faded, {"rate": rate})
+        scores, visible = modified_scores(*given)
+        return jnp.sum(masked_softmax(scores, visible, None) ** 2)
+
+    assert float(jax.grad(loss)(jnp.float32(0.5))) > 0.1
 
 
 def test_what_does_not_lower_is_named_with_what_to_use() -> None:
