@@ -55,10 +55,25 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 0.5,
+    "mscale_all_dim": 0.7,
+    "original_max_position_embeddings": 256,
+}
 
 _LATENT = {
     "num_hidden_layers": 2,
-    "first_k_dense_replace": 2,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
@@ -105,10 +120,20 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "diffllama": ("DiffLlamaForCausalLM", {"num_hidden_layers": 2, "attention_bias": True}),
-    "deepseek2": ("DeepseekV2ForCausalLM", {**_LATENT, "q_lora_rank": None}),
+    "deepseek2": (
+        "DeepseekV2ForCausalLM",
+        {**_LATENT, "q_lora_rank": None, "rope_parameters": _YARN},
+    ),
     "deepseek3": (
         "DeepseekV3ForCausalLM",
-        {**_LATENT, "q_lora_rank": 24, "attention_bias": True, "num_nextn_predict_layers": 0},
+        {
+            **_LATENT,
+            "q_lora_rank": 24,
+            "attention_bias": True,
+            "num_nextn_predict_layers": 0,
+            "n_group": 4,
+            "topk_group": 2,
+        },
     ),
 }
 TINY_PROMPT_LENGTHS = (1, 7, 40)  # the last is longer than every window above
@@ -305,9 +330,9 @@ def tiny(name: str, out: Path) -> None:
     torch.manual_seed(0)
     model = model_class(model_class.config_class(**arguments, attn_implementation="eager")).eval()
     with torch.no_grad():  # what is born as all ones or zeros would hide a weight that is not used
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+        for tensor in model.state_dict().values():
+            if tensor.ndim == 1:
+                tensor.add_(0.1 * torch.randn_like(tensor))
     model.save_pretrained(out)
     random = np.random.RandomState(0)
     lengths = TINY_PROMPT_LENGTHS

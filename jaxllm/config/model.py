@@ -11,7 +11,8 @@ from typing import Any, Literal, cast
 class RopeConfig:
     """Rotary position embedding.
 
-    ``scaling`` "llama3" rescales frequencies by wavelength (Llama 3.1), "linear" divides positions.
+    ``scaling`` "llama3" rescales frequencies by wavelength (Llama 3.1), "yarn" too, and all that is
+    turned by ``amplitude`` (arXiv:2309.00071), "linear" divides positions.
     ``dim`` is the number of rotated channels of each head; the rest passes unrotated.
     ``interleaved``: pairs are (0,1),(2,3)... (GLM) instead of (0,D/2),(1,D/2+1)... (Llama).
     """
@@ -19,11 +20,14 @@ class RopeConfig:
     theta: float
     dim: int
     interleaved: bool = False
-    scaling: Literal["none", "linear", "llama3"] = "none"
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    amplitude: float = 1.0
 
 
 def _frozen(value: Any) -> Any:
@@ -56,6 +60,31 @@ class LatentConfig:
     nope_dim: int
     rope_dim: int
     value_dim: int
+    score_factor: float = 1.0  # of scores, beside the root of a head's channels
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """Mixtures of experts in place of the layers' dense blocks, from ``first_layer`` on.
+
+    ``scoring`` "sigmoid" has a learned bias for the choice alone, and finds a group as good as its
+    two best (DeepSeek-V3); "softmax" as its best.
+    """
+
+    first_layer: int
+    count: int
+    chosen: int  # per token
+    size: int  # inner channels of each
+    shared_size: int  # of those that every token takes, together
+    factor: float  # of the weights of the chosen
+    scoring: Literal["softmax", "sigmoid"] = "softmax"
+    normalised: bool = False  # whether these weights are brought to a sum of one before
+    groups: int = 1
+    groups_chosen: int = 1  # all chosen are of these
+
+    @property
+    def inner_size(self) -> int:
+        return self.count * self.size + self.shared_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +100,7 @@ class RowParam:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One dense decoder-only model. Built by ``config_from_hf`` of the file in jaxllm/models."""
+    """One decoder-only model. Built by ``config_from_hf`` of the file in jaxllm/models."""
 
     architecture: str  # class name in config.json, a key of jaxllm.models.MODELS
     vocab_size: int  # rows of the embedding = width of the logits
@@ -95,9 +124,15 @@ class ModelConfig:
     attention_layers: tuple[str, ...] = ()  # names per layer; () means the default everywhere
     attention: tuple[AttentionChoice, ...] = ()  # per layer, as the user asked; () means nothing
     latent: LatentConfig | None = None
+    experts: ExpertsConfig | None = None
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     dtype: str = "bfloat16"  # what the checkpoint was saved in
+
+    @property
+    def widest_block(self) -> int:
+        """Inner channels of the widest feed-forward block."""
+        return max(self.intermediate_size, self.experts.inner_size if self.experts else 0)
 
     def window(self, layer: int) -> int | None:
         return self.sliding_windows[layer] if self.sliding_windows else None

@@ -50,7 +50,7 @@ class LatentAttention(nnx.Module):
             config.num_heads,
             num_kv_heads=1,
             head_dim=latent.kv_rank + latent.rope_dim,
-            scale=(latent.nope_dim + latent.rope_dim) ** -0.5,
+            scale=latent.score_factor * (latent.nope_dim + latent.rope_dim) ** -0.5,
             window=config.window(layer),
             variant=variant_of(config, layer),
             value_dim=latent.kv_rank,

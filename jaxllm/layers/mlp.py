@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.linear import Linear
+from jaxllm.weights.mapping import WeightRule, linear_rules
 from pallas_kernels.gated_matmul.activations import XLA_ACTIVATIONS
 from pallas_kernels.gated_matmul.api import gated_matmul
 
@@ -19,6 +20,14 @@ class GatedMLP(nnx.Module):
         self.down = Linear(inner, hidden, bias=config.mlp_bias, dtype=dtype)
         self.hidden_act = config.hidden_act
         self.platform = platform
+
+    @classmethod
+    def weight_rules(cls, config: ModelConfig, ours: str, theirs: str) -> list[WeightRule]:
+        gate_up = [f"{theirs}{name}_proj" for name in ("gate", "up")]
+        return [
+            *linear_rules(f"{ours}gate_up", gate_up, config.mlp_bias),
+            *linear_rules(f"{ours}down", [f"{theirs}down_proj"], config.mlp_bias),
+        ]
 
     def __call__(self, x: Float[Array, "T E"]) -> Float[Array, "T E"]:
         if self.gate_up.bias is None:

@@ -28,6 +28,8 @@ def inverse_frequencies(rope: RopeConfig) -> np.ndarray:
         return inv_freq / np.float32(rope.factor)
     if rope.scaling == "llama3":
         return _llama3(inv_freq, rope)
+    if rope.scaling == "yarn":
+        return _yarn(inv_freq, rope)
     return inv_freq
 
 
@@ -42,10 +44,26 @@ def _llama3(inv_freq: np.ndarray, rope: RopeConfig) -> np.ndarray:
     return ((1 - blend) * inv_freq / rope.factor + blend * inv_freq).astype(np.float32)
 
 
+def _yarn(inv_freq: np.ndarray, rope: RopeConfig) -> np.ndarray:
+    """Channels that turn often within the original context are kept, those that turn seldom slowed
+    by ``factor``, those between interpolated (arXiv:2309.00071).
+    """
+
+    def channel(turns: float) -> float:
+        size = rope.original_max_position / (turns * 2 * math.pi)
+        return rope.dim * math.log(size) / (2 * math.log(rope.theta))
+
+    first = max(math.floor(channel(rope.beta_fast)), 0)
+    last = min(math.ceil(channel(rope.beta_slow)), rope.dim - 1)
+    pairs = np.arange(rope.dim // 2, dtype=np.float32)
+    slowed = np.clip((pairs - first) / max(last - first, 0.001), 0, 1)
+    return (slowed * inv_freq / rope.factor + (1 - slowed) * inv_freq).astype(np.float32)
+
+
 def rotary_table(rope: RopeConfig, positions: Int[Array, " T"]) -> RotaryTable:
     inv_freq = jnp.asarray(inverse_frequencies(rope))
     angles = positions.astype(jnp.float32)[:, None] * inv_freq[None, :]
-    return RotaryTable(jnp.cos(angles), jnp.sin(angles))
+    return RotaryTable(rope.amplitude * jnp.cos(angles), rope.amplitude * jnp.sin(angles))
 
 
 def apply_rotary(

@@ -1,4 +1,4 @@
-"""The decoder-only transformer that every dense architecture here is a variation of.
+"""The decoder-only transformer that every architecture here is a variation of.
 
 A file of an architecture reads its config.json and names its tensors; what differs in computation
 is a switch of ModelConfig or an overridden method. Nothing here knows of rows, buckets or requests.
@@ -18,12 +18,18 @@ from jaxllm.attention.layers import computed_by, layer_class
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.embedding import Embedding
+from jaxllm.layers.experts import Experts
 from jaxllm.layers.linear import Linear, matmul
 from jaxllm.layers.mlp import GatedMLP
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable, rotary_table
 from jaxllm.layers.taps import TappedAttention, Taps
-from jaxllm.weights.mapping import WeightRule, linear_rules
+from jaxllm.weights.mapping import WeightRule
+
+
+def mlp_class(config: ModelConfig, layer: int) -> type[GatedMLP | Experts]:
+    experts = config.experts
+    return GatedMLP if experts is None or layer < experts.first_layer else Experts
 
 
 class DecoderLayer(nnx.Module):
@@ -39,7 +45,7 @@ class DecoderLayer(nnx.Module):
         self.attention = layer_class(config, layer)(config, layer, dtype=dtype)
         self.attention_out_norm = norm() if config.sandwich_norms else None
         self.mlp_norm = norm()
-        self.mlp = GatedMLP(config, dtype=dtype, platform=platform)
+        self.mlp = mlp_class(config, layer)(config, dtype=dtype, platform=platform)
         self.mlp_out_norm = norm() if config.sandwich_norms else None
 
     def __call__(
@@ -189,16 +195,17 @@ class DecoderLM(nnx.Module):
             ours, theirs = f"layers.{layer}.", f"model.layers.{layer}."
             attention = layer_class(config, layer)
             rules += attention.weight_rules(config, f"{ours}attention.", f"{theirs}self_attn.")
-            rules += cls.layer_rules(config, ours, theirs)
+            rules += cls.layer_rules(config, layer, ours, theirs)
         return rules
 
     @classmethod
-    def layer_rules(cls, config: ModelConfig, ours: str, theirs: str) -> list[WeightRule]:
+    def layer_rules(
+        cls, config: ModelConfig, layer: int, ours: str, theirs: str
+    ) -> list[WeightRule]:
         """Of one layer, without its attention, which knows its own."""
-        gate_up = [f"{theirs}mlp.{name}_proj" for name in ("gate", "up")]
+        mlp = mlp_class(config, layer)
         return [
             WeightRule(f"{ours}input_norm.weight", (f"{theirs}input_layernorm.weight",)),
             WeightRule(f"{ours}mlp_norm.weight", (f"{theirs}post_attention_layernorm.weight",)),
-            *linear_rules(f"{ours}mlp.gate_up", gate_up, config.mlp_bias),
-            *linear_rules(f"{ours}mlp.down", [f"{theirs}mlp.down_proj"], config.mlp_bias),
+            *mlp.weight_rules(config, f"{ours}mlp.", f"{theirs}mlp."),
         ]

@@ -27,9 +27,11 @@ class GlmForCausalLM(DecoderLM):
         )
 
     @classmethod
-    def layer_rules(cls, config: ModelConfig, ours: str, theirs: str) -> list[WeightRule]:
+    def layer_rules(
+        cls, config: ModelConfig, layer: int, ours: str, theirs: str
+    ) -> list[WeightRule]:
         gate_up = WeightRule(f"{ours}mlp.gate_up.weight", (f"{theirs}mlp.gate_up_proj.weight",))
-        rules = super().layer_rules(config, ours, theirs)
+        rules = super().layer_rules(config, layer, ours, theirs)
         rules = [gate_up if rule.target == gate_up.target else rule for rule in rules]
         if config.sandwich_norms:
             rules += [

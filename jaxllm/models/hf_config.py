@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import inf
+from math import inf, log
 from typing import Any
 
 from jaxllm.config.model import ModelConfig, RopeConfig
@@ -81,9 +81,12 @@ class HFConfig:
             return plain
         if kind == "linear":
             return replace(plain, scaling="linear", factor=rope.number("factor"))
+        if kind == "yarn":
+            return _yarn(rope, plain)
         if kind != "llama3":
             raise ConfigError(
-                f"config.json: rope scaling {kind!r} is not supported (default, linear, llama3)."
+                f"config.json: rope scaling {kind!r} is not supported (default, linear, llama3, "
+                "yarn)."
             )
         low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
         if low >= high:
@@ -98,6 +101,14 @@ class HFConfig:
             high_freq_factor=high,
             original_max_position=rope.integer("original_max_position_embeddings"),
         )
+
+    def yarn_scores(self) -> float:
+        """Factor of attention scores in models that take yarn's ``mscale_all_dim`` as one."""
+        rope = self._rope_settings()
+        all_dims = rope.values.get("mscale_all_dim")
+        if rope.text("rope_type", rope.text("type", "default")) == "default" or not all_dims:
+            return 1.0
+        return _mscale(rope.number("factor"), rope.number("mscale_all_dim")) ** 2
 
     def _rope_settings(self) -> "HFConfig":
         """All rope settings in one place; the newer section wins."""
@@ -183,3 +194,27 @@ class HFConfig:
                 f"config.json: layer_types has {len(types)} entries for {layers} layers."
             )
         return tuple(known[kind] for kind in types)
+
+
+def _yarn(rope: HFConfig, plain: RopeConfig) -> RopeConfig:
+    factor = rope.number("factor")
+    if not rope.flag("truncate", True):
+        raise ConfigError("config.json: rope scaling yarn is supported with truncate true only.")
+    both = rope.values.get("mscale") and rope.values.get("mscale_all_dim")
+    amplitude = _mscale(factor)
+    if both:
+        one, all_dims = rope.number("mscale"), rope.number("mscale_all_dim")
+        amplitude = _mscale(factor, one) / _mscale(factor, all_dims)
+    return replace(
+        plain,
+        scaling="yarn",
+        factor=factor,
+        original_max_position=rope.integer("original_max_position_embeddings"),
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        amplitude=rope.number("attention_factor", amplitude),
+    )
+
+
+def _mscale(factor: float, weight: float = 1.0) -> float:
+    return 0.1 * weight * log(factor) + 1.0 if factor > 1 else 1.0

@@ -149,7 +149,7 @@ def estimated_memory(plan: EnginePlan) -> WorkingMemory:
     """
     model = plan.model
     itemsize = jnp.dtype(plan.dtype).itemsize
-    widths = 4 * model.hidden_size + 3 * model.intermediate_size
+    widths = 4 * model.hidden_size + 3 * model.widest_block
     specs = [AttentionSpec.of(model, layer) for layer in range(model.num_layers)]
     dims = plan.cache_head_dims or [spec.head_dim for spec in specs]
     sized = list(zip(specs, dims, strict=True))

@@ -20,6 +20,7 @@ from pallas_kernels.attention.variant_params import (
     slice_start,
     spread,
 )
+from pallas_kernels.attention.written_out import written_out
 
 
 def decode_operands(variant: AttentionVariant, arrays: Params, shape: DecodeShape) -> list[Array]:
@@ -92,11 +93,13 @@ class DecodeMods:
         head = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=WGMMA)
         head = head + item.head * shape.group
         if variant.score_mod is not None:
-            scores = variant.score_mod(scores, query, token, head, params)
+            score_mod = written_out(variant.score_mod)
+            scores = score_mod(scores, query, token, head, params)
             scores = spread(scores.astype(jnp.float32), token.shape)
         if variant.mask_mod is None:
             return scores, None
-        return scores, spread(variant.mask_mod(query, token, head, params), token.shape)
+        mask_mod = written_out(variant.mask_mod)
+        return scores, spread(mask_mod(query, token, head, params), token.shape)
 
     @property
     def sink(self) -> Sum | None:

@@ -31,6 +31,7 @@ from pallas_kernels.attention.pair_values import (
     scalar_of,
 )
 from pallas_kernels.attention.variant import VariantError
+from pallas_kernels.attention.written_out import inner_of, of_leaves, written_out
 
 _FAR = 2**30  # beyond every difference of positions; twice this is no int32
 
@@ -43,22 +44,20 @@ class Forms:
         self.shape = shape
         self.kept: list[Array] = []
         self._known = iter(kept or [])
+        self._rounds = True  # whether floats held in parts, which rounds otherwise, will do
 
     def evaluate(
         self, function: Callable[..., Any], *given: Value | Positions | SimpleNamespace
     ) -> Value:
         """``function`` of values, and of namespaces that hold them (or tuples of them)."""
-        flat, tree = jax.tree.flatten(
-            [vars(x) if isinstance(x, SimpleNamespace) else x for x in given],
-            is_leaf=lambda x: isinstance(x, Value | Positions),
-        )
 
-        def pair(values: list[Array]) -> Array:
-            args = jax.tree.unflatten(tree, values)
-            spaces = [SimpleNamespace(**x) if isinstance(x, dict) else x for x in args]
-            return jnp.asarray(function(*spaces))
+        def is_leaf(x: Any) -> bool:
+            return isinstance(x, Value | Positions)
 
-        closed = jax.make_jaxpr(pair)([jax.ShapeDtypeStruct((), dtype_of(x)) for x in flat])
+        pair, flat = of_leaves(function, given, is_leaf)
+        specs = [jax.ShapeDtypeStruct((), dtype_of(x)) for x in flat]
+        closed = jax.make_jaxpr(written_out(pair))(specs)
+        self._rounds = not _has_steps(closed.jaxpr)
         used = {
             name
             for equation in closed.jaxpr.eqns
@@ -94,15 +93,17 @@ class Forms:
         name, params = equation.primitive.name, equation.params
         if any(result.aval.shape for result in equation.outvars):
             raise VariantError("a function makes an array in the kernel: declare it as a Param")
-        if name in ("jit", "pjit", "custom_jvp_call"):
+        inner = inner_of(equation)
+        if inner is not None:
             if is_call_of(jnp.remainder, equation):
                 residue = self._remainder(*operands)
                 if residue is not None:
                     return [residue]
-            return self._run(params.get("jaxpr") or params["call_jaxpr"], operands)
+            return self._run(inner, operands)
         rule = RULES.get(name)
-        found = rule(self.shape, *operands) if rule else None
-        if found is None and name == "convert_element_type":
+        may_round = self._rounds or not jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
+        found = rule(self.shape, *operands) if rule and may_round else None
+        if found is None and name == "convert_element_type" and may_round:
             found = converted(operands[0], params["new_dtype"])
         if found is None and name in _COMPARISONS:
             found = self._compared(equation.primitive, *operands)
@@ -198,6 +199,19 @@ def _is_zero(value: Value) -> bool:
     if not (isinstance(value, Apart) and value.is_scalar):
         return False
     return isinstance(value.scalar, np.ndarray | np.generic) and not np.any(value.scalar)
+
+
+def _has_steps(jaxpr: Any) -> bool:
+    """Whether the last bit of a float may decide: at a step, or which side of it something is."""
+    for equation in jaxpr.eqns:
+        inner, name = inner_of(equation), equation.primitive.name
+        of_float = any(jnp.issubdtype(x.aval.dtype, jnp.floating) for x in equation.invars)
+        if name == "convert_element_type":
+            of_float &= not jnp.issubdtype(equation.params["new_dtype"], jnp.floating)
+        is_step = name in ("convert_element_type", "round", "sign", *_COMPARISONS)
+        if (is_step and of_float) or (inner is not None and _has_steps(inner.jaxpr)):
+            return True
+    return False
 
 
 _COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")

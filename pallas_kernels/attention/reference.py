@@ -140,7 +140,9 @@ def modified_scores(
     head = jnp.arange(scores.shape[1])[None, :, None]
     mods = _params_of(variant, arrays, token_rows, jnp.maximum(q_pos - kv_pos, 0), tokens or {})
     if variant.score_mod is not None:
-        changed = variant.score_mod(scores, q_pos, kv_pos, head, mods)
+        # What nobody sees must have gradients too: a logarithm of the distance has none below zero.
+        scored = kv_pos if variant.lookahead else jnp.minimum(kv_pos, q_pos)
+        changed = variant.score_mod(scores, q_pos, scored, head, mods)
         scores = jnp.broadcast_to(changed, scores.shape)
     if variant.lookahead and seq_lens is not None:
         visible = (q_pos >= 0) & (kv_pos < seq_lens[token_rows][:, None, None])

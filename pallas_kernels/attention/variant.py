@@ -10,6 +10,7 @@ After FlexAttention (Dong et al. 2024, arXiv:2412.05496), over logical positions
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -174,9 +175,9 @@ class AttentionVariant:
     @property
     def is_mapped(self) -> bool:
         """Whether the mask must be asked what it hides, since there is no ``kv_range`` to say so.
-        One that may look at numbers of tokens is not: they lie in every layer's own pages."""
+        One that looks at numbers of tokens is not: they lie in every layer's own pages."""
         asked = self.mask_mod is not None and self.kv_range is None
-        return asked and not self.token_params
+        return asked and (not self.token_params or not _looks_at_tokens(self))
 
     @property
     def token_params(self) -> tuple[Param, ...]:
@@ -234,6 +235,27 @@ def _check_function(where: str, function: Any, count: int) -> None:
                 f"{where} uses the array {name!r} from outside, which no kernel can: declare it "
                 "as a Param"
             )
+
+
+@cache
+def _looks_at_tokens(variant: AttentionVariant) -> bool:
+    """Whether the mask fails without the per_token params."""
+
+    def shape(param: Param) -> Any:
+        one = jax.ShapeDtypeStruct((), param.dtype)
+        return (one,) * param.size if param.kind == "per_row" and param.size else one
+
+    def mask(q_pos: Any, kv_pos: Any, head: Any, values: Any) -> Any:
+        assert variant.mask_mod is not None
+        return variant.mask_mod(q_pos, kv_pos, head, SimpleNamespace(**values))
+
+    position = jax.ShapeDtypeStruct((), "int32")
+    values = {param.name: shape(param) for param in variant.array_params}
+    try:
+        jax.eval_shape(mask, position, position, position, values)
+    except AttributeError:
+        return True
+    return False
 
 
 CAUSAL = AttentionVariant("causal")

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
@@ -29,13 +30,14 @@ from pallas_kernels.attention.prefill_specs import PrefillSpec
 from pallas_kernels.attention.prefill_tiles import make_prefill_tiles
 from pallas_kernels.attention.reference import paged_attention_reference
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
-from pallas_kernels.attention.variant_hints import hint_of
+from pallas_kernels.attention.variant_hints import ELEMENTWISE, hint_of, tracing_hint
 from pallas_kernels.attention.variant_params import (
     Params,
     TokenValues,
     param_arrays,
     query_values,
 )
+from pallas_kernels.attention.written_out import inner_of, of_leaves
 from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.kv_write.narrow import widened
 
@@ -237,7 +239,7 @@ def check_functions(variant: AttentionVariant) -> None:
     except VariantError:
         raise
     except Exception as error:
-        raise VariantError(f"{variant.name} cannot be traced: {error}") from error
+        raise VariantError(f"{variant.name} cannot be traced: {tracing_hint(error)}") from error
 
 
 def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVariant]:
@@ -246,12 +248,12 @@ def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVar
 
     def with_(seen: list[Any]) -> AttentionVariant:
         def score(s: Any, q: Any, k: Any, h: Any, params: Any) -> Any:
-            result = function(s, q, k, h, params)
+            result = _of_each_pair(function, s, q, k, h, params)
             seen.append((jnp.result_type(result), jnp.shape(result), jnp.shape(s)))
             return s
 
         def mask(q: Any, k: Any, h: Any, params: Any) -> Any:
-            result = function(q, k, h, params)
+            result = _of_each_pair(function, q, k, h, params)
             seen.append((jnp.result_type(result), jnp.shape(result), None))
             return k <= q
 
@@ -260,18 +262,44 @@ def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVar
     return with_
 
 
+def _of_each_pair(function: Any, *given: Any) -> Array:
+    """What it gives. Raises VariantError where pairs of a tile would change each other."""
+    of_list, flat = of_leaves(function, given)
+    closed = jax.make_jaxpr(of_list)(flat)
+    name = _mixes(closed.jaxpr, max(np.ndim(x) for x in flat))
+    if name is not None:
+        raise VariantError(f"{name} mixes pairs: {ELEMENTWISE}")
+    return eval_jaxpr(closed.jaxpr, closed.consts, *flat)[0]
+
+
+def _mixes(jaxpr: Any, rank: int) -> str | None:
+    """An operation along an axis of a tile, of so many."""
+    for equation in jaxpr.eqns:
+        inner, name = inner_of(equation), equation.primitive.name
+        if inner is not None and (found := _mixes(inner.jaxpr, rank)):
+            return found
+        is_tile = any(operand.aval.ndim >= rank for operand in equation.invars)
+        shrinks = equation.outvars[0].aval.ndim < rank and "axes" in equation.params
+        if is_tile and (shrinks or name in ("sort", "dot_general", "cumsum", "cumprod", "cummax")):
+            return name
+    return None
+
+
 def _check_result(where: str, watched: Any, case: Case, wanted: str) -> None:
     seen: list[Any] = []
     variant = watched(seen)
     try:
         jax.eval_shape(lambda: by_xla(dataclasses.replace(case, variant=variant.without_values())))
     except Exception as error:
-        raise VariantError(f"{where} cannot be traced: {error}") from error
+        raise VariantError(f"{where} cannot be traced: {tracing_hint(error)}") from error
     for dtype, shape, scores in seen:
         kind_ok = dtype == jnp.bool_ if scores is None else jnp.issubdtype(dtype, jnp.floating)
         fits = scores is None or _fits(shape, scores)
         if not kind_ok or not fits:
-            raise VariantError(f"{where} must give {wanted}, not {dtype}{list(shape)}")
+            raise VariantError(
+                f"{where} must give {wanted}, not {dtype}{list(shape)}; params are those of the "
+                "pair's head and row already"
+            )
 
 
 def _fits(shape: tuple[int, ...], tile: tuple[int, ...]) -> bool:

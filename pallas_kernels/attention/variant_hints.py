@@ -1,41 +1,66 @@
-"""What to write instead of an operation that does not lower inside a kernel."""
+"""What to write instead of what cannot be traced or does not lower inside a kernel."""
 
-import re
+from pallas_kernels.attention.variant import AttentionVariant, VariantError
 
-from pallas_kernels.attention.variant import AttentionVariant
-
-_ELEMENTWISE = "functions see tiles of scores and must compute element by element"
+ELEMENTWISE = "functions see tiles of scores and must compute element by element"
+_PARAM = "declare what is looked up as a Param: per_head, per_row or per_distance"
+_CURVE = "a function of the distance may be a per_distance Param"
+# By the operation's name. Others that Mosaic lacks are written out (written_out.py).
 HINTS = {
-    "gather": "declare what is looked up as a Param: per_head, per_row or per_distance",
-    "dynamic_slice": "declare what is looked up as a Param: per_head, per_row or per_distance",
-    "pow": "use jnp.exp2(y * jnp.log2(x))",
-    "floor": "use integer division, or astype(jnp.int32) for numbers that are not negative",
-    "ceil": "use integer division on positions",
-    "round": "use (x + 0.5).astype(jnp.int32) for numbers that are not negative",
-    "log1p": "use jnp.log(1.0 + x)",
-    "expm1": "use jnp.exp(x) - 1.0",
-    "erfc": "use 1.0 - jax.lax.erf(x)",
-    "cumsum": _ELEMENTWISE,
-    "sort": _ELEMENTWISE,
-    "argmax": _ELEMENTWISE,
-    "argmin": _ELEMENTWISE,
-    "dot_general": _ELEMENTWISE,
-    "reduce_sum": _ELEMENTWISE,
-    "reduce_max": _ELEMENTWISE,
+    "gather": _PARAM,
+    "dynamic_slice": _PARAM,
+    "iota": _PARAM,
+    "argmax": "nest jnp.where instead of jnp.select",
+    "concatenate": "declare what it holds as Params",
+    "scan": "write the loop in Python, which unrolls it",
+    "while": "write the loop in Python, which unrolls it",
+    "cond": "use jnp.where",
+    "cbrt": "use jnp.sign(x) * jnp.abs(x) ** (1 / 3)",
+    "sinh": "use (jnp.exp(x) - jnp.exp(-x)) / 2",
+    "cosh": "use (jnp.exp(x) + jnp.exp(-x)) / 2",
+    "tan": "use jnp.sin(x) / jnp.cos(x)",
+    "atan": _CURVE,
+    "atan2": _CURVE,
+    "asin": _CURVE,
+    "acos": _CURVE,
+    "lgamma": _CURVE,
+    "digamma": _CURVE,
+    "erf_inv": _CURVE,
+    "random_bits": "a token's number may be a per_token Param",
+    "random_seed": "a token's number may be a per_token Param",
+    "population_count": _CURVE,
+}
+_NUMBERS = "Python's range, float and math and NumPy take constants only: use jax.numpy"
+_CHOICE = "use jnp.where, &, | and ~ in place of if, and, or, not, lax.select and lax.cond"
+_TRACING = {
+    "truth value": _CHOICE,
+    "converted to a scalar index": _NUMBERS,
+    "converted to Python scalars": _NUMBERS,
+    "__array__": _NUMBERS,
+    "concrete value": _NUMBERS,
+    "must be a scalar": _CHOICE,
+    "`which` must be scalar": _CHOICE,
 }
 
 
 def hint_of(variant: AttentionVariant, error: Exception) -> str:
     """The first line of what the lowering said, and what to do about it."""
     text = str(error)
-    said = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    if "captures constants" in text or "should pass them as inputs" in text:
-        return f"{variant.name}: a function closes over an array: declare it as a Param"
-    if "Register bitwidth in target type" in text:
-        return f"{variant.name}: kernels cannot negate a bool: turn the comparison round"
+    if isinstance(error, VariantError):
+        return f"{variant.name}: {text}"
+    if "array constants" in text or "should pass them as inputs" in text:
+        return f"{variant.name}: a function holds an array: declare it as a Param"
     if "array of dimension 0" in text:  # prefill computes a function of one pair
-        return f"{variant.name}: an axis is no part of what a function sees: {_ELEMENTWISE}"
-    for name, hint in HINTS.items():
-        if re.search(rf"\b{name}(_p)?\b", text):
-            return f"{variant.name}: {name} does not lower inside the kernels: {hint}"
-    return f"{variant.name} does not lower inside the kernels: {said[:300]}"
+        return f"{variant.name}: an axis is no part of what a function sees: {ELEMENTWISE}"
+    return f"{variant.name} does not lower inside the kernels: {_first_line(error)}"
+
+
+def tracing_hint(error: Exception) -> str:
+    """The same of a function that JAX cannot trace at all."""
+    hints = (hint for part, hint in _TRACING.items() if part in str(error))
+    return "; ".join([_first_line(error), *([hint] if (hint := next(hints, None)) else [])])
+
+
+def _first_line(error: Exception) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:300].rstrip(".")

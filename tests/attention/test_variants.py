@@ -14,6 +14,7 @@ from jaxllm.errors import ConfigError, InvalidRequestError
 from jaxllm.layers.nope import NoPEAttention
 from jaxllm.llm import LLM
 from jaxllm.models.llama import LlamaForCausalLM
+from jaxllm.runner.compile_counter import compile_counter
 from jaxllm.runner.lowering_cache import is_ours
 from jaxllm.sampling_params import SamplingParams
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
@@ -129,6 +130,11 @@ def test_a_users_file_is_served_with_what_requests_bring(
             return added
 
         weights = [9.0 * (index % 3) for index in range(33)]
+        known = compile_counter()
+        before = known()
+        answers = [greedy(llm, **given) for given in ({}, {"weight": weights}, {"even": 9.0})]
+        assert known() == before, "what the start compiled serves whatever is brought"
+        assert len({tuple(answer) for answer in answers}) == 3
         few = weights[:28]  # the last five have the default
         for brought in (weights, None, few, weights[::-1], weights):  # of the same tokens
             given = {} if brought is None else {"weight": brought}

@@ -1,5 +1,7 @@
 """Rotary positions against complex numbers in float64."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -71,3 +73,18 @@ def test_llama3_keeps_short_waves_and_slows_long_ones() -> None:
     np.testing.assert_allclose(scaled[long], plain[long] / 8, rtol=1e-6)
     between = scaled[~short & ~long] / plain[~short & ~long]
     assert (np.diff(between) < 0).all() and ((between > 1 / 8) & (between < 1)).all()
+
+
+def test_yarn_keeps_what_turns_often_and_slows_what_seldom_does() -> None:
+    yarn = replace(LLAMA3, scaling="yarn", factor=16.0, original_max_position=4096, amplitude=1.2)
+    plain, scaled = inverse_frequencies(replace(yarn, scaling="none")), inverse_frequencies(yarn)
+    turns = 4096 * plain / (2 * np.pi)
+    often, seldom = turns > 2 * yarn.beta_fast, turns < 0.5 * yarn.beta_slow
+    assert often.sum() > 10
+    assert seldom.sum() > 10
+    np.testing.assert_allclose(scaled[often], plain[often], rtol=1e-6)
+    np.testing.assert_allclose(scaled[seldom], plain[seldom] / 16, rtol=1e-6)
+    ratios = (scaled / plain)[~often & ~seldom]
+    assert (np.diff(ratios) <= 1e-6).all()
+    x = np.ones((1, 1, 128), np.float32)
+    np.testing.assert_allclose(rotated(x, yarn, [0]), 1.2 * x, rtol=1e-6)

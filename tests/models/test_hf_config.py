@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jaxllm.config.model import LatentConfig, RopeConfig
+from jaxllm.config.model import ExpertsConfig, LatentConfig, ModelConfig, RopeConfig
 from jaxllm.errors import ConfigError
 from jaxllm.models import MODELS, get_model
 from jaxllm.models.hf_config import MAX_LAYERS, HFConfig
@@ -73,7 +73,7 @@ NONSENSE: list[tuple[str, dict[str, Any]]] = [
     ("head_dim", {"partial_rotary_factor": 2.0}),
     ("head_dim", {"partial_rotary_factor": 0.4}),
     ("rope_scaling", {"rope_scaling": "yarn"}),
-    ("yarn", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+    ("original_max", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
     ("rope_type", {"rope_scaling": {"rope_type": ["linear"]}}),
     ("factor", {"rope_scaling": {"type": "linear"}}),
     ("rope_parameters", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}),
@@ -155,18 +155,72 @@ def test_layers_without_rotation() -> None:
             windows("SmolLM3ForCausalLM", no_rope_layers=wrong)
 
 
-def test_latent_attention_without_experts() -> None:
-    model = get_model("DeepseekV3ForCausalLM")
-    config = model.config_from_hf(BASE | LATENT)
+def deepseek(version: int, **changes: Any) -> ModelConfig:
+    model = get_model(f"DeepseekV{version}ForCausalLM")
+    return model.config_from_hf(BASE | LATENT | changes)
+
+
+EXPERTS: dict[str, Any] = {
+    "n_routed_experts": 16,
+    "first_k_dense_replace": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
+
+
+def test_latent_attention() -> None:
+    config = deepseek(3)
     assert config.latent == LatentConfig(None, 16, 8, 4, 8)
     assert config.rope == RopeConfig(10000.0, 4, interleaved=True)
-    experts: dict[str, Any] = {"n_routed_experts": 8, "first_k_dense_replace": 2}
-    with pytest.raises(ConfigError, match="layers from 2 on"):
-        model.config_from_hf(BASE | LATENT | experts)
-    dense: dict[str, Any] = experts | {"first_k_dense_replace": 3}
-    assert model.config_from_hf(BASE | LATENT | dense).latent
+    assert config.experts is None
     with pytest.raises(ConfigError, match="kv_lora_rank"):
-        model.config_from_hf(BASE)
+        get_model("DeepseekV3ForCausalLM").config_from_hf(BASE)
+
+
+def test_layers_of_experts() -> None:
+    assert deepseek(3, **EXPERTS | {"first_k_dense_replace": 3}).experts is None
+    assert deepseek(2, **EXPERTS, n_group=4, topk_group=2, n_shared_experts=2).experts == (
+        ExpertsConfig(2, 16, 3, 24, 48, 1.0)
+    )
+    limited = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
+    assert deepseek(2, **EXPERTS, **limited, routed_scaling_factor=16).experts == (
+        ExpertsConfig(2, 16, 3, 24, 0, 16.0, groups=4, groups_chosen=2)
+    )
+    assert deepseek(3, **EXPERTS).experts == (
+        ExpertsConfig(2, 16, 3, 24, 0, 2.5, "sigmoid", True, groups=8, groups_chosen=4)
+    )
+    for version, wrong, message in (
+        (2, {"topk_method": "noaux_tc"}, "topk_method"),
+        (2, {"scoring_func": "sigmoid"}, "scoring_func"),
+        (2, {"norm_topk_prob": True}, "norm_topk_prob"),
+        (2, {"moe_layer_freq": 2}, "moe_layer_freq"),
+        (2, {"num_experts_per_tok": 17}, "num_experts_per_tok"),
+        (3, {"n_group": 3}, "n_group"),
+        (3, {"n_group": 16}, "n_group"),
+        (3, {"topk_group": 9}, "topk_group"),
+        (3, {"mlp_bias": True}, "mlp_bias"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            deepseek(version, **EXPERTS | wrong)
+
+
+def test_yarn() -> None:
+    yarn: dict[str, Any] = {
+        "type": "yarn",
+        "factor": 40,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+        "original_max_position_embeddings": 4096,
+    }
+    config = deepseek(2, rope_scaling=yarn)
+    assert config.rope.scaling == "yarn"
+    assert (config.rope.factor, config.rope.amplitude) == (40.0, 1.0)
+    assert config.latent is not None
+    assert config.latent.score_factor == pytest.approx(1.2608**2, rel=1e-4)
+    assert rope(rope_scaling=without(yarn, "mscale")).amplitude == pytest.approx(1.36889, rel=1e-5)
+    assert rope(rope_scaling=yarn | {"attention_factor": 1.5}).amplitude == 1.5
+    with pytest.raises(ConfigError, match="truncate"):
+        rope(rope_scaling=yarn | {"truncate": False})
 
 
 @pytest.mark.parametrize(("value", "ids"), [(None, ()), (2, (2,)), ([], ()), ([5, 2], (5, 2))])

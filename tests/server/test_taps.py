@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from jaxllm.config.model import RowParam
 from jaxllm.taps.interventions import AblateHead, Patch, Steer
 from jaxllm.taps.sites import TapShapes
 from server.anthropic.answers import Message
@@ -24,7 +25,9 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 
 @pytest.fixture
 def tapped(engine: FakeClient) -> FakeClient:
-    return FakeClient(engine.tokenizer, msgspec.structs.replace(engine.info, taps=SHAPES))
+    params = (RowParam("rate", None, False), RowParam("span", 2, False))
+    info = msgspec.structs.replace(engine.info, taps=SHAPES, attention_params=params)
+    return FakeClient(engine.tokenizer, info)
 
 
 Ask = Callable[..., Any]
@@ -70,6 +73,12 @@ def test_interventions_reach_the_engine(ask: Ask, tapped: FakeClient) -> None:
             Patch(0, 1, [1, 2.5, 3]),
             AblateHead(1, 1),
         )
+
+
+def test_attention_params_reach_the_engine(ask: Ask, tapped: FakeClient) -> None:
+    for chat in (False, True):
+        assert ask(chat, attention_params={"rate": 2, "span": [1, 2.5]}).status_code == 200
+        assert tapped.params[-1].attention_params == {"rate": 2.0, "span": (1.0, 2.5)}
 
 
 @pytest.mark.parametrize(("path", "body"), OTHERS, ids=["responses", "messages"])

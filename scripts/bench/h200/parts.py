@@ -147,6 +147,7 @@ PARTS = {
         PartOfRun("grammar", 20, grammar),
         PartOfRun("variants", 120, module),
         PartOfRun("latents", 45, module),
+        PartOfRun("layers", 60, module),
         PartOfRun("journal", 5, module),
     )
 }

@@ -48,6 +48,10 @@ def _variant(op: str, name: str) -> Callable[[Figures], float]:
     return lambda f: f["variants"][op][name]["of_plain"]
 
 
+def _layer(op: str, name: str) -> Callable[[Figures], float]:
+    return lambda f: f["layers"][op][name]["of_plain"]
+
+
 def _outside(figures: Figures) -> float:
     """Thunks beside the command buffers, in the longest sequence after XLA has made them."""
     found = figures["thunks"]["thunks"]
@@ -191,7 +195,7 @@ ANSWERS = (
 )  # fmt: skip
 LAB = (
     *(Row("decode variant", n, _variant("decode", n), 0.9, None, "x", True) for n in _PLAIN),
-    Row("decode variant", "softcap", _variant("decode", "softcap"), 0.75, None, "x", True),
+    Row("decode variant", "softcap", _variant("decode", "softcap"), 0.9, None, "x", True),
     *(Row("prefill variant", n, _variant("prefill", n), 0.85, None, "x", True) for n in _PLAIN),
     Row("prefill variant", "softcap", _variant("prefill", "softcap"), 0.75, None, "x", True),
     Row("latents, 16 heads", "decode, of plain that reads as much",
@@ -206,6 +210,13 @@ LAB = (
         lambda f: f["variants"]["masked"]["block_global"]["of_plain"], 0.8, None, "x", True),
     *(Row("block_global", f"{op} over 65,536: what to walk is found in",
           lambda f, op=op: f["variants"]["maps"][op], 100, None, "us") for op in OPS),
+    *(Row(f"{op} layer", "nope", _layer(op, "nope"), 0.9, None, "x", True) for op in OPS),
+    Row("decode layer", "forgetting", _layer("decode", "forgetting"), 0.9, None, "x", True),
+    Row("prefill layer", "forgetting", _layer("prefill", "forgetting"), 0.85, None, "x", True),
+    Row("decode layer", "differential", _layer("decode", "differential"), 0.9, None, "x", True),
+    # Each of its two softmaxes weighs values of both: half as many products more.
+    Row("prefill layer", "differential", _layer("prefill", "differential"), unit="x"),
+    *(Row(f"{op} layer", "latent", _layer(op, "latent"), unit="x") for op in OPS),
     Row("capacity", "predicted tok/s of B, off by",
         lambda f: abs(f["journal"]["capacity"]["off"]["output_tokens_per_second"]), 0.1),
 )  # fmt: skip
