@@ -69,13 +69,16 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete one or more prompts, each a text or a list of token ids; results in their order.
 
-        A request that fails alone has ``error`` set and finish_reason "error".
+        Without ``sampling_params`` they are ``get_default_sampling_params()``. A request that fails
+        alone has ``error`` set and finish_reason "error".
 
         Raises:
             InvalidRequestError: a prompt or parameter is wrong; nothing has been generated then.
         """
         items = _as_prompts(prompts)
-        params = _one_each(sampling_params or SamplingParams(), len(items), "sampling_params")
+        params = _one_each(
+            sampling_params or self.get_default_sampling_params(), len(items), "sampling_params"
+        )
         priorities = _one_each(priority or 0, len(items), "priority")
         states: list[RequestState] = []
         children: list[EngineCoreRequest] = []
@@ -156,6 +159,13 @@ class LLM:
                     include_stop=params.include_stop_str_in_output,
                 )
         return [BeamSearchOutput(search.sequences) for search in searches]
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's makers recommend, unless ``generation_config="none"``."""
+        defaults: dict[str, Any] = dict(self.info.sampling_defaults)
+        if self.info.max_new_tokens is not None:
+            defaults["max_tokens"] = None  # so many, or what fits
+        return SamplingParams(**defaults)
 
     def get_tokenizer(self) -> Tokenizer:
         return self._tokenizer

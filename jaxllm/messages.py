@@ -121,6 +121,17 @@ class StepOutputs(msgspec.Struct, frozen=True, tag="step"):
     num_step_tokens: list[int] = msgspec.field(default_factory=list)  # fed by each finished step
 
 
+class CacheInfo(msgspec.Struct, frozen=True):
+    """The KV cache. Names are vLLM's, which are labels in its metrics."""
+
+    block_size: int  # tokens
+    cache_dtype: str  # as asked for
+    num_gpu_blocks: int  # that requests can have
+    num_cpu_blocks: int
+    enable_prefix_caching: bool
+    gpu_memory_utilization: float
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """What the text side must know of the model; found out by the engine, sent once."""
 
@@ -133,6 +144,11 @@ class ModelInfo(msgspec.Struct, frozen=True):
     attention_params: tuple[RowParam, ...] = ()
     embedding_size: int = 0  # numbers in an embedding; 0: the engine was not started for them
     taps: TapShapes | None = None  # None: nor for these
+    # What its makers recommend where a request does not say: fields of SamplingParams, and how
+    # long an answer may become (None: as long as fits).
+    sampling_defaults: dict[str, int | float] = {}  # float alone would make floats of integers
+    max_new_tokens: int | None = None
+    cache: CacheInfo | None = None
 
 
 class EngineReady(msgspec.Struct, frozen=True, tag="ready"):

@@ -62,7 +62,8 @@ class SamplingParams:
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     min_tokens: int = 0
-    max_tokens: int | None = 16  # None: up to max_model_len
+    # None: the model's max_new_tokens where its makers recommend one, else up to max_model_len.
+    max_tokens: int | None = 16
     logprobs: int | None = None  # alternatives per generated token, 0..20
     prompt_logprobs: int | None = None
     detokenize: bool = True
@@ -173,7 +174,7 @@ class BeamSearchParams:
     """
 
     beam_width: int
-    max_tokens: int | None  # None: up to max_model_len
+    max_tokens: int | None  # None: as in SamplingParams
     ignore_eos: bool = False
     temperature: float = 0.0  # 0 or 1: scores are the model's own
     length_penalty: float = 1.0  # above 0 favours long answers, below 0 short ones

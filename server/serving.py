@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import cast
@@ -43,6 +43,11 @@ class Serving:
         self.started = int(time.time())
         self.parsers = _parsers(client.tokenizer, settings)
         self._ignored_fields: set[str] = set()
+
+    @property
+    def sampling_defaults(self) -> Mapping[str, float]:
+        """Fields of SamplingParams where a request leaves them open, as the model recommends."""
+        return self.client.info.sampling_defaults
 
     def check_model(self, name: str) -> None:
         """Raises ModelNotFoundError for a name that is not served."""

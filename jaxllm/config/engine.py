@@ -29,6 +29,12 @@ class EngineConfig:
     load_format: str = flag(
         "auto", "dummy: random weights from config.json alone", choices=("auto", "dummy")
     )
+    generation_config: str = flag(
+        "auto",
+        "sampling where requests leave it open; auto: as the model's generation_config.json "
+        "recommends; none, or vllm: always by the same defaults",
+        choices=("auto", "none", "vllm"),
+    )
     max_model_len: int | None = flag(
         None, "longest prompt + output; default: what the model allows"
     )

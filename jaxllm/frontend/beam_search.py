@@ -37,7 +37,7 @@ class BeamSearch:
     def __init__(self, prompt_token_ids: Sequence[int], params: BeamSearchParams, info: ModelInfo):
         self._params = params
         self._prompt_len = len(prompt_token_ids)
-        self._max_tokens = room_for(self._prompt_len, params.max_tokens, info.max_model_len)
+        self._max_tokens = room_for(self._prompt_len, params.max_tokens, info)
         self._eos = frozenset(() if params.ignore_eos else info.eos_token_ids)
         self._live = [BeamSearchSequence(list(prompt_token_ids))]
         self._completed: list[BeamSearchSequence] = []

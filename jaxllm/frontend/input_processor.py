@@ -18,18 +18,19 @@ from jaxllm.tokenizer.tokenizer import Tokenizer
 PROMPT_END = 64  # tokens that tell whether a prompt has begun the thoughts, or ended them
 
 
-def room_for(prompt_len: int, max_tokens: int | None, max_model_len: int) -> int:
-    """How many tokens an answer may have; ``max_tokens`` None: as many as fit.
+def room_for(prompt_len: int, max_tokens: int | None, info: ModelInfo) -> int:
+    """How many tokens an answer may have; ``max_tokens`` None: as many as the model is meant to
+    write, if they fit.
 
     Raises:
         ContextLengthExceededError: prompt and ``max_tokens`` do not fit together.
     """
-    room = max_model_len - prompt_len
-    wanted = room if max_tokens is None else max_tokens
+    room = info.max_model_len - prompt_len
+    wanted = min(room, info.max_new_tokens or room) if max_tokens is None else max_tokens
     if wanted > room:
         raise ContextLengthExceededError(
             f"{prompt_len} prompt tokens and {wanted} tokens to generate make "
-            f"{prompt_len + wanted}, but this model takes at most {max_model_len} "
+            f"{prompt_len + wanted}, but this model takes at most {info.max_model_len} "
             "in all. Shorten the prompt or lower max_tokens.",
             param="max_tokens",
         )
@@ -206,7 +207,7 @@ class InputProcessor:
         )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        wanted = room_for(prompt_len, params.max_tokens, self._info.max_model_len)
+        wanted = room_for(prompt_len, params.max_tokens, self._info)
         if params.min_tokens > wanted:
             raise InvalidRequestError(
                 f"min_tokens is {params.min_tokens}, but there is room for {wanted} tokens only.",

@@ -28,9 +28,8 @@ from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
 from jaxllm.journal.core import JournaledCore, open_journal
 from jaxllm.journal.file import JournalWriter
 from jaxllm.kv_files.store import BlockStore
-from jaxllm.messages import ModelInfo
+from jaxllm.messages import CacheInfo, ModelInfo
 from jaxllm.models import get_model
-from jaxllm.models.hf_config import HFConfig
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.runner.compile_counter import compile_counter
 from jaxllm.runner.lowering_cache import jax_settings
@@ -54,6 +53,7 @@ from jaxllm.weights.model_sources import check_source
 from jaxllm.weights.resolve import ModelFiles, resolve_model
 from jaxllm.weights.sources import TensorSource
 from jaxllm.worker.block_files import open_block_files
+from jaxllm.worker.generation_config import GenerationConfig, read_generation_config
 from pallas_kernels.norm.add_rms_norm_sm90 import refuses_add_rms_norm_sm90
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class OpenedModel:
     source: TensorSource | None  # of tensors; None: a converted checkpoint, or dummy weights
     model: ModelDef
     dtype: str
+    generation: GenerationConfig
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     configure_jax(config)
     compilations = compile_counter()
     opened = open_model(config)
+    if recommended := str(opened.generation):
+        logger.info("generation_config.json, where requests leave it open: %s", recommended)
     device = this_device()
     programs = draft_programs(config, opened, device)
     logger.info("Attention backend: %s", programs.plan.attention_reason)
@@ -109,7 +112,7 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
         load_seconds = time.monotonic() - loading
         compile_programs(programs, memory)
     plan = programs.plan
-    info = _model_info(config, opened.files, plan)
+    info = _model_info(config, opened, plan)
     files, cache_key = open_block_files(config, opened.files, plan)
     plan = replace(plan, kv_files=files is not None)
     journal = _open_journal(config, plan, cache_key)
@@ -186,7 +189,9 @@ def open_model(config: EngineConfig) -> OpenedModel:
         offline=config.offline,
         allowed_sources=allowed_sources,
     )
-    source, model_config = _read_model(config, files)
+    recommends = config.generation_config == "auto"
+    generation = read_generation_config(files.tokenizer_dir, recommends=recommends)
+    source, model_config = _read_model(config, files, generation)
     chosen = choose_attention(config.attention, config.attention_params, model_config)
     model_config = replace(model_config, attention=chosen)
     dtype = _dtype(config, model_config)
@@ -194,7 +199,8 @@ def open_model(config: EngineConfig) -> OpenedModel:
     refusal = refuses_add_rms_norm_sm90(model_config.hidden_size, dtype, platform)
     if platform == "sm_90" and refusal is not None:
         logger.warning("Plain XLA adds and norms the residual stream: %s", refusal)
-    return OpenedModel(files, source, model_def(model_config, dtype, platform), dtype)
+    model = model_def(model_config, dtype, platform)
+    return OpenedModel(files, source, model, dtype, generation)
 
 
 def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) -> Programs:
@@ -281,9 +287,11 @@ def _start_runner(
     return runner
 
 
-def _read_model(config: EngineConfig, files: ModelFiles) -> tuple[TensorSource | None, ModelConfig]:
+def _read_model(
+    config: EngineConfig, files: ModelFiles, generation: GenerationConfig
+) -> tuple[TensorSource | None, ModelConfig]:
     """Where the tensors come from (None: a converted checkpoint, or dummy weights), and the
-    shapes.
+    shapes. Chat models often end turns only by an id that generation_config.json adds.
     """
     source: TensorSource | None = None
     if files.kind == "gguf" or (files.kind == "hf" and config.load_format != "dummy"):
@@ -292,18 +300,8 @@ def _read_model(config: EngineConfig, files: ModelFiles) -> tuple[TensorSource |
     else:
         hf = read_json_object(files.path / "config.json")
     model = get_model(architecture_of(hf, files.name)).config_from_hf(hf)
-    return source, replace(model, eos_token_ids=_eos_token_ids(files, model))
-
-
-def _eos_token_ids(files: ModelFiles, model: ModelConfig) -> tuple[int, ...]:
-    """Those of config.json and of generation_config.json: chat models often end turns only by the
-    latter.
-    """
-    path = files.tokenizer_dir / "generation_config.json"
-    extra: tuple[int, ...] = ()
-    if path.is_file():
-        extra = HFConfig(read_json_object(path)).token_ids("eos_token_id")
-    return tuple(dict.fromkeys((*model.eos_token_ids, *extra)))
+    ends = dict.fromkeys((*model.eos_token_ids, *generation.eos_token_ids))
+    return source, replace(model, eos_token_ids=tuple(ends))
 
 
 def _dtype(config: EngineConfig, model: ModelConfig) -> str:
@@ -334,10 +332,10 @@ def load_weights(config: EngineConfig, opened: OpenedModel) -> Params:
     return model.flatten(load_params(spec, rules, source, ignore=cls.ignored(model.config)))
 
 
-def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> ModelInfo:
+def _model_info(config: EngineConfig, opened: OpenedModel, plan: EnginePlan) -> ModelInfo:
     return ModelInfo(
-        model=files.name,
-        tokenizer_dir=_tokenizer_dir(config, files),
+        model=opened.files.name,
+        tokenizer_dir=_tokenizer_dir(config, opened.files),
         max_model_len=plan.max_model_len,
         vocab_size=plan.model.vocab_size,
         eos_token_ids=plan.model.eos_token_ids,
@@ -345,6 +343,16 @@ def _model_info(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> Mo
         attention_params=plan.attention_params,
         embedding_size=plan.model.hidden_size if plan.embeddings else 0,
         taps=plan.tap_shapes,
+        sampling_defaults=opened.generation.sampling,
+        max_new_tokens=opened.generation.max_new_tokens,
+        cache=CacheInfo(
+            block_size=plan.block_size,
+            cache_dtype=plan.kv_cache_dtype,
+            num_gpu_blocks=plan.num_blocks - 1,
+            num_cpu_blocks=plan.host_blocks,
+            enable_prefix_caching=plan.prefix_caching,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+        ),
     )
 
 

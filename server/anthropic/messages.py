@@ -35,11 +35,13 @@ async def messages(request: Request) -> Response:
         parallel=body.parallel_tool_calls is not False and not one_call,
         thoughts=body.thinking is None or body.thinking.type != "disabled",
     )
+    thinks = serving.parsers.reasoning is not None
+    params = turns.params(body.sampling_params(serving.sampling_defaults, thinks=thinks))
     draft = MessageDraft(body.model, turns)
     outputs = about(
         serving.generate(
             [prompt],
-            turns.params(body.sampling_params(thinks=serving.parsers.reasoning is not None)),
+            params,
             request_id=draft.id,
             record=record_of(request),
             priority=body.priority or 0,

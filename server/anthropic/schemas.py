@@ -1,5 +1,6 @@
 """What /v1/messages and /v1/messages/count_tokens take. Names are Anthropic's, or vLLM's."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -158,7 +159,7 @@ class MessagesRequest(ConversationRequest, SamplingRequest):
     max_tokens: Annotated[int, Field(ge=1, le=INT32)]
     stop_sequences: Stops | None = None
 
-    def sampling_params(self, *, thinks: bool) -> SamplingParams:
+    def sampling_params(self, defaults: Mapping[str, float], *, thinks: bool) -> SamplingParams:
         """Where nobody knows how the model ``thinks``, a budget for that ends nothing; Anthropic's
         clients have to send one.
 
@@ -170,7 +171,7 @@ class MessagesRequest(ConversationRequest, SamplingRequest):
             overrides["stop"] = self.stop_sequences
         if thinks and self.thinking is not None and self.thinking.type == "enabled":
             overrides["thinking_token_budget"] = self.thinking.budget_tokens
-        return self._sampling_params(**overrides)
+        return self._sampling_params(defaults, **overrides)
 
     def _structured_outputs(self) -> list[StructuredOutputsParams]:
         found = super()._structured_outputs()

@@ -41,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     thoughts = ThoughtTokens(turns, serving.client.tokenizer)
     reply = Reply("chatcmpl", kind, body.model, thoughts)
-    params = turns.params(body.sampling_params())
+    params = turns.params(body.sampling_params(serving.sampling_defaults))
     outputs = about(
         serving.generate(
             [prompt],

@@ -26,7 +26,7 @@ async def completions(request: Request) -> Response:
     body = await read_request(request, CompletionRequest)
     serving = serving_of(request)
     reply = Reply("cmpl", "text_completion", body.model)
-    params = body.sampling_params()
+    params = body.sampling_params(serving.sampling_defaults)
     outputs = serving.generate(
         body.prompts,
         params,

@@ -10,6 +10,7 @@ from jaxllm.errors import JaxLLMError
 from jaxllm.outputs import CompletionOutput
 from jaxllm.parsers.events import Content, Reasoning, ToolArguments, ToolCallStart
 from jaxllm.parsers.events import Event as Said
+from jaxllm.sampling_params import SamplingParams
 from jaxllm.tokenizer.tokenizer import Tokenizer
 from server.openai.logprobs import chat_logprobs
 from server.openai.reply import Usage, finish_reason
@@ -26,10 +27,13 @@ class ResponseDraft:
     are made.
     """
 
-    def __init__(self, body: ResponsesRequest, tokenizer: Tokenizer, turns: Turns):
+    def __init__(
+        self, body: ResponsesRequest, params: SamplingParams, tokenizer: Tokenizer, turns: Turns
+    ):
         self.id = f"resp_{uuid4().hex}"
         self._created_at = int(time.time())
         self._body = body
+        self._params = params
         self._tokenizer = tokenizer
         self._turns = turns
         self._usage = Usage(ThoughtTokens(turns, tokenizer))
@@ -110,7 +114,6 @@ class ResponseDraft:
     def _response(self, error: dict[str, Any] | None = None) -> dict[str, Any]:
         body, incomplete = self._body, self._status == "incomplete"
         output = self._items.objects("incomplete" if error else self._status)
-        params = body.sampling_params()
         return {
             "id": self.id,
             "object": "response",
@@ -128,12 +131,12 @@ class ResponseDraft:
             "reasoning": {"effort": body.template_options().reasoning_effort, "summary": None},
             "service_tier": "default",
             "store": False,
-            "temperature": params.temperature,
+            "temperature": self._params.temperature,
             "text": {"format": body.text_format()},
             "tool_choice": body.tool_choice or "auto",
             "tools": [tool.as_object() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0,
-            "top_p": params.top_p,
+            "top_p": self._params.top_p,
             "truncation": "disabled",
             "usage": None if self._status == "in_progress" else self._usage_object(),
             "user": body.user,

@@ -1,5 +1,6 @@
 """What /v1/responses takes: its fields, and its input as messages for the model's template."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -169,12 +170,13 @@ class ResponsesRequest(SamplingRequest):
     def wants_logprobs(self) -> bool:
         return LOGPROBS in (self.include or ())
 
-    def sampling_params(self) -> SamplingParams:
+    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
         """Raises InvalidRequestError for values that do not go together."""
         budget = self.thinking_token_budget
         if budget is None and self.reasoning is not None:
             budget = self.reasoning.max_tokens
         return self._sampling_params(
+            defaults,
             max_tokens=self.max_output_tokens,
             thinking_token_budget=budget,
             logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,

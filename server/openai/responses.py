@@ -26,11 +26,12 @@ async def responses(request: Request) -> Response:
     prompt = await render(body.messages(), options, serving, param="input")
     parallel = body.parallel_tool_calls is not False
     turns = Turns(serving.parsers, prompt, options.chosen_tools(), parallel=parallel)
-    draft = ResponseDraft(body, serving.client.tokenizer, turns)
+    params = turns.params(body.sampling_params(serving.sampling_defaults))
+    draft = ResponseDraft(body, params, serving.client.tokenizer, turns)
     outputs = about(
         serving.generate(
             [prompt],
-            turns.params(body.sampling_params()),
+            params,
             request_id=draft.id,
             record=record_of(request),
             priority=body.priority or 0,

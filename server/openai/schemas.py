@@ -4,6 +4,7 @@ Names are OpenAI's, or vLLM's where OpenAI has none. Null means "not given" ever
 strict: no booleans, no strings, no NaN. Unknown fields are kept in ``model_extra``.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -143,7 +144,8 @@ class SamplingRequest(ModelRequest):
         check_alone(self.taps, self.stream, 1)
         return self
 
-    def _sampling_params(self, **overrides: Any) -> SamplingParams:
+    def _sampling_params(self, defaults: Mapping[str, float], **overrides: Any) -> SamplingParams:
+        """``defaults``: of the model, for what the request leaves open."""
         given = {name: getattr(self, name) for name in _SHARED}
         given["output_kind"] = (
             RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
@@ -151,7 +153,7 @@ class SamplingRequest(ModelRequest):
         given["interventions"] = made(self.interventions)
         given["structured_outputs"] = only_one(self._structured_outputs())
         chosen = {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(**(chosen | overrides))
+        return SamplingParams(**{**defaults, **chosen, **overrides})
 
     def _structured_outputs(self) -> list[StructuredOutputsParams]:
         """All that was asked for. Raises InvalidRequestError."""
@@ -230,12 +232,14 @@ class GenerationRequest(SamplingRequest):
             include_stop_str_in_output=params.include_stop_str_in_output,
         )
 
-    def _choice_params(self, *, logprobs: int | None, **overrides: Any) -> SamplingParams:
+    def _choice_params(
+        self, defaults: Mapping[str, float], *, logprobs: int | None, **overrides: Any
+    ) -> SamplingParams:
         own: dict[str, Any] = {"n": self.num_choices, "prompt_logprobs": self.prompt_logprobs}
         if not self.use_beam_search and self.num_sequences > self.num_choices:
             own["n"] = self.num_sequences
             logprobs = logprobs or 0  # they tell which are the best
-        return self._sampling_params(**own | overrides, logprobs=logprobs)
+        return self._sampling_params(defaults, **own | overrides, logprobs=logprobs)
 
 
 class CompletionRequest(GenerationRequest):
@@ -257,14 +261,14 @@ class CompletionRequest(GenerationRequest):
     def prompts(self) -> list[str] | list[list[int]]:
         return prompts_of(self.prompt)
 
-    def sampling_params(self) -> SamplingParams:
+    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
         """Raises InvalidRequestError for values that do not go together."""
         overrides: dict[str, Any] = {}
         if self.max_tokens is not None:
             overrides["max_tokens"] = self.max_tokens
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
             overrides["prompt_logprobs"] = self.logprobs
-        return self._choice_params(logprobs=self.logprobs, **overrides)
+        return self._choice_params(defaults, logprobs=self.logprobs, **overrides)
 
 
 class ChatCompletionRequest(GenerationRequest, TemplateOptions):
@@ -287,10 +291,11 @@ class ChatCompletionRequest(GenerationRequest, TemplateOptions):
             raise conflict("top_logprobs", "it needs logprobs to be true")
         return self
 
-    def sampling_params(self) -> SamplingParams:
+    def sampling_params(self, defaults: Mapping[str, float]) -> SamplingParams:
         """Raises InvalidRequestError for values that do not go together."""
         limit = self.max_completion_tokens
         return self._choice_params(
+            defaults,
             max_tokens=self.max_tokens if limit is None else limit,
             thinking_token_budget=self.thinking_token_budget,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,

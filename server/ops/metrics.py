@@ -7,6 +7,7 @@ left out. Figures are kept where they arise; they get names, and become text, wh
 from collections import Counter
 from collections.abc import Iterator
 
+import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -22,7 +23,7 @@ from starlette.responses import Response
 
 from jaxllm.frontend.histogram import Histogram
 from jaxllm.frontend.metrics import EngineMetrics
-from jaxllm.messages import EngineStats
+from jaxllm.messages import CacheInfo, EngineStats
 from server.record import RequestRecord
 from server.serving import Serving
 
@@ -54,6 +55,9 @@ class ServerMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._of_server()
         yield from self._of_requests(self._serving.client.metrics)
+        cache = self._serving.client.info.cache
+        if cache is not None:
+            yield self._of_cache(cache)
         stats = self._serving.client.stats()
         if stats is not None:
             yield from self._of_engine(stats)
@@ -124,6 +128,14 @@ class ServerMetrics(Collector):
             ("request_params_max_tokens", "Its parameter max_tokens.", m.params_max_tokens),
         ):
             yield self._histogram(f"vllm:{name}", help, histogram)
+
+    def _of_cache(self, cache: CacheInfo) -> Metric:
+        values = msgspec.structs.asdict(cache)
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "The KV cache, in labels.", labels=(*LABELS, *values)
+        )
+        info.add_metric((*self._labels, *map(str, values.values())), 1)
+        return info
 
     def _of_engine(self, stats: EngineStats) -> Iterator[Metric]:
         """About a second old; nothing while the engine is down. Counters begin anew with it."""

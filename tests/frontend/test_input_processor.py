@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jaxllm.errors import ContextLengthExceededError, InvalidRequestError
 from jaxllm.frontend.input_processor import InputProcessor
@@ -43,6 +44,15 @@ def test_max_tokens(inputs: InputProcessor, length: int, max_tokens: Any, resolv
     assert (
         request(inputs, SamplingParams(max_tokens=max_tokens), "x" * length).max_tokens == resolved
     )
+
+
+def test_an_answer_is_as_long_as_the_model_recommends(
+    info: ModelInfo, tokenizer: Tokenizer
+) -> None:
+    inputs = InputProcessor(structs.replace(info, max_new_tokens=20), tokenizer, random.Random(0))
+    for length, max_tokens, resolved in ((10, None, 20), (50, None, 14), (10, 30, 30), (10, 5, 5)):
+        params = SamplingParams(max_tokens=max_tokens)
+        assert request(inputs, params, "x" * length).max_tokens == resolved
 
 
 def test_a_priority_needs_an_engine_that_schedules_by_it(

@@ -25,8 +25,10 @@ from jaxllm.messages import (
     AbortRequests,
     EngineCoreOutput,
     EngineCoreRequest,
+    EngineReady,
     EngineStats,
     FromEngine,
+    ModelInfo,
     Shutdown,
     StepOutputs,
     ToEngine,
@@ -70,6 +72,14 @@ def test_messages_arrive_as_they_were_sent(pair: Any, message: Any) -> None:
     left, right = SyncChannel(pair[0], 9), SyncChannel(pair[1], 9)
     left.send(message)
     assert right.receive() == message
+
+
+def test_integers_that_a_model_recommends_stay_so(pair: Any) -> None:
+    left, right = SyncChannel(pair[0], 9), SyncChannel(pair[1], 9)
+    info = ModelInfo("m", None, 8, 9, (), sampling_defaults={"top_k": 20, "temperature": 0.6})
+    left.send(EngineReady(info))
+    arrived = right.receive(EngineReady).info
+    assert arrived == info and type(arrived.sampling_defaults["top_k"]) is int
 
 
 def test_config_arrives_and_is_checked(pair: Any) -> None:

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jaxllm.errors import InvalidRequestError
 from jaxllm.llm import LLM
@@ -39,6 +40,22 @@ def test_one_or_many_prompts(llm: LLM) -> None:
     (many,) = llm.generate("ab", SamplingParams(n=2, max_tokens=3), use_tqdm=False)
     assert [c.text for c in many.outputs] == ["aba", "aba"] and many.finished
     assert many.prompt == "ab" and len(texts(llm.generate("ab", use_tqdm=False))[0]) == 16
+
+
+def test_without_parameters_they_are_the_model_s(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert llm.get_default_sampling_params() == SamplingParams()
+    sent: list[SamplingParams] = []
+    add = llm.core.add_request
+    monkeypatch.setattr(llm.core, "add_request", lambda r: (sent.append(r.sampling_params), add(r)))
+    llm.info = structs.replace(llm.info, sampling_defaults={"temperature": 0.6, "top_k": 20})
+    llm.generate("ab", use_tqdm=False)
+    llm.chat([{"role": "user", "content": "Hi"}], use_tqdm=False)
+    llm.generate("ab", SamplingParams(top_p=0.5), use_tqdm=False)
+    assert [(p.temperature, p.top_k, p.max_tokens) for p in sent] == [(0.6, 20, 16)] * 2 + [
+        (1, 0, 16)
+    ]
+    llm.info = structs.replace(llm.info, max_new_tokens=99)
+    assert llm.get_default_sampling_params().max_tokens is None
 
 
 def test_chat(llm: LLM) -> None:

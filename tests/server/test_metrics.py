@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from jaxllm.messages import Compilations, EngineStats
+from jaxllm.messages import CacheInfo, Compilations, EngineStats
 from server.app import create_app
 from server.middleware.record import METHODS, RecordMiddleware
 from server.routes import ROUTES
@@ -102,6 +103,16 @@ def test_figures_right_after_known_requests(http: TestClient, engine: FakeClient
     }
     assert {name: now.get(name) for name in expected} == expected
     assert now["process_resident_memory_bytes"] > 1e6
+
+
+def test_the_cache_is_told_in_labels(http: TestClient, engine: FakeClient) -> None:
+    assert not any("cache_config" in name for name in scrape(http))
+    engine.info = structs.replace(engine.info, cache=CacheInfo(16, "auto", 64, 0, True, 0.92))
+    labels = (
+        "block_size=16,cache_dtype=auto,enable_prefix_caching=True,gpu_memory_utilization=0.92,"
+        "num_cpu_blocks=0,num_gpu_blocks=64"
+    )
+    assert scrape(http)[f"vllm:cache_config_info{{{labels}}}"] == 1
 
 
 def test_requests_that_fail_are_not_successes(http: TestClient, engine: FakeClient) -> None:

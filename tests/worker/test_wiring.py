@@ -1,6 +1,7 @@
 """From a configuration to an engine: sizes, and what goes wrong on the way said in one line."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,14 @@ def test_code_beside_the_weights_is_never_run(
     assert not ran.exists()
 
 
-def test_the_engine_gets_what_the_report_says(config: EngineConfig, gpu: Device) -> None:
+def test_the_engine_gets_what_the_report_says(
+    config: EngineConfig, gpu: Device, caplog: pytest.LogCaptureFixture
+) -> None:
+    recommended = {"temperature": 0.6, "top_k": 20, "max_new_tokens": 99}
+    (Path(config.model) / "generation_config.json").write_text(json.dumps(recommended))
     report = memory_report.memory_report(config)
-    engine = wiring.build_engine(config)
+    with caplog.at_level(logging.INFO):
+        engine = wiring.build_engine(config)
     assert report["temporaries"] == f"measured on {jax.devices()[0].device_kind}"
     for name in ("kv_blocks", "kv_tokens", "weight_bytes"):
         assert report[name] == engine.summary[name]
@@ -92,6 +98,20 @@ def test_the_engine_gets_what_the_report_says(config: EngineConfig, gpu: Device)
     parts = ("weight", "row_buffer", "temporary", "output", "reserve", "kv_cache", "unused")
     assert sum(report[f"{part}_bytes"] for part in parts) == gpu.limit
     assert 0 <= report["unused_bytes"] < report["kv_block_bytes"]
+    info = engine.info
+    assert info.sampling_defaults | {"max_new_tokens": info.max_new_tokens} == recommended
+    assert "leave it open: temperature 0.6, top_k 20, max_new_tokens 99" in caplog.text
+    assert info.cache is not None
+    assert info.cache.num_gpu_blocks * info.cache.block_size == report["kv_tokens"]
+
+
+def test_recommendations_are_checked_before_weights_are_read(config: EngineConfig) -> None:
+    (Path(config.model) / "generation_config.json").write_text('{"top_p": "most"}')
+    with pytest.raises(ConfigError, match="top_p"):
+        wiring.open_model(config)
+    for value in ("none", "vllm"):
+        opened = wiring.open_model(replace(config, generation_config=value))
+        assert not opened.generation.sampling
 
 
 def test_a_compiler_that_does_not_tell_is_not_believed(
