@@ -39,8 +39,13 @@ BROUGHT: dict[str, Any] = {
     "decay": NUMBERS.normal(size=len(PROMPT)).tolist(),
 }
 NOTHING: dict[str, Any] = {
-    "prefix_len": 0, "starts": [], "bias": 0.0, "span": [0, 0], "token_bias": [], "decay": []
-}  # fmt: skip
+    "prefix_len": 0,
+    "starts": [],
+    "bias": 0.0,
+    "span": [0, 0],
+    "token_bias": [],
+    "decay": [],
+}
 
 
 @pytest.fixture(scope="module")
