@@ -24,7 +24,8 @@ Change = Callable[[Seen], Seen]  # what an attention variant does
 
 @dataclass
 class Layer:
-    """What one attention layer knows. ``visible`` [T, T] is what ``change`` finds."""
+    """What one attention layer knows. ``visible`` [T, T]: which query sees which key, before
+    ``change`` has its say."""
 
     config: ModelConfig
     index: int
