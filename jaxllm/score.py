@@ -44,7 +44,8 @@ class LogprobFn:
 
     def __call__(self, params: ScoreParams, token_ids: Int[Array, " T"]) -> Float[Array, " T1"]:
         """The log-probability of every token but the first after those before it, ``[T - 1]``
-        float32: ``prompt_logprobs`` of the engine, to its dtype's rounding.
+        float32: ``prompt_logprobs`` of the engine, to its dtype's rounding (figures in
+        jaxllm/lab/README.md).
         """
         config = self.model.config
         model = self.model.merge(self.model.flatten(params.weights))

@@ -1,17 +1,15 @@
 """Attention variants in the engine: chosen by name or file, per layer, with what requests bring."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllm.attention.variants import choose_attention, find_variant, register_variant
 from jaxllm.errors import ConfigError, InvalidRequestError
-from jaxllm.layers.nope import NoPEAttention
 from jaxllm.llm import LLM
 from jaxllm.models.llama import LlamaForCausalLM
 from jaxllm.runner.compile_counter import compile_counter
@@ -19,6 +17,7 @@ from jaxllm.runner.lowering_cache import is_ours
 from jaxllm.sampling_params import SamplingParams
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 from tests.conftest import tiny_hf_config
+from tests.fakes.dense_model import Change, Seen, logprobs
 
 PROMPT, NEW = list(range(40, 73)), 8  # two chunks of 16 and one token
 MODEL = LlamaForCausalLM.config_from_hf(tiny_hf_config("llama"))
@@ -48,71 +47,16 @@ def greedy(llm: LLM, **brought: Any) -> list[int]:
     return list(llm.generate([PROMPT], params, use_tqdm=False)[0].outputs[0].token_ids)
 
 
-def by_hand(llm: LLM, bias: Any) -> list[int]:
-    """Greedy tokens of a forward over the whole sequence, with ``bias(layer)`` [H, N, N] added to
-    the scores of causal attention."""
+def by_hand(llm: LLM, change: Change) -> list[int]:
+    """Greedy tokens of whole sequences, every layer's attention changed so."""
     core: Any = llm._core
     runner: Any = core.executor
-    model = runner._programs.model.merge(runner._params)
-    step = jax.jit(lambda tokens: _logits(model, tokens, bias))
-    tokens = np.array([*PROMPT, *[0] * NEW], np.int32)  # what follows is not seen
-    for end in range(len(PROMPT), len(tokens)):
-        tokens[end] = int(np.argmax(step(tokens)[end - 1]))
-    return tokens[len(PROMPT) :].tolist()
-
-
-def _logits(model: Any, tokens: jax.Array, bias: Any) -> jax.Array:
-    x, count = model.embed(tokens), tokens.shape[0]
-    position = jnp.arange(count, dtype=jnp.float32)[:, None]
-    for index, layer in enumerate(model.layers):
-        part, spec = layer.attention, layer.attention.spec
-        heads, kv_heads, dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
-        qkv = part.qkv(layer.input_norm(x)).reshape(count, -1, dim)
-        q, k, v = jnp.split(qkv, [heads, heads + kv_heads], axis=1)
-        if not isinstance(part, NoPEAttention):
-            q, k = (_rotated(part_, position, MODEL.rope.theta) for part_ in (q, k))
-        k, v = (jnp.repeat(part_, heads // kv_heads, axis=1) for part_ in (k, v))
-        scores = jnp.einsum("qhd,khd->hqk", q, k) * spec.scale + bias(index, heads, count)
-        scores = jnp.where(jnp.tril(jnp.ones((count, count), bool))[None], scores, -jnp.inf)
-        out = jnp.einsum("hqk,khd->qhd", jax.nn.softmax(scores), v)
-        x = x + part.o(out.reshape(count, -1))
-        x = x + layer.mlp(layer.mlp_norm(x))
-    return model.compute_logits(model.norm(x))
-
-
-def _rotated(x: jax.Array, position: jax.Array, theta: float) -> jax.Array:
-    half = x.shape[-1] // 2
-    angle = position * theta ** (-jnp.arange(half, dtype=jnp.float32)[None] / half)
-    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def distance(count: int) -> jax.Array:
-    index = jnp.arange(count)
-    return index[:, None] - index[None]
-
-
-def test_a_variant_is_served_by_name(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """Prefilled in chunks of 16, then decoded; of two layers one has it, one no positions and what
-    looks ahead."""
-    file = tmp_path / "mix.json"
-    steep = [4.0] * MODEL.num_heads
-    alibi = {"variant": "alibi", "params": {"slopes": steep}}
-    ahead = {"layer": "nope", "variant": "prefix_lm"}
-    file.write_text(json.dumps({"layers": [alibi, ahead]}))
-    with started(tiny_model_dir, attention=str(file)) as llm:
-
-        def bias(layer: int, heads: int, count: int) -> jax.Array:
-            slope = -4.0 if layer % 2 == 0 else 0.0
-            return slope * distance(count).astype(jnp.float32)[None]
-
-        got = greedy(llm)
-        assert got == by_hand(llm, bias)
-        assert got != by_hand(llm, lambda layer, heads, count: jnp.zeros((heads, 1, 1)))
-        assert len(greedy(llm, prefix_len=15)) == NEW
-        with pytest.raises(InvalidRequestError, match="from 0 to 15: the prompt has 33 tokens"):
-            greedy(llm, prefix_len=16)
+    model, tokens = runner._programs.model, list(PROMPT)
+    changes = [change] * MODEL.num_layers
+    for _ in range(NEW):
+        said = logprobs(model, runner._params, tokens, changes=changes)
+        tokens.append(int(said[-1].argmax()))
+    return tokens[len(PROMPT) :]
 
 
 def test_a_users_file_is_served_with_what_requests_bring(
@@ -121,24 +65,25 @@ def test_a_users_file_is_served_with_what_requests_bring(
     (tmp_path / "mine.py").write_text(MINE)
     with started(tiny_model_dir, attention=f"{tmp_path / 'mine.py'}:MINE") as llm:
 
-        def bias(even: float, weights: list[float] | None = None) -> Any:
-            def added(layer: int, heads: int, count: int) -> jax.Array:
-                known = jnp.asarray(weights or [], jnp.float32)
-                keys = jnp.full(count, 0.25).at[: len(known)].set(known)
-                return jnp.where(distance(count) % 2 == 0, even, 0.0)[None] + keys[None, None]
+        def bias(even: float, weights: Sequence[float] = ()) -> Change:
+            def added(seen: Seen) -> Seen:
+                at = np.arange(seen.scores.shape[-1])
+                keys = np.array([*weights, *[0.25] * (len(at) - len(weights))])
+                near = np.where((at[:, None] - at) % 2 == 0, even, 0.0)
+                return seen._replace(scores=seen.scores + near + keys)
 
             return added
 
         weights = [9.0 * (index % 3) for index in range(33)]
-        known = compile_counter()
+        known, plain = compile_counter(), greedy(llm)
         before = known()
-        answers = [greedy(llm, **given) for given in ({}, {"weight": weights}, {"even": 9.0})]
-        assert known() == before, "what the start compiled serves whatever is brought"
+        answers = [plain, *(greedy(llm, **given) for given in ({"weight": weights}, {"even": 9.0}))]
+        assert known() == before, "what serves one request serves whatever is brought"
         assert len({tuple(answer) for answer in answers}) == 3
         few = weights[:28]  # the last five have the default
         for brought in (weights, None, few, weights[::-1], weights):  # of the same tokens
             given = {} if brought is None else {"weight": brought}
-            assert greedy(llm, **given) == by_hand(llm, bias(0.0, brought))
+            assert greedy(llm, **given) == by_hand(llm, bias(0.0, brought or ()))
         assert greedy(llm, weight=weights) != greedy(llm)
 
         for even in (0.0, 9.0):

@@ -1,8 +1,9 @@
 """A decoder in NumPy and float64, written from the papers: no cache, no chunks, no batch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,14 +11,27 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.models.params import ModelDef, Params
 
 
+class Seen(NamedTuple):
+    """What softmax is taken of. ``visible`` broadcasts with scores: which query sees which key."""
+
+    scores: np.ndarray  # [H, T, T]
+    visible: np.ndarray
+    sink: np.ndarray | float = -np.inf  # [H, 1, 1]: the logit of one more key, without a value
+
+
+Change = Callable[[Seen], Seen]  # what an attention variant does
+
+
 @dataclass
 class Layer:
-    """What one attention layer knows. ``visible`` [T, T]: which query sees which key."""
+    """What one attention layer knows. ``visible`` [T, T]: which query sees which key, before
+    ``change`` has its say."""
 
     config: ModelConfig
     index: int
     params: dict[str, np.ndarray]
     visible: np.ndarray
+    change: Change = lambda seen: seen
 
     def product(self, x: np.ndarray, name: str) -> np.ndarray:
         return x @ self.params[f"{name}.weight"].T
@@ -38,9 +52,11 @@ class Layer:
     ) -> np.ndarray:
         """Softmax over keys, [H, T, T]; q and k [T, H, D]."""
         scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(dim) + bias
-        scores = np.where(self.visible, scores, -np.inf)
-        exp = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        return exp / exp.sum(axis=-1, keepdims=True)
+        scores, visible, sink = self.change(Seen(scores, self.visible))
+        scores = np.where(visible, scores, -np.inf)
+        largest = np.maximum(scores.max(axis=-1, keepdims=True), sink)
+        exp = np.exp(scores - largest)
+        return exp / (exp.sum(axis=-1, keepdims=True) + np.exp(sink - largest))
 
     def heads(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         config = self.config
@@ -121,8 +137,15 @@ LAYERS: dict[str, Callable[[Layer, np.ndarray], np.ndarray]] = {
 }
 
 
-def logprobs(model: ModelDef, params: Params, tokens: list[int], span: int = 0) -> np.ndarray:
-    """[T, V] of what follows each token; the first ``span`` tokens see each other."""
+def logprobs(
+    model: ModelDef,
+    params: Params,
+    tokens: list[int],
+    span: int = 0,
+    changes: Sequence[Change] = (),
+) -> np.ndarray:
+    """[T, V] of what follows each token; the first ``span`` tokens see each other. ``changes`` are
+    the layers' variants, where they have any."""
     config, at = model.config, np.arange(len(tokens))
     named = {n: np.asarray(p, np.float64) for n, p in zip(model.names, params, strict=True)}
     x = named["embed.weight"][tokens]
@@ -134,7 +157,7 @@ def logprobs(model: ModelDef, params: Params, tokens: list[int], span: int = 0) 
         if window is not None:
             visible &= at[None] > at[:, None] - window
         own = {k.removeprefix("attention."): v for k, v in mine.items()}
-        layer = Layer(config, index, own, visible)
+        layer = Layer(config, index, own, visible, *changes[index : index + 1])
         normed = rms(x, config.norm_eps) * mine["input_norm.weight"]
         x = x + LAYERS[config.attention_layer(index) or "rotary"](layer, normed)
         normed = rms(x, config.norm_eps) * mine["mlp_norm.weight"]
