@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 MOST_KEPT = 2  # of each result: a step's are fetched while the next one's are being written
 
@@ -54,4 +54,7 @@ class Spares:
 
     def _take(self, kind: str, index: int, spec: jax.ShapeDtypeStruct) -> jax.Array:
         kept = self._kept[kind, index, spec.shape, spec.dtype]
-        return kept.pop(0) if kept else jnp.zeros(spec.shape, spec.dtype)
+        if kept:
+            return kept.pop(0)
+        # Copied, not made there: that would compile a program for each shape.
+        return jax.device_put(np.zeros(spec.shape, spec.dtype))
