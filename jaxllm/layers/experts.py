@@ -59,8 +59,10 @@ class Experts(nnx.Module):
         bias = None if self.choice_bias is None else self.choice_bias[...]
         each = jnp.repeat(expert_weights(logits, bias, experts), experts.size, axis=1)
         shared = jnp.ones((x.shape[0], experts.shared_size), jnp.float32)
-        scaled = inner.astype(jnp.float32) * jnp.concatenate([each, shared], axis=1)
-        return self.down(scaled.astype(x.dtype))
+        weights = jnp.concatenate([each, shared], axis=1)
+        scaled = inner.astype(jnp.float32) * weights
+        # What was not chosen may have overflowed in float16, and 0 * inf is NaN.
+        return self.down(jnp.where(weights > 0.0, scaled, 0.0).astype(x.dtype))
 
 
 def expert_weights(

@@ -92,3 +92,8 @@ class DeepseekV3ForCausalLM(DeepseekV2ForCausalLM):
         "n_group": 8,
         "topk_group": 4,
     }
+
+    @classmethod
+    def ignored(cls, config: ModelConfig) -> tuple[str, ...]:
+        """And the layer behind the last, which predicts a second token."""
+        return (*super().ignored(config), f"model.layers.{config.num_layers}.")

@@ -200,6 +200,8 @@ def _yarn(rope: HFConfig, plain: RopeConfig) -> RopeConfig:
     factor = rope.number("factor")
     if not rope.flag("truncate", True):
         raise ConfigError("config.json: rope scaling yarn is supported with truncate true only.")
+    if plain.theta <= 1:
+        raise ConfigError("config.json: rope scaling yarn needs a rope_theta above 1.")
     both = rope.values.get("mscale") and rope.values.get("mscale_all_dim")
     amplitude = _mscale(factor)
     if both:

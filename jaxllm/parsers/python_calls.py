@@ -13,6 +13,7 @@ from jaxllm.parsers.json_text import hex_digits, unicode_escape
 from jaxllm.parsers.reader import Emit, Mismatch, Reader, Steps
 
 MAX_DEPTH = 64  # of containers in one another
+MAX_PIECES = 1 << 15  # of a literal that is read at once: 0.2 s of the event loop
 
 _FUNCTION = re.compile(r"[A-Za-z0-9_.-]+")
 _KEYWORD = re.compile(r"[A-Za-z0-9_]+")
@@ -104,13 +105,18 @@ def python_value(r: Reader, emit: Emit) -> Steps[None]:
 
 
 def literal_as_json(text: str) -> str:
-    """A literal that is all of ``text``, as JSON; "" if it is none."""
+    """A literal that is all of ``text``, as JSON; "" if it is none, or has more than MAX_PIECES."""
     reader, pieces = Reader({}), list[str]()
     reader.add(text)
     reader.end()
 
+    def add(piece: str) -> None:
+        if len(pieces) == MAX_PIECES:
+            raise Mismatch
+        pieces.append(piece)
+
     def whole() -> Steps[None]:
-        yield from python_value(reader, pieces.append)
+        yield from python_value(reader, add)
         if (yield from reader.peek()):
             raise Mismatch
 

@@ -181,6 +181,10 @@ def _with_text_content(
         where = f"messages[{index}]"
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InvalidRequestError(f"{where} must be an object with a role.", param=where)
+        calls = message.get("tool_calls")
+        if calls is not None and not _are_objects(calls):
+            where += ".tool_calls"
+            raise InvalidRequestError(f"{where} must be a list of objects.", param=where)
         content = message.get("content")
         if isinstance(content, list | tuple):
             texts = [_text_of(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
@@ -193,6 +197,10 @@ def _with_text_content(
             )
         plain.append({**message, "content": content} if "content" in message else {**message})
     return plain
+
+
+def _are_objects(calls: Any) -> bool:
+    return isinstance(calls, list | tuple) and all(isinstance(call, Mapping) for call in calls)
 
 
 def _as_parts(texts: list[str]) -> list[dict[str, str]]:

@@ -35,8 +35,8 @@ class Assembly:
     """Parameters of ``spec`` out of ``source`` by ``rules``.
 
     The constructor reads headers only and raises CheckpointError, naming the first few of
-    everything that is missing, unexpected, or of a wrong shape or dtype. ``ignore`` holds suffixes
-    of tensor names that may be left over.
+    everything that is missing, unexpected, or of a wrong shape or dtype. ``ignore`` holds
+    beginnings and ends of tensor names that may be left over.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Assembly:
         problems += [
             f"unexpected tensor {name!r} of shape {source.info(name).shape}"
             for name in sorted(present - used)
-            if not name.endswith(tuple(ignore))
+            if not name.startswith(tuple(ignore)) and not name.endswith(tuple(ignore))
         ]
         if problems:
             more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""

@@ -9,9 +9,8 @@ PAGE_SIZES = (16, 32, 64, 128)
 GROUP_TILE = 8  # query heads of one KV head are padded to a multiple of it
 MAX_GROUP = 64
 LATENT_GROUP = 32
-LATENT_DIM = (
-    576  # DeepSeek's, rotated channels included: two stages of that are what there is room for
-)
+# DeepSeek's, rotated channels included: two stages of that are what there is room for.
+LATENT_DIM = 576
 NUMBERS_ALIGN = 32
 _SMEM_BYTES = 227 * 1024  # of one CTA on sm_90
 _SM_BYTES = 228 * 1024  # of all CTAs of an SM, each with _CTA_BYTES of its own for the system

@@ -262,6 +262,10 @@ def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVar
     return with_
 
 
+_ALONG_AN_AXIS = {"sort", "dot_general", "rev", "slice"}
+_ALONG_AN_AXIS |= {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
+
+
 def _of_each_pair(function: Any, *given: Any) -> Array:
     """What it gives. Raises VariantError where pairs of a tile would change each other."""
     of_list, flat = of_leaves(function, given)
@@ -280,7 +284,7 @@ def _mixes(jaxpr: Any, rank: int) -> str | None:
             return found
         is_tile = any(operand.aval.ndim >= rank for operand in equation.invars)
         shrinks = equation.outvars[0].aval.ndim < rank and "axes" in equation.params
-        if is_tile and (shrinks or name in ("sort", "dot_general", "cumsum", "cumprod", "cummax")):
+        if is_tile and (shrinks or name in _ALONG_AN_AXIS):
             return name
     return None
 

@@ -127,6 +127,13 @@ def _floor(x: Any) -> Any:
     return jnp.where(whole > x, whole - 1.0, whole)
 
 
+def _remainder(x: Any, y: Any) -> Any:
+    left = x - y * _truncated(x / y)
+    # A quotient that was rounded up to a whole number leaves something on the other side of zero.
+    beyond = jnp.where(x < 0, -left, left) < 0
+    return jnp.where(beyond, left + jnp.where(x < 0, -jnp.abs(y), jnp.abs(y)), left)
+
+
 def _power(equation: Any, x: Any, y: Any) -> Any:
     exponent, base = equation.invars[1], equation.invars[0]
     if hasattr(exponent, "val"):
@@ -162,7 +169,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "select_n": lambda e, *x: lax.select_n(*x),
     "not": lambda e, x: x ^ jnp.ones_like(x),
     "convert_element_type": lambda e, x: x != 0,
-    "rem": lambda e, x, y: x - y * _truncated(x / y),
+    "rem": lambda e, x, y: _remainder(x, y),
     "floor": lambda e, x: _floor(x),
     "ceil": lambda e, x: -_floor(-x),
     "pow": _power,

@@ -63,7 +63,7 @@ async def read_request[T: RequestBody](request: Request, schema: type[T]) -> T:
         record_of(request).model = model
         serving.check_model(model)
     if isinstance(parsed, GenerationRequest):
-        _check_choices(parsed.num_sequences, serving.settings.max_n)
+        _check_choices(parsed, serving.settings.max_n)
     unknown = parsed.model_extra or {}
     unknown = [name for name in unknown if name not in schema.REFUSED]
     if unknown and serving.settings.strict_params:
@@ -76,12 +76,14 @@ async def read_request[T: RequestBody](request: Request, schema: type[T]) -> T:
     return parsed
 
 
-def _check_choices(asked: int, most: int) -> None:
+def _check_choices(body: GenerationRequest, most: int) -> None:
+    asked = body.num_sequences
     if asked > most:
+        name = "n" if body.best_of is None else "best_of"
         raise InvalidRequestError(
-            f"Invalid 'n': integer above maximum value. Expected a value <= {most}, but got "
+            f"Invalid '{name}': integer above maximum value. Expected a value <= {most}, but got "
             f"{asked} instead. This server's operator can allow more with --max-n.",
-            param="n",
+            param=name,
             code="integer_above_max_value",
         )
 

@@ -26,6 +26,7 @@ from pallas_kernels.attention.variant_check import (
 )
 from pallas_kernels.attention.variants import VARIANTS
 from pallas_kernels.attention.variants.t5_bias import by_distance
+from pallas_kernels.attention.written_out import written_out
 from pallas_kernels.kv_write.narrow import FP8
 
 # Stale NaN keys do reach the scores, where they are masked; the interpreter multiplies in numpy.
@@ -126,8 +127,19 @@ def test_a_mask_is_asked_what_it_hides_unless_it_looks_at_tokens() -> None:
     for mask, is_mapped in (
         (lambda q, k, h, p: q - k < p.n[1], True),
         (lambda q, k, h, p: p.bias.key < p.n[0], False),
+        (lambda q, k, h, p: k < 9 if q > k else q == k, False),  # which check_functions refuses
     ):
         assert AttentionVariant("m", mask_mod=mask, params=numbers).is_mapped == is_mapped
+
+
+def test_a_remainder_stays_on_its_side_of_zero() -> None:
+    step = np.full(200, 0.1, np.float32)
+    below = np.nextafter(np.arange(1, 201, dtype=np.float32) * step, np.float32(0.0))
+    for x in (below, -below):
+        got = np.asarray(written_out(jax.lax.rem)(jnp.asarray(x), jnp.asarray(step)))
+        assert (got * x >= 0).all() and (np.abs(got) <= step).all()
+        turns = (got - np.fmod(x, step)) / step
+        np.testing.assert_allclose(turns, np.round(turns), atol=2e-5)
 
 
 def test_what_kernels_lack_is_written_out() -> None:
@@ -248,6 +260,9 @@ def test_functions_that_give_something_else_are_refused() -> None:
         (lambda s, q, k, h, p: s * p.slope, "score_mod cannot be traced"),
         (lambda s, q, k, h, p: s - jnp.cumsum(s, axis=-1), "cumsum mixes pairs"),
         (lambda s, q, k, h, p: jax.nn.softmax(s), "reduce_max mixes pairs"),
+        (lambda s, q, k, h, p: jax.lax.cumlogsumexp(s, s.ndim - 1), "cumlogsumexp mixes pairs"),
+        (lambda s, q, k, h, p: s + jnp.flip(s), "rev mixes pairs"),
+        (lambda s, q, k, h, p: s - jnp.roll(s, 1, axis=-1), "slice mixes pairs"),
         (lambda s, q, k, h, p: s if q > k else 2 * s, "use jnp.where"),
         (lambda s, q, k, h, p: s - float(k), "use jax.numpy"),
         (lambda s, q, k, h, p: None, "None"),

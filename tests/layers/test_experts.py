@@ -76,3 +76,17 @@ def test_a_token_takes_the_sum_of_its_experts(name: str) -> None:
     got, of_token = program(x, x @ router.T)
     np.testing.assert_allclose(got, np.stack(wanted), rtol=2e-4, atol=2e-4)
     assert ((np.asarray(of_token) > 0).sum(axis=1) == experts.chosen).all()
+
+
+def test_an_expert_that_overflows_harms_no_token_that_does_not_take_it() -> None:
+    model = replace(TINY, experts=GREEDY)
+    layer = Experts(model, dtype=jnp.dtype("float16"), platform="cpu")
+    count, inner, hidden = GREEDY.count, GREEDY.inner_size, model.hidden_size
+    router = np.zeros((count, hidden), np.float16)
+    router[0] = -1.0  # nobody takes the first expert
+    gate_up = np.full((2 * inner, hidden), 0.01, np.float16)
+    gate_up[: GREEDY.size] = gate_up[inner : inner + GREEDY.size] = 1000.0
+    layer.router.weight[...], layer.gate_up.weight[...] = map(jnp.asarray, (router, gate_up))
+    layer.down.weight[...] = jnp.full((hidden, inner), 0.01, jnp.float16)
+    got = np.asarray(jax.jit(layer)(jnp.ones((2, hidden), jnp.float16)))
+    assert np.isfinite(got).all() and (got > 0).all()

@@ -219,8 +219,9 @@ def test_yarn() -> None:
     assert config.latent.score_factor == pytest.approx(1.2608**2, rel=1e-4)
     assert rope(rope_scaling=without(yarn, "mscale")).amplitude == pytest.approx(1.36889, rel=1e-5)
     assert rope(rope_scaling=yarn | {"attention_factor": 1.5}).amplitude == 1.5
-    with pytest.raises(ConfigError, match="truncate"):
-        rope(rope_scaling=yarn | {"truncate": False})
+    for wrong, message in (({"truncate": False}, "truncate"), ({"rope_theta": 1}, "rope_theta")):
+        with pytest.raises(ConfigError, match=message):
+            rope(rope_scaling=yarn | wrong)
 
 
 @pytest.mark.parametrize(("value", "ids"), [(None, ()), (2, (2,)), ([], ()), ([5, 2], (5, 2))])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxllm.parsers.choice import REASONING_PARSERS, TOOL_PARSERS, choose
 from jaxllm.parsers.flow import MAX_SPACES
 from jaxllm.parsers.machine import AnswerParser, Machine
-from jaxllm.parsers.python_calls import MAX_DEPTH
+from jaxllm.parsers.python_calls import MAX_DEPTH, MAX_PIECES, literal_as_json
 from jaxllm.parsers.reader import MAX_HELD
 from tests.parsers.transcripts import GOLDEN, TOOLS, Said, cut, golden, parse
 
@@ -119,6 +119,11 @@ def test_brackets_and_quotes_take_linear_time(opening: str) -> None:
     for tool in ("hermes", "pythonic", "llama3_json"):
         check_doubling(tool, "none", opening, 1 << 18, 1 << 20)
         check_doubling(tool, "none", opening, 1 << 14, 1)
+
+
+def test_a_long_literal_is_read_up_to_a_bound() -> None:
+    assert json.loads(literal_as_json(f"['{'x' * 500_000}', None]"))[1] is None
+    assert literal_as_json("[" + "None, " * MAX_PIECES + "]") == ""
 
 
 @pytest.mark.parametrize("size", [1, 1000, 1 << 20])

@@ -50,6 +50,7 @@ TOO_MANY: list[tuple[str, dict[str, Any], str, str]] = [
     (COMPLETIONS, completion(n="2"), "n", "invalid_type"),
     (COMPLETIONS, completion(n=True), "n", "invalid_type"),
     (COMPLETIONS, completion(best_of=10**9), "best_of", "integer_above_max_value"),
+    (COMPLETIONS, completion(best_of=17), "best_of", "integer_above_max_value"),
     (COMPLETIONS, completion(n=3, best_of=2), "best_of", "invalid_value"),
     (COMPLETIONS, completion(best_of=2, stream=True), "best_of", "invalid_value"),
     (COMPLETIONS, completion(prompt=["x"] * (MAX_PROMPTS + 1)), "prompt", "array_above_max_length"),

@@ -91,7 +91,14 @@ def test_other_parts_are_refused(part: Any) -> None:
     assert caught.value.param == "messages[0].content[0]"
 
 
-@pytest.mark.parametrize("messages", [[], [{}], ["x"], [{"role": "user", "content": 3}]])
+CALLING: dict[str, Any] = {"role": "assistant", "content": None}
+NO_CALLS = [CALLING | {"tool_calls": calls} for calls in (5, "ab", {"a": 1, "b": 2}, [1, 2])]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [{}], ["x"], [{"role": "user", "content": 3}], *([message] for message in NO_CALLS)],
+)
 def test_what_is_no_conversation_is_refused(messages: Any) -> None:
     with pytest.raises(InvalidRequestError):
         render(messages, CHATML)

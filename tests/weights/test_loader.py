@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from jaxllm.errors import CheckpointError
+from jaxllm.models.deepseek import DeepseekV3ForCausalLM
 from jaxllm.weights.assembly import Assembly
 from jaxllm.weights.loader import dummy_params, load_params
 from jaxllm.weights.mapping import WeightRule
 from jaxllm.weights.sources import TensorInfo
+from tests.fakes.tiny_engine import TINY
 
 RULES = [
     WeightRule("qkv", ("q", "k")),
@@ -116,11 +118,22 @@ def test_refused_before_anything_is_read(
     assert source.reads == []
 
 
-def test_ignored_suffixes(tensors: dict[str, np.ndarray]) -> None:
+def test_ignored_beginnings_and_ends(tensors: dict[str, np.ndarray]) -> None:
     tensors["layers.0.rotary_emb.inv_freq"] = np.zeros(2)
     load_params(spec(), RULES, FakeSource(tensors), ignore=("rotary_emb.inv_freq",))
     with pytest.raises(CheckpointError, match="inv_freq"):
         load_params(spec(), RULES, FakeSource(tensors), ignore=("freq.not",))
+
+
+def test_the_layer_that_predicts_a_second_token_is_left_out(
+    tensors: dict[str, np.ndarray],
+) -> None:
+    ignore, last = DeepseekV3ForCausalLM.ignored(TINY), TINY.num_layers - 1
+    tensors[f"model.layers.{last + 1}.eh_proj.weight"] = np.zeros(2)
+    load_params(spec(), RULES, FakeSource(tensors), ignore=ignore)
+    tensors[f"model.layers.{last}.eh_proj.weight"] = np.zeros(2)
+    with pytest.raises(CheckpointError, match=f"layers.{last}"):
+        load_params(spec(), RULES, FakeSource(tensors), ignore=ignore)
 
 
 @pytest.mark.parametrize(
