@@ -34,8 +34,8 @@ CPU_CACHE_BYTES = GIB
 # XLA's allocator on GPUs hands out a free chunk whole when less than 128 MiB of it would be left
 # over. As much again is for the holes between outputs that live for different times, and for what
 # is not counted: step buffers, masks on their way, logits of numbers of rows that do not double,
-# alignment to 256 bytes. CUDA graphs, kernels
-# and library handles lie outside the allocator's pool, in the share that the engine leaves free.
+# alignment to 256 bytes. CUDA graphs, kernels and library handles lie outside the allocator's pool,
+# in the share that the engine leaves free.
 GPU_RESERVE_BYTES = 2 * 128 * MIB
 STEPS_ALIVE = 2  # the one whose results are fetched, and the one dispatched ahead of it
 # In estimates: the workspace of a matrix product on Hopper, and room for whatever is small.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pallas_kernels.head_dims import HEAD_DIMS
+from pallas_kernels.hopper import refuses_hopper
 from pallas_kernels.kv_write.narrow import FP8
 
 PAGE_SIZES = (16, 32, 64, 128)
@@ -142,10 +143,8 @@ def refuses_decode_sm90(
     of latents, whose pages hold keys alone.
     """
     pages = pages or dtype
-    if platform != "sm_90":
-        return f"the decode kernel is built for sm_90, not {platform}"
-    if dtype not in ("bfloat16", "float16"):
-        return f"the decode kernel takes bfloat16 and float16, not {dtype}"
+    if (reason := refuses_hopper("the decode kernel", dtype, platform)) is not None:
+        return reason
     if pages not in (dtype, FP8):
         return f"the decode kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if value_dim is not None:

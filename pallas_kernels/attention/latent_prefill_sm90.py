@@ -36,6 +36,7 @@ from pallas_kernels.attention.prefill_tiles import (
     make_prefill_tiles,
     padded_tokens,
 )
+from pallas_kernels.hopper import refuses_hopper
 from pallas_kernels.kv_write.narrow import FP8, is_narrow
 
 # Warpgroups 0 and 1 sum values.
@@ -57,10 +58,8 @@ def refuses_latent_prefill_sm90(
 ) -> str | None:
     """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries, ``pages``
     that of the cache; None: the same."""
-    if platform != "sm_90":
-        return f"the prefill kernel is built for sm_90, not {platform}"
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
-        return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if (reason := refuses_hopper("the prefill kernel", dtype, platform)) is not None:
+        return reason
     pages = jnp.dtype(dtype) if pages is None else jnp.dtype(pages)
     reason = refuses_latents(
         num_kv_heads, head_dim, value_dim, FP8 if is_narrow(pages) else str(pages), numbers=0

@@ -33,6 +33,7 @@ from pallas_kernels.attention.variant_params import Params, TokenValues, param_a
 from pallas_kernels.attention.widen_sm90 import multiplied
 from pallas_kernels.attention.xla_spans import Sight
 from pallas_kernels.head_dims import HEAD_DIMS, cut_heads, pad_heads
+from pallas_kernels.hopper import refuses_hopper
 from pallas_kernels.kv_write.narrow import FP8, is_narrow
 
 _PRODUCER = 2  # warpgroup; 0 and 1 consume
@@ -50,10 +51,8 @@ def refuses_prefill_sm90(
 ) -> str | None:
     """None if the kernel takes the shape, else the reason. ``dtype`` is that of queries, ``pages``
     that of the cache; None: the same."""
-    if platform != "sm_90":
-        return f"the prefill kernel is built for sm_90, not {platform}"
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
-        return f"the prefill kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if (reason := refuses_hopper("the prefill kernel", dtype, platform)) is not None:
+        return reason
     if pages is not None and jnp.dtype(pages) != jnp.dtype(dtype) and not is_narrow(pages):
         return f"the prefill kernel takes pages of the queries' dtype or of bytes, not {pages}"
     if head_dim not in HEAD_DIMS:

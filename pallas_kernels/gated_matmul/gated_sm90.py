@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.gated_matmul.activations import ACTIVATIONS
+from pallas_kernels.hopper import refuses_hopper
 
 ROWS = 64  # tokens of one consumer: the M of a wgmma instruction
 _CONSUMERS = 2
@@ -72,10 +73,8 @@ def refuses_gated_sm90(
 ) -> str | None:
     """None if the kernel takes the product, else the reason."""
     config = config or GatedConfig()
-    if platform != "sm_90":
-        return f"the gated product is built for sm_90, not {platform}"
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
-        return f"the gated product takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if (reason := refuses_hopper("the gated product", dtype, platform)) is not None:
+        return reason
     if activation not in ACTIVATIONS:
         return f"the gated product takes {', '.join(ACTIVATIONS)}, not {activation}"
     if tokens % config.tile_m or tokens < _LEAST_TOKENS:

@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.head_dims import HEAD_DIMS, padded_dim
+from pallas_kernels.hopper import refuses_hopper
 from pallas_kernels.kv_write.narrow import is_narrow, narrow
 
 _WARPS, _LANES = 4, 32
@@ -73,10 +74,8 @@ def refuses_kv_write_sm90(
     """None if the kernel takes the shape, else the reason. ``dtype`` is that of the projection,
     ``pages`` that of the cache; None: the same. ``rotated``: channels of each head that turn; None
     means all. Heads of other dims than HEAD_DIMS are written into ``padded_dim``."""
-    if platform != "sm_90":
-        return f"the KV write kernel is built for sm_90, not {platform}"
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
-        return f"the KV write kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if (reason := refuses_hopper("the KV write kernel", dtype, platform)) is not None:
+        return reason
     pages = jnp.dtype(dtype if pages is None else pages)
     if pages != jnp.dtype(dtype) and not is_narrow(pages):
         return f"the KV write kernel takes pages of its input's dtype or of bytes, not {pages}"

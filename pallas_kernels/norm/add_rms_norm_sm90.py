@@ -14,6 +14,8 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
+from pallas_kernels.hopper import refuses_hopper
+
 _WARPS, _LANES = 4, 32
 _MOST_CHANNELS = 64  # of a row that one thread holds: more would not fit in its registers
 
@@ -37,10 +39,8 @@ def default_norm_config(tokens: int, width: int) -> NormConfig:
 
 def refuses_add_rms_norm_sm90(width: int, dtype: Any, platform: str) -> str | None:
     """None if the kernel takes rows of ``width`` channels, else the reason."""
-    if platform != "sm_90":
-        return f"the norm kernel is built for sm_90, not {platform}"
-    if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)):
-        return f"the norm kernel takes bfloat16 and float16, not {jnp.dtype(dtype)}"
+    if (reason := refuses_hopper("the norm kernel", dtype, platform)) is not None:
+        return reason
     if width % (2 * _LANES):
         return f"the norm kernel takes a multiple of {2 * _LANES} channels, not {width}"
     warps, _ = _split(width)

@@ -144,19 +144,23 @@ def test_layers_of_other_shapes_lower_beside_each_other(
     model = replace(
         model, num_layers=count, attention_layers=layers, attention=variants, sliding_windows=()
     )
-    bucket = make_buckets((8,), (64,), 8)[1]
-    facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
-    plan = EnginePlan(model, *facts, cache_head_dims=cache_head_dims(model, BACKEND))
-    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
-    function = partial(forward, program=programs.step_program(bucket))
-    traced = jax.jit(function, donate_argnums=(1, 2)).trace(*programs._forward_args(bucket))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = _lowered_mixed_step(model)
     assert text.count("func.func private @rope_and_write_sm90") == 1
     for heads, dim in ((2, own), (1, wide)):
         assert f"tensor<300x2x{heads}x64x{dim}xbf16>" in text
     calls = _kernel_calls(text)
     kept = sum("tensor<300x1x2x64xf32>" in line for line in calls)
     assert kept == (2 if "forgetting" in layers else 0)  # decode, prefill
+
+
+def _lowered_mixed_step(model: ModelConfig) -> str:
+    bucket = make_buckets((8,), (64,), 8)[1]
+    facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
+    plan = EnginePlan(model, *facts, cache_head_dims=cache_head_dims(model, BACKEND))
+    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
+    function = partial(forward, program=programs.step_program(bucket))
+    traced = jax.jit(function, donate_argnums=(1, 2)).trace(*programs._forward_args(bucket))
+    return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 def _kernel_calls(text: str) -> list[str]:
@@ -173,13 +177,7 @@ def test_layers_over_latents_lower_with_each_kernel_once() -> None:
         attention_layers=("latent", "latent"),
         latent=LatentConfig(q_rank=None, kv_rank=128, nope_dim=64, rope_dim=64, value_dim=64),
     )
-    bucket = make_buckets((8,), (64,), 8)[1]
-    facts = ("bfloat16", 8192, 8, 64, 64, 300, (bucket,), "pallas", "test")
-    plan = EnginePlan(model, *facts, cache_head_dims=cache_head_dims(model, BACKEND))
-    programs = Programs(plan, model_def(model, "bfloat16"), BACKEND)
-    function = partial(forward, program=programs.step_program(bucket))
-    traced = jax.jit(function, donate_argnums=(1, 2)).trace(*programs._forward_args(bucket))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    text = _lowered_mixed_step(model)
     assert len(_kernel_calls(text)) == 3
     takers = r"func.func|return|call|stablehlo.(custom_call @mosaic_gpu_v2|scatter)|\}\)"
     for line in text.splitlines():
