@@ -5,10 +5,11 @@
 
 "conversations": each talks turn by turn, all at once, behind one system prompt; hit rate and time
 to the first token with caching and without. "idle": one request alone whose prompt but for the
-last tokens is cached, beside one of which nothing is. "unshared": prompts with nothing in common,
-where caching can only cost. "swap": a cache for a part of the requests that run; what was preempted
-is loaded from the host's memory, or computed again. "urgent": long requests must make way, whole,
-for better priorities; what they lost is loaded, or computed again.
+last tokens is cached, beside one of which nothing is. "offloaded": the same where what is cached
+has made way to the host's memory, or lies in files since the engine before. "unshared": prompts
+with nothing in common, where caching can only cost. "swap": a cache for a part of the requests that
+run; what was preempted is loaded from the host's memory, or computed again. "urgent": long requests
+must make way, whole, for better priorities; what they lost is loaded, or computed again.
 
 Each pair of engines takes turns, so that other load meets both; ratios are medians over the turns.
 Sizes are a CPU's; --full is for an accelerator. Each measurement starts engines of the size it
@@ -27,6 +28,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -201,15 +203,47 @@ async def idle(bench: Bench) -> dict[str, Any]:
         async def hit() -> float:
             known = bench.draw(sizes.cached)
             await ask(llm, known, 1)
-            answer = await ask(llm, known + bench.draw(sizes.new), 1)
-            if answer.num_cached < sizes.cached:
-                raise RequestFailedError(f"Only {answer.num_cached} tokens were cached.")
-            return answer.ttft
+            return await ttft_of_hit(llm, known, bench)
 
         async def miss() -> float:
             return (await ask(llm, bench.draw(length), 1)).ttft
 
         return compared(await bench.turns("idle", {"hit": hit, "miss": miss}), "ms", 1000)
+
+
+async def offloaded(bench: Bench) -> dict[str, Any]:
+    sizes = bench.sizes
+    length = sizes.cached + sizes.new
+    with TemporaryDirectory() as folder:
+        start = partial(bench.engine, 1, length + 1, kv_offloading_size=1.0)
+        kept = [bench.draw(sizes.cached) for _ in range(bench.repeats + 1)]
+        async with start(kv_offloading_dir=folder) as llm:
+            for known in kept:
+                await ask(llm, known, 1)
+        async with start(kv_offloading_dir=folder) as llm:
+
+            async def miss() -> float:
+                return (await ask(llm, bench.draw(length), 1)).ttft
+
+            async def host() -> float:
+                known = bench.draw(sizes.cached)
+                await ask(llm, known, 1)
+                await miss()  # takes the device's blocks
+                return await ttft_of_hit(llm, known, bench)
+
+            async def files() -> float:
+                return await ttft_of_hit(llm, kept.pop(), bench)
+
+            measures = {"host": host, "files": files, "miss": miss}
+            return compared(await bench.turns("offloaded", measures), "ms", 1000)
+
+
+async def ttft_of_hit(llm: AsyncLLM, known: list[int], bench: Bench) -> float:
+    """Of a prompt that goes on where ``known`` ends."""
+    answer = await ask(llm, known + bench.draw(bench.sizes.new), 1)
+    if answer.num_cached < len(known):
+        raise RequestFailedError(f"Only {answer.num_cached} tokens were cached.")
+    return answer.ttft
 
 
 async def unshared(bench: Bench) -> dict[str, Any]:
@@ -327,7 +361,7 @@ def compared(found: dict[str, list[float]], unit: str, scale: float) -> dict[str
     return figures
 
 
-PARTS = {part.__name__: part for part in (conversations, idle, unshared, swap, urgent)}
+PARTS = {part.__name__: part for part in (conversations, idle, offloaded, unshared, swap, urgent)}
 
 
 async def run(args: argparse.Namespace) -> None:
@@ -352,7 +386,7 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument("--full", action="store_true", help="an accelerator's sizes")
-    parser.add_argument("--repeats", type=int, default=5, help="of idle, unshared and swap")
+    parser.add_argument("--repeats", type=int, default=5, help="of all but conversations")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--json", type=Path, help="where to write the results")
