@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,9 @@ def listening_ports(pids: list[int]) -> list[int]:
     inodes: set[str] = set()
     for pid in pids:
         for fd in Path(f"/proc/{pid}/fd").iterdir():
-            found = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd))
-            if found:
-                inodes.add(found[1])
+            with suppress(FileNotFoundError):  # closed since it was listed: it listens no more
+                if found := re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd)):
+                    inodes.add(found[1])
     rows = [
         line.split()
         for table in ("tcp", "tcp6")
