@@ -5,7 +5,7 @@ after a preemption as after a failed step.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
@@ -92,14 +92,20 @@ class GrammarMatcher:
             out[:] = 0
 
 
-def fill_masks(rows: Sequence[tuple[int, GrammarMatcher]], mask: np.ndarray) -> None:
+def fill_masks(
+    rows: Sequence[tuple[int, GrammarMatcher]],
+    mask: np.ndarray,
+    begun: Callable[[], object] = lambda: None,
+) -> None:
     """Write the words of each (slot, matcher) into ``mask`` (int32 [slots, words], contiguous): bit
     v % 32 of word v // 32 is set where token v may come next. An end-of-sequence token may where
-    the grammar is complete.
+    the grammar is complete. ``begun`` is called before the longest part, which leaves Python's lock
+    to others.
     """
     found = [(matcher.advanced(), slot, matcher.lane) for slot, matcher in rows]
     found.sort(key=lambda entry: entry[2])  # a thread gets neighbours: those that share a lock
     ready = [(matcher, slot) for matcher, slot, _ in found if matcher is not None]
+    begun()
     if len(ready) < PARALLEL_FROM:
         for matcher, slot in ready:
             _fill_one(matcher, mask[slot])

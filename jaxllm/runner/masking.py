@@ -1,10 +1,11 @@
 """What is drawn under masks: grammars are told of it, and masks of the next step filled.
 
-Dispatching a program takes the host milliseconds, in which it holds no lock of Python's. So all
-this can be done by a thread beside it, where the next step is known before the tokens are there.
+Where the next step is dispatched before the tokens are there, all this is done by a thread beside,
+and the step after it scheduled and packed while llguidance fills, which holds no lock of Python's.
 The masks are that thread's from ``follow_beside`` to the result.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +42,10 @@ class MaskedStep:
 
 @dataclass(frozen=True)
 class Followed:
-    """A step's tokens, int32 [n], what they leave no choice about, and the next step's masks."""
+    """A step's tokens, int32 [n], and what they leave no choice about."""
 
     token_ids: np.ndarray
     forced: Forced
-    masks: np.ndarray
 
 
 class Masking:
@@ -55,9 +55,9 @@ class Masking:
         self._vocab_size = vocab_size
         self._beside = ThreadPoolExecutor(1, "masks")
 
-    def fill(self, step: MaskedStep) -> np.ndarray:
-        """int32 [slots, words]"""
-        return row_masks(step.due, step.num_slots, self._vocab_size)
+    def fill(self, step: MaskedStep, begun: Callable[[], object] = lambda: None) -> np.ndarray:
+        """int32 [slots, words]. ``begun`` is called when all is done that holds Python's lock."""
+        return row_masks(step.due, step.num_slots, self._vocab_size, begun)
 
     def follow(self, step: MaskedStep, token_ids: np.ndarray) -> Forced:
         """Let masks know what was drawn. What they leave no choice about then, by entry."""
@@ -73,13 +73,20 @@ class Masking:
 
     def follow_beside(
         self, step: MaskedStep, token_ids: Any, after: MaskedStep
-    ) -> Future[Followed]:
+    ) -> tuple[Future[Followed], Future[np.ndarray]]:
         """Wait for a step's tokens, then ``follow`` them and ``fill`` the masks of the one
-        ``after``.
+        ``after``. The tokens are told as soon as Python's lock is free.
         """
+        told = Future[Followed]()
 
-        def job() -> Followed:
-            drawn = np.asarray(token_ids)[: step.plan.rows.size]
-            return Followed(drawn, self.follow(step, drawn), self.fill(after))
+        def job() -> np.ndarray:
+            try:
+                drawn = np.asarray(token_ids)[: step.plan.rows.size]
+                followed = Followed(drawn, self.follow(step, drawn))
+                return self.fill(after, lambda: told.set_result(followed))
+            except BaseException as error:
+                if not told.done():
+                    told.set_exception(error)
+                raise
 
-        return self._beside.submit(job)
+        return told, self._beside.submit(job)

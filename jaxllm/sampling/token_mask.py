@@ -5,7 +5,7 @@ dispatched in two halves: the mask is filled while the forward half runs.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -131,14 +131,21 @@ class RowMask:
                 words[last >> 5] &= ~_bits(np.asarray(last))
 
 
-def row_masks(masks: Sequence[tuple[int, RowMask]], num_slots: int, vocab_size: int) -> np.ndarray:
-    """int32 [slots, words] for a step: slots that are not among ``masks`` may draw anything."""
+def row_masks(
+    masks: Sequence[tuple[int, RowMask]],
+    num_slots: int,
+    vocab_size: int,
+    begun: Callable[[], object] = lambda: None,
+) -> np.ndarray:
+    """int32 [slots, words] for a step: slots that are not among ``masks`` may draw anything.
+    ``begun``: as ``fill_masks`` has it.
+    """
     grammars = [(slot, grammar) for slot, mask in masks if (grammar := mask.grammar) is not None]
     out = np.empty((num_slots, mask_words(vocab_size)), np.int32)
     free = np.ones(num_slots, np.bool_)
     free[[slot for slot, _ in grammars]] = False
     out[free] = -1
-    fill_masks(grammars, out)
+    fill_masks(grammars, out, begun)
     for slot, mask in masks:
         if not mask.follows_only:
             mask.narrow(out[slot])

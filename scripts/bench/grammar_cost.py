@@ -1,7 +1,7 @@
 """What grammars cost: mask time per row, and a step of constrained rows beside one of free rows.
 
     grammar_cost.py [--rows 64] [--steps 60] [--repeats 3] [--model DIR] [--settings JSON]
-        [--json FILE]
+        [--switch-interval SECONDS] [--json FILE]
 
 The vocabulary and the shapes are those of --model (default: smollm2-135m), whose weights do not
 matter; --settings has EngineConfig fields beside it, such as a tokenizer for dummy weights. All
@@ -130,13 +130,22 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--settings", type=json.loads, default={}, metavar="JSON")
     parser.add_argument("--json", type=Path, help="where to write the results")
+    parser.add_argument(
+        "--switch-interval",
+        type=float,
+        default=sys.getswitchinterval(),
+        metavar="SECONDS",
+        help="after which a thread has to give Python's lock to one that waits",
+    )
     args = parser.parse_args()
+    sys.setswitchinterval(args.switch_interval)
     own = {"model": args.model, "max_num_seqs": args.rows, "max_model_len": 256}
     with LLM(**(own | args.settings)) as llm:
         results = {
             "command": f"scripts/bench/grammar_cost.py --rows {args.rows} --steps {args.steps} "
             f"--repeats {args.repeats} --model {args.model}",
             "python": platform.python_version(),
+            "switch_interval": args.switch_interval,
             "vocab_size": llm.info.vocab_size,
             "mask": mask_cost(llm.info, args.rows, args.steps),
             "step": step_cost(llm, args.rows, args.steps, args.repeats),

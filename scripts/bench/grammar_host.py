@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +39,7 @@ from jaxllm.grammar.checker import GrammarChecker  # noqa: E402
 from jaxllm.grammar.compiler import THREADS, GrammarCompiler  # noqa: E402
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer  # noqa: E402
 from jaxllm.messages import EngineCoreRequest  # noqa: E402
+from jaxllm.parallel.mesh import DeviceMesh  # noqa: E402
 from jaxllm.runner import masking  # noqa: E402
 from jaxllm.runner.model_runner import ModelRunner  # noqa: E402
 from jaxllm.runner.row_layout import RowLayout  # noqa: E402
@@ -100,6 +102,7 @@ class ClockworkPrograms:
         self._dispatch_s = dispatch_s
         self._block_size = plan.block_size
         self.rows = RowLayout(plan.max_blocks_per_row)
+        self.devices = DeviceMesh()
         self.full_rows = sorted({bucket.num_rows for bucket in plan.buckets})
         self._device, self._vocab = device, plan.model.vocab_size
         self._rng = np.random.default_rng(0)
@@ -155,10 +158,14 @@ def make_engine(args: argparse.Namespace, vocab: Vocabulary, device: Clockwork) 
 def run(core: EngineCore, outputs: OutputProcessor, states: Sequence[RequestState]) -> None:
     for state in states:
         outputs.add(state)
-    while core.has_work():
-        step = core.step()
-        if step is not None and (aborts := outputs.process(step)):
+    told = None
+    while told is not None or core.has_work():
+        # As LLM does: in the shadow of the device.
+        to_text = cache(partial(outputs.process, told)) if told is not None else tuple
+        step = core.step(to_text)
+        if aborts := to_text():
             core.abort(aborts)
+        told = step
 
 
 def requests(rows: int, steps: int, grammar: str, ends: Sequence[int]) -> list[EngineCoreRequest]:

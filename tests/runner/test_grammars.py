@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
-from threading import Semaphore, get_ident
+from threading import Event, Semaphore, get_ident
+from time import sleep
 from typing import Any
 
+import jax
 import msgspec
 import pytest
 
@@ -15,7 +17,7 @@ from jaxllm.engine.executor import ModelRunnerOutput
 from jaxllm.grammar import compiler as module
 from jaxllm.grammar.matcher import PARALLEL_FROM
 from jaxllm.messages import EngineCoreRequest, Thoughts
-from jaxllm.runner import masking
+from jaxllm.runner import masking, model_runner
 from jaxllm.runner.masking import MaskedStep
 from jaxllm.runner.model_runner import ModelRunner, StepHandle
 from tests.fakes.ascii_tokenizer import EOS, ids_of, regex, text_of
@@ -130,33 +132,63 @@ def test_a_failed_dispatch_changes_nothing(
     assert engine.run(some, core) == {one.request_id: answers[one.request_id] for one in some}
 
 
-def test_masks_are_filled_beside_the_thread_that_dispatches(
+def test_the_next_step_is_packed_while_masks_are_filled(
     engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As soon as a step's tokens are known, and before the next step has been dispatched."""
-    core, here = engine.core(), get_ident()
+    core, here, length = engine.core(), get_ident(), 12
     runner = core.executor
     assert isinstance(runner, ModelRunner)
-    fill, forward = runner._masking.fill, runner._forward
-    filled, beside, dispatched = Semaphore(0), list[bool](), count()
+    fill, pack = runner._masking.fill, model_runner.pack
+    packed, beside = Semaphore(0), list[bool]()
 
-    def watched(step: MaskedStep) -> Any:
-        masks = fill(step)
+    def watched(step: MaskedStep, *begun: Any) -> Any:
+        masks = fill(step, *begun)
         beside.append(get_ident() != here)
-        filled.release()
+        # The first two steps are packed before any masks are filled beside; none follows the last.
+        for _ in range({1: 0, 2: 3, length: 0}.get(len(beside), 1)):
+            assert packed.acquire(timeout=20)
         return masks
 
-    def waiting(*args: Any) -> Any:
-        """Its own masks are filled while it runs; the first one's come with the second step."""
-        for _ in range((0, 2)[number] if (number := next(dispatched)) < 2 else 1):
-            assert filled.acquire(timeout=20)
-        return forward(*args)
+    def packing(*args: Any) -> Any:
+        packed.release()
+        return pack(*args)
 
     monkeypatch.setattr(runner._masking, "fill", watched)
-    monkeypatch.setattr(runner, "_forward", waiting)
+    monkeypatch.setattr(model_runner, "pack", packing)
     settings = {"grammar": regex("[a-z]{40}"), "eos_token_ids": (EOS,)}
-    engine.run([request(f"g{i}", [1], 12, **settings) for i in range(PARALLEL_FROM)], core)
-    assert beside == [False] + [True] * 11
+    engine.run([request(f"g{i}", [1], length, **settings) for i in range(PARALLEL_FROM)], core)
+    assert beside == [False] + [True] * (length - 1)
+
+
+def test_grammars_leave_a_thread_that_dispatches_alone(
+    engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have to wait for Python's lock."""
+    core, length = engine.core(), 12
+    runner = core.executor
+    assert isinstance(runner, ModelRunner)
+    follow, forward = runner._masking.follow, runner._forward
+    dispatching, left_alone = Event(), list[bool]()
+
+    def watched(*args: Any) -> Any:
+        left_alone.append(not dispatching.is_set())
+        return follow(*args)
+
+    def slow(*args: Any) -> Any:
+        dispatching.set()
+        if (last := runner._last) is not None and last.out is not None:
+            jax.block_until_ready(last.out)
+            sleep(0.01)
+        try:
+            return forward(*args)
+        finally:
+            dispatching.clear()
+
+    monkeypatch.setattr(runner._masking, "follow", watched)
+    monkeypatch.setattr(runner, "_forward", slow)
+    settings = {"grammar": regex("[a-z]{40}"), "eos_token_ids": (EOS,)}
+    engine.run([request(f"g{i}", [1], length, **settings) for i in range(PARALLEL_FROM)], core)
+    assert left_alone == [True] * length
 
 
 def test_other_parameters_still_hold(engine: TinyEngine) -> None:
