@@ -157,6 +157,7 @@ def _scratch(shape: DecodeShape, stages: int) -> dict[str, Any]:
         return both | {
             "p": tile(*each, shape.block),
             "out": tile(*each, shape.columns, dtype=shape.answers),
+            "turn": plgpu.Barrier(num_barriers=shape.consumers),
         }
     values = {
         "v": ring(),

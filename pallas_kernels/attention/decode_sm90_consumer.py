@@ -30,6 +30,7 @@ from pallas_kernels.attention.decode_sm90_sums import (
     store_values,
     whole,
 )
+from pallas_kernels.attention.decode_sm90_turns import Reductions
 from pallas_kernels.attention.decode_sm90_variant import DecodeMods
 from pallas_kernels.attention.widen_sm90 import widen
 
@@ -59,6 +60,7 @@ def consume(
     columns = shape.columns_of(consumer)
     if shape.is_latent:
         smem = smem | {name: smem[name].at[consumer] for name in ("p", "out")}
+    reductions = Reductions(smem.get("turn"), consumer)
     splits_per_partial = counts[1]
 
     def leave(item: Item, slot: Array, wanted: Array, partial: Sum) -> None:
@@ -84,8 +86,9 @@ def consume(
 
         def one_split(split: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
             step, chunk = carry
-            block = functools.partial(_one_block, walk, item, mods, smem, query, columns)
-            step, part = _sum_split(walk, item, block, split, step)
+            given = (walk, item, mods, smem, query, columns, reductions)
+            block = functools.partial(_one_block, *given)
+            step, part = _sum_split(walk, item, block, reductions, split, step)
             leave(item, split - item.first_split, splits_per_partial == 1, part)
             return step, join(chunk, part)
 
@@ -115,12 +118,14 @@ def consume(
     start = (jnp.int32(0), walk.describe(jnp.int32(0)))
     lax.fori_loop(0, walk.count, one_item, start)
     plgpu.wait_smem_to_gmem(0)
+    reductions.end()
 
 
 def _sum_split(
     walk: Walk,
     item: Item,
     one_block: Callable[[Array, Any], Any],
+    reductions: Reductions,
     split: Array,
     step: Array,
 ) -> tuple[Array, Sum]:
@@ -135,7 +140,7 @@ def _sum_split(
     if walk.op.variant.is_mapped:
         state = (*state, walk.block_at(item, first))
     step, values, total, maximum, *_ = lax.fori_loop(first, end, one_block, state)
-    return step, Sum(values, total.sum(axis=0), maximum)
+    return step, Sum(values, reductions.over_tokens(jnp.sum, total), maximum)
 
 
 def _one_block(
@@ -145,6 +150,7 @@ def _one_block(
     smem: dict[str, Ref],
     query: Array,
     columns: tuple[Any, ...],
+    reductions: Reductions,
     place: Array,
     carry: Any,
 ) -> Any:
@@ -185,12 +191,13 @@ def _one_block(
     # A block always has a visible token, so the maximum is a real logit and exp2 of a masked one 0;
     # where a variant hides all of it the maximum is the least int32, far above a masked one.
     # It is kept whole: then every decay is exact (decode_sm90_sums.py).
-    raised = jnp.maximum(maximum, whole(scores.max(axis=0)))
+    raised = jnp.maximum(maximum, whole(reductions.over_tokens(jnp.max, scores)))
     decay = power_of_two(maximum - raised)
     weights = jnp.exp2(scores - across(raised, scores))
-    total = total * across(decay, total) + weights
-    weights = plgpu.layout_cast(weights.astype(shape.dtype), _TRANSPOSED)
-    smem["p"].transpose((1, 0))[...] = weights
+    # What is summed is what is multiplied, rounded: a token seen alone has its very value.
+    weights = weights.astype(shape.dtype)
+    total = total * across(decay, total) + weights.astype(jnp.float32)
+    smem["p"].transpose((1, 0))[...] = plgpu.layout_cast(weights, _TRANSPOSED)
 
     if shape.is_latent:
         tile = keys.at[:, *columns]

@@ -24,6 +24,7 @@ DType = Literal["float32", "int32"]
 # heads to either.
 Default = Any
 _KINDS: tuple[Kind, ...] = ("per_head", "per_layer", "per_row", "per_distance", "per_token")
+KINDS_BY_HEAD: tuple[Kind, ...] = ("per_head", "per_distance")  # arrays [H, ...]
 MAX_PER_TOKEN = 2  # of a variant: each takes 4 bytes per token and KV head, beside its keys
 _MAX_SIZE = {"per_row": 64, "per_distance": 2**14}
 
@@ -71,7 +72,7 @@ class Param:
 
     def shape(self, num_heads: int) -> tuple[int, ...]:
         size = () if self.size is None else (self.size,)
-        return (num_heads, *size) if self.kind in ("per_head", "per_distance") else size
+        return (num_heads, *size) if self.kind in KINDS_BY_HEAD else size
 
     def check(self, value: Any, num_heads: int) -> np.ndarray:
         """``value`` in the declared shape and dtype. One number stands for all entries.
@@ -118,12 +119,14 @@ class AttentionVariant:
       causality.
     - ``kv_range(q_first, q_last, params) -> (first, last)``: no query from ``q_first`` to
       ``q_last`` of one row sees a position before ``first`` or after ``last``. Scalars; traced
-      outside kernels, so any JAX operation will do, and a per_head param holds all heads' numbers.
+      outside kernels, so any JAX operation will do, and a per_head param holds all heads' numbers
+      (all of its device, where heads are shared out).
     - ``sinks``: name of a per_head param, a logit per head that takes part in softmax and has no
       value.
     - ``lookahead``: name of a per_row int32 param, how many of a row's first tokens see ahead.
       ``mask_mod`` then decides alone, up to what has been written, and lets only queries of these
       tokens see later keys, of these tokens. They are to be fed in one step.
+    - ``head_axis``: what ``head_shares.shared_out`` sets.
 
     Raises VariantError for what no backend could serve.
     """
@@ -135,6 +138,7 @@ class AttentionVariant:
     sinks: str | None = None
     lookahead: str | None = None
     params: tuple[Param, ...] = ()
+    head_axis: str | None = None
 
     def __post_init__(self) -> None:
         names = [param.name for param in self.params]

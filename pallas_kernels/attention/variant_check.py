@@ -28,12 +28,14 @@ from pallas_kernels.attention.prefill_problem import PrefillProblem, make_prefil
 from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
 from pallas_kernels.attention.prefill_specs import PrefillSpec
 from pallas_kernels.attention.prefill_tiles import make_prefill_tiles
-from pallas_kernels.attention.reference import paged_attention_reference
+from pallas_kernels.attention.reference import modified_scores, paged_attention_reference
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 from pallas_kernels.attention.variant_hints import ELEMENTWISE, hint_of, tracing_hint
 from pallas_kernels.attention.variant_params import (
     Params,
     TokenValues,
+    default_pairs,
+    kv_spans,
     param_arrays,
     query_values,
 )
@@ -43,6 +45,7 @@ from pallas_kernels.kv_write.narrow import widened
 
 # A row that decodes, one that goes on with its prompt, one that starts: all cross a block.
 SHAPE = PrefillSpec("check", 4, 2, 64, 32, ((150, 1), (90, 33), (0, 40)), 1, 6)
+FLOAT32_ERROR = 1e-4  # what rounding may cost, beside the length of the answer
 _DECODE = DecodeConfig(split_tokens=128, chunk_tokens=256, stages=2, num_ctas=3)
 
 
@@ -240,6 +243,55 @@ def check_functions(variant: AttentionVariant) -> None:
         raise
     except Exception as error:
         raise VariantError(f"{variant.name} cannot be traced: {tracing_hint(error)}") from error
+
+
+def hidden_by_range(case: Case) -> str | None:
+    """A key that the variant's kv_range hides from queries that see it, of single ones and of
+    tiles: kernels ask with both."""
+    variant = case.variant
+    arrays = param_arrays(variant, case.spec.heads, len(case.spec.rows) + 1, case.row_params)
+    facts: dict[str, Any] = {"seq_lens": case.problem.seq_lens}
+    facts["tokens"] = default_pairs(variant, case.spec.heads)
+    for row, length in enumerate(map(sum, case.spec.rows)):
+        position, rows = jnp.arange(length, dtype=jnp.int32), jnp.full(length, row, jnp.int32)
+        scores = jnp.zeros((length, case.spec.heads, length), jnp.float32)
+        visible = modified_scores(scores, rows, position, variant, arrays, **facts)[1]
+        seen = np.asarray(visible.any(axis=1))
+        for tile in (1, 64):
+            last = jnp.minimum(position + tile - 1, length - 1)
+            written = jnp.full(length, length, jnp.int32)
+            begin, end = map(np.asarray, kv_spans(variant, arrays, rows, position, last, written))
+            for first in range(length):
+                keys = np.flatnonzero(seen[first : first + tile].any(axis=0))
+                lost = keys[(keys < begin[first]) | (keys >= end[first])]
+                if lost.size:
+                    return f"it hides key {lost[0]} from queries {first} to {int(last[first])}"
+    return None
+
+
+def check_answers(variant: AttentionVariant) -> None:
+    """That attention over random pages, by plain XLA, is what the float32 reference says, and that
+    kv_range, of which few pages show little, hides nothing. One to two seconds.
+
+    Raises:
+        VariantError: it is not.
+    """
+    case = make_case(variant)
+
+    def right(problem: PrefillProblem, row_params: Params, token_pages: Array | None) -> Array:
+        given = {"problem": problem, "row_params": row_params, "token_pages": token_pages}
+        return reference(dataclasses.replace(case, **given))
+
+    want = jax.jit(right)(case.problem, case.row_params, case.token_pages)
+    used = case.spec.tokens - case.spec.padding
+    error = largest_error(by_xla(case)[:used], want[:used])
+    if error > FLOAT32_ERROR:
+        raise VariantError(
+            f"{variant.name}: attention over pages is {error:.0e} off the reference. Does a "
+            "function look at the shape of what it is given? `jaxllm lab check` says more"
+        )
+    if variant.kv_range is not None and (hidden := hidden_by_range(case)) is not None:
+        raise VariantError(f"{variant.name}: kv_range must hold all that mask_mod shows: {hidden}")
 
 
 def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVariant]:

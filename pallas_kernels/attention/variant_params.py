@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.attention.head_shares import own_value
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
 
 Params = dict[str, Array]
@@ -46,7 +47,7 @@ def param_arrays(
     [R, size], per_distance [H, size]. ``brought`` holds what rows brought, the defaults fill in."""
     arrays: Params = {}
     for param in variant.array_params:
-        value = jnp.asarray(param.value(num_heads))
+        value = own_value(param, num_heads, variant.head_axis)
         if param.kind == "per_row":
             value = jnp.broadcast_to(value, (num_rows, *value.shape))
             if brought is not None and param.name in brought:

@@ -5,6 +5,9 @@ interpreter fills memory with it; waits that are left out fail the barriers' own
 """
 
 import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +63,8 @@ def check(spec: DecodeSpec, config: DecodeConfig, races: bool = False) -> None:
         assert np.linalg.norm(got[row] - want[row]) <= 4e-3 * np.linalg.norm(want[row]), row
         if length == 0:
             assert not got[row].any()
+        if length == 1:  # the value itself
+            np.testing.assert_array_equal(got[row], want[row])
 
 
 LATENTS = SMALL[-1]
@@ -85,6 +90,39 @@ def test_no_race(spec: DecodeSpec, ctas: int, capfd: pytest.CaptureFixture[str])
     check(spec, dataclasses.replace(TINY, num_ctas=ctas), races=True)
     captured = capfd.readouterr()
     assert "RACE" not in captured.out + captured.err
+
+
+def test_two_consumers_reduce_across_warps_in_turns() -> None:
+    """They share one scratch on a card, which the interpreter does not have: told by the program
+    alone, where each such reduction stands between a wait and an arrival."""
+    plan, problem = plan_of(LATENTS, TINY), make_decode_problem(LATENTS)
+    op = DecodeOp(1.0, LATENTS.window, CAUSAL, TINY, value_dim=LATENTS.value_dim)
+    program = jax.make_jaxpr(functools.partial(paged_decode_sm90, op=op))
+    found = 0
+    for steps in all_steps(program(problem.q, problem.kv, problem.block_tables, plan).jaxpr):
+        told = [step for step in steps if "barrier" in step[0] or step in ACROSS_WARPS]
+        for i, step in enumerate(told):
+            if step in ACROSS_WARPS:
+                around = [name for name, _ in told[max(i - 1, 0) : i + 2]]
+                assert around == ["barrier_wait", step[0], "barrier_arrive"]
+                found += 1
+    assert found == 2  # the maximum of a block, the sum of a split
+
+
+ACROSS_WARPS = [("reduce_max", (0,)), ("reduce_sum", (0,))]  # tokens lie in them
+
+
+def all_steps(jaxpr: Any) -> Iterator[list[tuple[str, Any]]]:
+    """Names and axes of the primitives of a program, and of each program inside it."""
+    yield [(step.primitive.name, step.params.get("axes")) for step in jaxpr.eqns]
+    for step in jaxpr.eqns:
+        for param in jax.tree.leaves(list(step.params.values()), is_leaf=_is_program):
+            if _is_program(param):
+                yield from all_steps(getattr(param, "jaxpr", param))
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 @pytest.mark.parametrize(("window", "parted"), [(None, 2), (None, 1), (500, 1)])

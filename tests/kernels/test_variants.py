@@ -100,6 +100,18 @@ def test_kernels_equal_the_reference(name: str) -> None:
     assert largest_error(prefilled[decodes:used], want[decodes:used]) <= 4e-3
 
 
+@pytest.mark.parametrize("name", ["alibi", "head_windows"])
+def test_kernels_equal_the_reference_over_pages_of_eight_bits(name: str) -> None:
+    values, brought = VALUES[name]
+    spec = dataclasses.replace(SHAPE, pages=FP8)
+    case = make_case(VARIANTS[name].bind(values, SHAPE.heads), brought, spec, "bfloat16")
+    want = np.asarray(reference(case))
+    decoded, prefilled = by_kernels(case, interpret=True)
+    decodes, used = SHAPE.decode_rows, SHAPE.tokens - SHAPE.padding
+    assert largest_error(decoded[:decodes], want[:decodes]) <= 4e-3
+    assert largest_error(prefilled[decodes:used], want[decodes:used]) <= 4e-3
+
+
 def bent(s: Any, q: Any, k: Any, h: Any, p: Any) -> Any:
     """What Mosaic has no operation for, or not on tiles; and the head."""
     far = (q - k).astype(jnp.float32)

@@ -3,6 +3,7 @@ is taken off their logits. ``decay`` is the sum of the logarithms of the forget 
 so that between a key and a query lies a difference of two numbers.
 """
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
@@ -26,15 +27,7 @@ def forgetting(variant: AttentionVariant) -> AttentionVariant:
         return score + (params.decay.query - params.decay.key)
 
     name = "forgetting" if variant is CAUSAL else f"{variant.name} with forgetting"
-    return AttentionVariant(
-        name,
-        score_mod=forget,
-        mask_mod=variant.mask_mod,
-        kv_range=variant.kv_range,
-        sinks=variant.sinks,
-        lookahead=variant.lookahead,
-        params=(*variant.params, DECAY),
-    )
+    return replace(variant, name=name, score_mod=forget, params=(*variant.params, DECAY))
 
 
 FORGETTING = forgetting(CAUSAL)

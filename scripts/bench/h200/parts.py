@@ -146,7 +146,7 @@ PARTS = {
         PartOfRun("parity", 90, parity),
         PartOfRun("grammar", 20, grammar),
         PartOfRun("variants", 120, module),
-        PartOfRun("latents", 45, module),
+        PartOfRun("latents", 70, module),
         PartOfRun("layers", 60, module),
         PartOfRun("journal", 5, module),
     )
