@@ -14,6 +14,7 @@ import jax
 
 from jaxllm.errors import CheckpointError, JaxLLMError
 from jaxllm.models import get_model
+from jaxllm.models.decoder import DecoderLM
 from jaxllm.models.params import param_spec
 from jaxllm.weights.assembly import FLOAT_DTYPES, Assembly
 from jaxllm.weights.checkpoint import write_checkpoint
@@ -62,12 +63,23 @@ def _tokenizer_files(directory: Path) -> dict[str, bytes]:
     return files
 
 
-def architecture_of(config: dict[str, Any], what: str) -> str:
-    """The class name in config.json. Raises CheckpointError when there is not exactly one."""
+def model_class(config: dict[str, Any], what: str) -> type[DecoderLM]:
+    """The class that config.json names.
+
+    Raises:
+        CheckpointError: it names none or several, or says that its weights are quantised.
+        ConfigError: there is no such class.
+    """
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise CheckpointError(f"{what}: config.json must name one architecture, not {names!r}")
-    return names[0]
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise CheckpointError(
+            f"{what}: config.json says that its weights are quantised ({method}), which is not "
+            "read. Take the checkpoint in 16 bits that it was made from, or a GGUF file of it"
+        )
+    return get_model(names[0])
 
 
 def convert(src: str, dst: Path, *, dtype: str = "auto", force: bool = False) -> None:
@@ -79,7 +91,7 @@ def convert(src: str, dst: Path, *, dtype: str = "auto", force: bool = False) ->
     if dst.exists() and not force:
         raise CheckpointError(f"{dst} exists; choose another place or use --force")
     source, files = open_source(Path(src))
-    cls = get_model(architecture_of(source.config, src))
+    cls = model_class(source.config, src)
     config = cls.config_from_hf(source.config)
     saved = config.dtype if dtype == "auto" else dtype
     if saved not in FLOAT_DTYPES:

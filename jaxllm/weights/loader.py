@@ -10,11 +10,28 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
+from jaxllm.parallel.cuts import own_rows
+from jaxllm.parallel.mesh import BY_ROW, DeviceMesh
 from jaxllm.weights.assembly import Assembly, nbytes
 from jaxllm.weights.mapping import WeightRule
 from jaxllm.weights.sources import TensorSource
 
 DUMMY_SCALE = 0.02
+
+
+def arrange(
+    params: dict[str, jax.Array], fused: Mapping[str, tuple[int, ...]], devices: DeviceMesh
+) -> None:
+    """Give each device its rows of fused products. ``fused``: of such parameters, how many rows of
+    every product a device has.
+    """
+    own = {  # layers are alike
+        pieces: jax.jit(devices.spread(partial(own_rows, pieces=pieces), BY_ROW, BY_ROW))
+        for pieces in set(fused.values())
+    }
+    for name, pieces in fused.items():
+        # One at a time: each is on every device whole meanwhile.
+        params[name] = own[pieces](params[name]).block_until_ready()
 
 
 def load_params(

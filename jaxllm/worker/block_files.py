@@ -50,9 +50,10 @@ def _identity(config: EngineConfig, files: ModelFiles, plan: EnginePlan) -> str:
     """
     parts = [jaxllm.__version__, repr(plan.model), plan.kv_identity]
     parts += [str(plan.block_size), config.load_format, str(config.seed)]
-    root = files.path
+    root, blocks = files.path.absolute(), Path(config.kv_offloading_dir or "").absolute()
+    kept_inside = {blocks} if root in blocks.parents else set[Path]()
     for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-        if path.is_file():
+        if path.is_file() and kept_inside.isdisjoint(path.parents):
             status = path.stat()
             parts.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
     # A user's own may change between two starts.

@@ -74,6 +74,8 @@ def test_tied_matrix_may_be_there_twice(
     [
         ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM"),
         ({"architectures": []}, "one architecture"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantised \(fp8\)"),
+        ({"quantization_config": "awq"}, r"quantised \(awq\)"),
         ({"architectures": "LlamaForCausalLM"}, "one architecture"),
         ({"hidden_size": 65}, "does not fit"),
         ({"num_hidden_layers": 2}, "missing tensor"),

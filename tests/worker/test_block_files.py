@@ -37,6 +37,11 @@ def test_the_key_is_the_model_s_and_the_directory_s(tmp_path: Path, files: Model
     note(config)
     note(config)
     assert keys[0] == keys[1]
+    inside = replace(config, kv_offloading_dir=str(files.path / "kv"))
+    note(inside)
+    (files.path / "kv" / "block").write_bytes(b"of an engine before")
+    note(inside)
+    assert keys.pop() == keys.pop(), "files of blocks are none of the model's"
     note(config, block_size=32)
     note(config, kv_cache_dtype="fp8")
     note(replace(config, kv_offloading_dir=str(tmp_path / "other")))
