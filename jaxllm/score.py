@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxllm.attention.backend import AttentionSpec
@@ -22,12 +23,16 @@ from jaxllm.config.model import ModelConfig
 from jaxllm.errors import ConfigError
 from jaxllm.layers.rotary import rotary_table
 from jaxllm.models.params import ModelDef, model_def
+from jaxllm.parallel.mesh import BY_HEAD, WHOLE, DeviceMesh, param_specs
 from jaxllm.worker.wiring import load_weights, open_model
+from pallas_kernels.attention.variant import KINDS_BY_HEAD
 from pallas_kernels.attention.variant_params import Params, param_arrays
 
 
 class ScoreParams(NamedTuple):
-    """All that can be learned; a pytree."""
+    """All that can be learned; a pytree. With several devices the rows of a fused product are
+    those of one device after those of another (``jaxllm/parallel``).
+    """
 
     weights: dict[str, Array]  # by dotted path, in the model's dtype
     attention: tuple[Params, ...]  # of each layer: the float32 params of its variant, by name
@@ -39,14 +44,21 @@ class LogprobFn:
     are those it was loaded with.
     """
 
-    model: ModelDef
+    model: ModelDef  # what each device has of it
     params: ScoreParams
+    devices: DeviceMesh
 
     def __call__(self, params: ScoreParams, token_ids: Int[Array, " T"]) -> Float[Array, " T1"]:
         """The log-probability of every token but the first after those before it, ``[T - 1]``
         float32: ``prompt_logprobs`` of the engine, to its dtype's rounding (figures in
         jaxllm/lab/README.md).
         """
+        weights: Any = dict(zip(self.model.names, param_specs(self.model.cuts), strict=True))
+        attention: Any = _attention_specs(self.model.config)
+        given = (ScoreParams(weights, attention), WHOLE)
+        return self.devices.spread(self._on_each, given, WHOLE)(params, token_ids)
+
+    def _on_each(self, params: ScoreParams, token_ids: Int[Array, " T"]) -> Float[Array, " T1"]:
         config = self.model.config
         model = self.model.merge(self.model.flatten(params.weights))
         count = token_ids.shape[0]
@@ -68,8 +80,9 @@ def logprob_fn(
 ) -> LogprobFn:
     """Load a model as ``LLM(model, dtype=dtype, **settings)`` would, without an engine.
 
-    Values of attention params that requests may bring are the defaults, and can be learned like
-    all others. Plain XLA throughout, on any device: kernels have no gradients.
+    With ``tensor_parallel_size`` it is shared out as the engine is. Values of attention params that
+    requests may bring are the defaults, and can be learned like all others. Plain XLA throughout,
+    on any device: kernels have no gradients.
 
     Raises:
         ConfigError: as LLM.
@@ -77,17 +90,35 @@ def logprob_fn(
     config = EngineConfig(model=model, dtype=dtype, **settings)
     opened = open_model(config)
     definition = model_def(opened.model.config, opened.dtype)
-    weights = dict(zip(definition.names, load_weights(config, opened), strict=True))
-    return LogprobFn(definition, ScoreParams(weights, _learnable(definition.config)))
+    devices = DeviceMesh(config.tensor_parallel_size)
+    loaded = load_weights(config, opened, devices)
+    weights = dict(zip(definition.names, loaded, strict=True))
+    specs, learnable = _attention_specs(definition.config), _learnable(definition.config)
+    attention = tuple(map(devices.place, learnable, specs))
+    return LogprobFn(definition, ScoreParams(weights, attention), devices)
 
 
 def _learnable(config: ModelConfig) -> tuple[Params, ...]:
-    found: list[Params] = []
-    for layer in range(config.num_layers):
-        spec = AttentionSpec.of(config, layer)
+    """Of all heads, wherever they are."""
+    whole, found = config.whole, list[Params]()
+    for layer in range(whole.num_layers):
+        spec = AttentionSpec.of(whole, layer)
         arrays = param_arrays(spec.variant, spec.num_heads, 1, None)
         found.append({n: a for n, a in arrays.items() if a.dtype == jnp.float32})
     return tuple(found)
+
+
+def _attention_specs(config: ModelConfig) -> tuple[dict[str, PartitionSpec], ...]:
+    """What of ``_learnable`` each device has."""
+    variants = [AttentionSpec.of(config.whole, layer).variant for layer in range(config.num_layers)]
+    return tuple(
+        {
+            param.name: BY_HEAD if param.kind in KINDS_BY_HEAD else WHOLE
+            for param in variant.array_params
+            if param.dtype == "float32"
+        }
+        for variant in variants
+    )
 
 
 def save_attention(fn: LogprobFn, params: ScoreParams, path: Path) -> None:

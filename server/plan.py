@@ -55,7 +55,8 @@ def run_plan(config: EngineConfig, *, gpu_memory: str | None, as_json: bool) -> 
 def _table(report: dict[str, Any]) -> list[str]:
     limit = report["limit_bytes"]
     of = "" if limit is None else f": {_gib(limit)} for the engine"
-    lines = [f"{report['model']} in {report['dtype']} on {report['device']}{of}", ""]
+    one = f", each of {report['devices']}" if report["devices"] > 1 else ""
+    lines = [f"{report['model']} in {report['dtype']} on {report['device']}{one}{of}", ""]
     notes = {
         "temporaries": report["temporaries"],
         "KV cache": f"{report['kv_blocks']} blocks of {report['block_size']} tokens, "

@@ -10,9 +10,11 @@ from jaxllm.attention.layers import computed_by, find_layer, layer_class
 from jaxllm.attention.user_file import from_user_file, split_name
 from jaxllm.config.model import AttentionChoice, ModelConfig, RowParam
 from jaxllm.errors import ConfigError
+from jaxllm.parallel.cuts import AXIS
 from jaxllm.weights.json_file import read_json_object
+from pallas_kernels.attention.head_shares import shared_out
 from pallas_kernels.attention.variant import AttentionVariant, Param, VariantError
-from pallas_kernels.attention.variant_check import check_functions
+from pallas_kernels.attention.variant_check import check_answers, check_functions
 from pallas_kernels.attention.variants import VARIANTS
 
 _registered: dict[str, AttentionVariant] = {}
@@ -66,8 +68,11 @@ def choose_attention(
     layers. ``params_file`` holds values for all layers that declare them and have none of their
     own.
 
+    A variant that is not ours is compared with the reference first, on random pages.
+
     Raises:
-        ConfigError: an unknown layer, variant or param, or a value of a wrong shape.
+        ConfigError: an unknown layer, variant or param, a value of a wrong shape, or a variant that
+            gives other answers by pages than it should.
     """
     if attention is None:
         if params_file is not None:
@@ -83,9 +88,19 @@ def choose_attention(
     unused = set(shared) - {name for choice in parsed for name, _ in choice.values}
     if unused:
         raise ConfigError(f"{params_file}: no variant of this model takes {min(unused)!r}.")
+    for name in dict.fromkeys(choice.variant for choice in parsed):
+        if name in _registered:
+            _check_answers(name)
     chosen = tuple(parsed[layer % len(parsed)] for layer in range(model.num_layers))
     declared_alike(chosen)
     return chosen
+
+
+def _check_answers(name: str) -> None:
+    try:
+        check_answers(_registered[name])
+    except VariantError as error:
+        raise ConfigError(f"--attention {name}: {error}.") from error
 
 
 def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionChoice:
@@ -136,7 +151,8 @@ def _bound(choice: AttentionChoice) -> AttentionVariant:
 
 @cache
 def variant_of(model: ModelConfig, layer: int) -> AttentionVariant:
-    return _bound(model.attention[layer]) if model.attention else VARIANTS["causal"]
+    variant = _bound(model.attention[layer]) if model.attention else VARIANTS["causal"]
+    return variant if model.shards == 1 else shared_out(variant, AXIS)
 
 
 def row_params(model: ModelConfig) -> tuple[Param, ...]:

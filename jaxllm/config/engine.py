@@ -43,6 +43,9 @@ class EngineConfig:
         None, "variant: a name, FILE.py:NAME, or FILE.json with one per layer; default: the model's"
     )
     attention_params: str | None = flag(None, "JSON file with values for the variant's params")
+    tensor_parallel_size: int = flag(
+        1, "devices of this host that share the model out: heads, inner channels, vocabulary"
+    )
     block_size: int = flag(64, "tokens per KV-cache block")
     gpu_memory_utilization: float = flag(0.92, "share of the accelerator's memory to use")
     kv_cache_memory_bytes: int | None = flag(None, "size of the KV cache; default: measured")
@@ -126,10 +129,16 @@ class EngineConfig:
                 raise ConfigError(f"--{item.name.replace('_', '-')} is too large: {value}.")
         at_least_one = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size")
         at_least_one += ("kv_cache_memory_bytes", "num_gpu_blocks_override", "journal_max_bytes")
+        at_least_one += ("tensor_parallel_size",)
         for name in (*at_least_one, "long_prefill_token_threshold"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        if self.tensor_parallel_size > 1 and self.taps:
+            raise ConfigError(
+                "--taps reads and changes all heads in one place, which "
+                "--tensor-parallel-size shares out: leave out one of the two."
+            )
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"--gpu-memory-utilization must be in (0, 1], got {self.gpu_memory_utilization}."

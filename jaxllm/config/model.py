@@ -3,8 +3,10 @@ jit.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
+
+from jaxllm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,53 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
     dtype: str = "bfloat16"  # what the checkpoint was saved in
+    # How many devices the model is shared out over: heads and inner channels are those of one.
+    shards: int = 1
+
+    def part(self, shards: int) -> "ModelConfig":
+        """What each of so many devices has of this model.
+
+        Raises:
+            ConfigError: it cannot be shared out like that.
+        """
+        if shards == 1:
+            return self
+        reason = self._refuses_parts(shards)
+        if reason is not None:
+            raise ConfigError(f"--tensor-parallel-size {shards}: {reason}.")
+        return replace(
+            self,
+            num_heads=self.num_heads // shards,
+            num_kv_heads=self.num_kv_heads // shards,
+            intermediate_size=self.intermediate_size // shards,
+            shards=shards,
+        )
+
+    @property
+    def whole(self) -> "ModelConfig":
+        """The model that this is a part of."""
+        return replace(
+            self,
+            num_heads=self.num_heads * self.shards,
+            num_kv_heads=self.num_kv_heads * self.shards,
+            intermediate_size=self.intermediate_size * self.shards,
+            shards=1,
+        )
+
+    def _refuses_parts(self, shards: int) -> str | None:
+        if self.latent is not None:
+            return "latent attention keeps one vector for all heads, which cannot be shared out yet"
+        if self.experts is not None:
+            return "experts cannot be shared out yet"
+        for name, count in (
+            ("num_key_value_heads", self.num_kv_heads),
+            ("num_attention_heads", self.num_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("hidden_size", self.hidden_size),
+        ):
+            if count % shards:
+                return f"it must divide the model's {name} ({count})"
+        return None
 
     @property
     def widest_block(self) -> int:

@@ -78,7 +78,9 @@ class EnginePlan:
     def kv_identity(self) -> str:
         """What keys and values depend on beside weights and tokens."""
         how = (self.model.architecture, self.dtype, self.page_dtype, self.attention_backend)
-        return " ".join(how)
+        # Blocks hold the heads of one device after those of another.
+        shards = (f"{self.model.shards} devices",) if self.model.shards > 1 else ()
+        return " ".join((*how, *shards))
 
     @property
     def kv_tokens(self) -> int:

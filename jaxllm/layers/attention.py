@@ -11,10 +11,16 @@ from jaxllm.attention.kv_cache import LayerPages
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import ModelConfig
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.linear import ColumnLinear, RowLinear
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable
 from jaxllm.weights.mapping import WeightRule, linear_rules
+
+
+def output_product(config: ModelConfig, dtype: jnp.dtype) -> RowLinear:
+    """From the answers of all heads back to the residual stream."""
+    sizes = config.num_heads * config.head_dim, config.hidden_size
+    return RowLinear(*sizes, shards=config.shards, bias=config.o_bias, dtype=dtype)
 
 
 class Attention(nnx.Module):
@@ -22,10 +28,9 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype):
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.qkv = Linear(
-            config.hidden_size, (heads + 2 * kv_heads) * dim, bias=config.qkv_bias, dtype=dtype
-        )
-        self.o = Linear(heads * dim, config.hidden_size, bias=config.o_bias, dtype=dtype)
+        pieces = (heads * dim, kv_heads * dim, kv_heads * dim)
+        self.qkv = ColumnLinear(config.hidden_size, pieces, bias=config.qkv_bias, dtype=dtype)
+        self.o = output_product(config, dtype)
         self.q_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(dim, config.norm_eps, dtype=dtype) if config.qk_norm else None
         self.rope = config.rope

@@ -15,7 +15,8 @@ from jaxllm.attention.metadata import StepAttention
 from jaxllm.attention.variants import variant_of
 from jaxllm.config.model import ModelConfig
 from jaxllm.errors import ConfigError
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.attention import output_product
+from jaxllm.layers.linear import ColumnLinear
 from jaxllm.layers.rotary import RotaryTable, apply_rotary
 from jaxllm.weights.mapping import WeightRule, linear_rules
 
@@ -34,10 +35,11 @@ class DifferentialAttention(nnx.Module):
     def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype):
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.spec = self.spec_of(config, layer)
-        self.qkv = Linear(
-            config.hidden_size, (heads + 2 * kv_heads) * dim, bias=config.qkv_bias, dtype=dtype
-        )
-        self.o = Linear(heads * dim, config.hidden_size, bias=config.o_bias, dtype=dtype)
+        # Both of a pair on one device: of queries and keys each half is shared out by itself, and
+        # of values too.
+        pieces = tuple(count * dim // 2 for count in (heads, kv_heads, kv_heads) for _ in range(2))
+        self.qkv = ColumnLinear(config.hidden_size, pieces, bias=config.qkv_bias, dtype=dtype)
+        self.o = output_product(config, dtype)
         self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = (
             nnx.Param(jnp.zeros((dim,), dtype)) for _ in LAMBDAS
         )
@@ -51,6 +53,7 @@ class DifferentialAttention(nnx.Module):
             raise ConfigError(
                 "Differential attention takes an even number of KV heads, and no norm of queries "
                 f"and keys; this model has {config.num_kv_heads} KV heads"
+                f"{' on each device' if config.shards > 1 else ''}"
                 f"{' and such norms' if config.qk_norm else ''}."
             )
         heads = (config.num_heads, config.num_kv_heads // 2, 2 * config.head_dim)

@@ -14,7 +14,7 @@ from jaxllm.attention.kv_cache import LayerPages
 from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.attention import Attention
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.linear import ColumnLinear
 from jaxllm.layers.rotary import RotaryTable
 from jaxllm.weights.mapping import WeightRule, linear_rules
 from pallas_kernels.attention.variants.forgetting import DECAY, forgetting
@@ -29,7 +29,8 @@ class ForgettingAttention(Attention):
 
     def __init__(self, config: ModelConfig, layer: int, *, dtype: jnp.dtype):
         super().__init__(config, layer, dtype=dtype)
-        self.gate = Linear(config.hidden_size, config.num_kv_heads, bias=True, dtype=dtype)
+        heads = (config.num_kv_heads,)
+        self.gate = ColumnLinear(config.hidden_size, heads, bias=True, dtype=dtype)
 
     @override
     @classmethod

@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxllm.config.model import ModelConfig
-from jaxllm.layers.linear import Linear
+from jaxllm.layers.linear import ColumnLinear, RowLinear
 from jaxllm.weights.mapping import WeightRule, linear_rules
 from pallas_kernels.gated_matmul.activations import XLA_ACTIVATIONS
 from pallas_kernels.gated_matmul.api import gated_matmul
@@ -16,8 +16,10 @@ from pallas_kernels.gated_matmul.api import gated_matmul
 class GatedMLP(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, platform: str):
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_up = Linear(hidden, 2 * inner, bias=config.mlp_bias, dtype=dtype)
-        self.down = Linear(inner, hidden, bias=config.mlp_bias, dtype=dtype)
+        self.gate_up = ColumnLinear(hidden, (inner, inner), bias=config.mlp_bias, dtype=dtype)
+        self.down = RowLinear(
+            inner, hidden, shards=config.shards, bias=config.mlp_bias, dtype=dtype
+        )
         self.hidden_act = config.hidden_act
         self.platform = platform
 

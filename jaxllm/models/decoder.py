@@ -19,7 +19,6 @@ from jaxllm.attention.metadata import StepAttention
 from jaxllm.config.model import ModelConfig
 from jaxllm.layers.embedding import Embedding
 from jaxllm.layers.experts import Experts
-from jaxllm.layers.linear import Linear, matmul
 from jaxllm.layers.mlp import GatedMLP
 from jaxllm.layers.norm import RMSNorm
 from jaxllm.layers.rotary import RotaryTable, rotary_table
@@ -107,7 +106,8 @@ class DecoderLM(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, platform: str = "cpu"):
         self.config = config
-        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
+        sizes, shards = (config.vocab_size, config.hidden_size), config.shards
+        self.embed = Embedding(*sizes, dtype=dtype, shards=shards)
         self.layers = nnx.List(
             [
                 DecoderLayer(config, layer, dtype=dtype, platform=platform)
@@ -115,11 +115,8 @@ class DecoderLM(nnx.Module):
             ]
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, platform=platform)
-        self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else Linear(config.hidden_size, config.vocab_size, dtype=dtype)
-        )
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Embedding(*sizes, dtype=dtype, shards=shards)
 
     def __call__(
         self,
@@ -163,9 +160,7 @@ class DecoderLM(nnx.Module):
 
     def compute_logits(self, hidden: Float[Array, "N E"]) -> Float[Array, "N V"]:
         """float32 logits."""
-        if self.lm_head is None:
-            return self.embed.attend(hidden)
-        return matmul(hidden, self.lm_head.weight[...], jnp.dtype(jnp.float32))
+        return (self.embed if self.lm_head is None else self.lm_head).attend(hidden)
 
     @classmethod
     def ignored(cls, config: ModelConfig) -> tuple[str, ...]:

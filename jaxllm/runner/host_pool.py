@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxllm.errors import OutOfMemoryError
+from jaxllm.parallel.mesh import KV_BLOCK, DeviceMesh
 from jaxllm.runner.block_moves import BLOCKS_PER_MOVE
 
 MOVES_ALIVE = 4  # saves whose blocks are on the device a second time, on their way to the host
@@ -29,10 +30,9 @@ class HostPool:
     for it.
     """
 
-    def __init__(self, keep: Keep) -> None:
-        device = jax.devices()[0]
-        self._here = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
-        self._on_device = jax.sharding.SingleDeviceSharding(device)
+    def __init__(self, keep: Keep, devices: DeviceMesh) -> None:
+        self._here = devices.locked(KV_BLOCK)
+        self._on_device = devices.placed(KV_BLOCK)
         self._keep = keep
         self._contents: dict[int, jax.Array] = {}
         self._leaving: deque[list[jax.Array]] = deque()

@@ -43,10 +43,17 @@ for _node in (RowBuffers, StepSlots, SamplerOutput, Logprobs, Edits, Reads, TapA
 
 class LoweringCache:
     """``directory`` None: nothing is kept. ``shaped_by``: what the programs depend on beside their
-    own name, our source, the versions and the device; anything whose ``repr`` says it all."""
+    own name, our source, the versions and the device; anything whose ``repr`` says it all.
+    ``placed``: where results lie that are written over others; None: on the one device."""
 
-    def __init__(self, directory: Path | None, *shaped_by: object):
+    def __init__(
+        self,
+        directory: Path | None,
+        *shaped_by: object,
+        placed: jax.sharding.Sharding | None = None,
+    ):
         self._directory = directory
+        self._placed = placed
         self._shaped_by = repr((*shaped_by, jax_settings()))  # of this thread: others may differ
 
     def lower(
@@ -67,7 +74,9 @@ class LoweringCache:
         if overwrites_from is not None:
             results: Any = jax.eval_shape(call, *args)[overwrites_from:]
             specs = jax.tree.leaves(results)
-            overwritten = tuple(jax.ShapeDtypeStruct(one.shape, one.dtype) for one in specs)
+            overwritten = tuple(
+                jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=self._placed) for one in specs
+            )
         return overwriting(call, args, donated, overwritten), overwritten
 
     def _exported(

@@ -196,11 +196,13 @@ def _tapped(plan: EnginePlan, bucket: BatchBucket, inside: int, outputs: int) ->
     return ProgramMemory("tapped", str(bucket), inside + states + 2 * read + keys, outputs + read)
 
 
-def this_device() -> Device:
-    """Raises nothing: a device that does not tell its memory has no limit."""
+def this_device(shards: int = 1) -> Device:
+    """Each of ``shards`` devices that are alike. Raises nothing: a device that does not tell its
+    memory has no limit.
+    """
     device = jax.devices()[0]
     if device.platform == "cpu":
-        return Device("cpu", psutil.virtual_memory().available)
+        return Device("cpu", psutil.virtual_memory().available // shards)
     # The allocator's pool is already --gpu-memory-utilization of the card.
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return Device("gpu", None if limit is None else int(limit))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.attention.kv_cache import KVCache, kv_cache_spec
@@ -23,6 +22,7 @@ from jaxllm.grammar.matcher import PARALLEL_FROM
 from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
+from jaxllm.parallel.mesh import KV_PAGES
 from jaxllm.runner.block_moves import Moves, abstract_blocks, in_parts
 from jaxllm.runner.host_pool import HostPool
 from jaxllm.runner.masking import Followed, MaskedStep, Masking
@@ -51,6 +51,7 @@ class StepHandle:
     wants_logprobs: bool
     masked: MaskedStep
     tapped: list[tuple[TapRun, TapArrays]]
+    masks: Future[np.ndarray] | None  # where the thread beside fills them
     out: SamplerOutput | None = None
     followed: Future[Followed] | None = None  # once a step behind it waits for masks
 
@@ -71,6 +72,7 @@ class ModelRunner:
         self._grammars = grammars
         self._params = params
         self._programs = programs
+        self._devices = programs.devices
         self._layouts = {b: programs.step_program(b).layout for b in plan.buckets}
         self._waiting: StepHandle | None = None  # forward dispatched, sample not yet
         self._last: StepHandle | None = None  # dispatched and not fetched
@@ -78,7 +80,7 @@ class ModelRunner:
         self._no_mask: dict[int, jax.Array] = {}
         for bucket in plan.buckets:
             ones = np.full((bucket.num_rows, mask_words(plan.model.vocab_size)), -1, np.int32)
-            self._no_mask.setdefault(bucket.num_rows, jax.device_put(ones))
+            self._no_mask.setdefault(bucket.num_rows, self._devices.put(ones))
         self.reset()
         if files is not None and self._kv is not None:
             block = abstract_blocks(self._kv)[0]
@@ -95,10 +97,12 @@ class ModelRunner:
         self._waiting = self._last = None
         if self._files is not None:
             self._files.forget()
-        self._host = HostPool(self._keep)
+        self._host = HostPool(self._keep, self._devices)
         layout, shapes = self._programs.rows, plan.tap_shapes
         taps = None if shapes is None else TapRows.of(plan, shapes, layout.max_blocks)
-        self._edits = jax.tree.map(_zeros, edits_spec(plan)) if taps is not None else None
+        self._edits = (
+            jax.tree.map(self._devices.zeros, edits_spec(plan)) if taps is not None else None
+        )
         self._rows = RowState(
             layout,
             plan.max_num_seqs,
@@ -110,16 +114,16 @@ class ModelRunner:
         specs = kv_cache_spec(
             plan.model, plan.num_blocks, plan.block_size, plan.page_dtype, plan.cache_head_dims
         )
-        self._kv = tuple(_zeros(spec) for spec in specs)
+        self._kv = tuple(self._devices.zeros(spec, KV_PAGES) for spec in specs)
         buffers = row_buffers_spec(self._programs.rows, plan.max_num_seqs, plan.model.vocab_size)
-        self._buffers = jax.tree.map(_zeros, buffers)
+        self._buffers = jax.tree.map(self._devices.zeros, buffers)
 
     def warm_up(self) -> None:
         """Run every program once, on padding alone. Its first run loads a program onto the device
         and records its command buffers: a quarter of a second that no client should wait for.
         """
         for bucket, layout in self._layouts.items():
-            packed = jax.device_put(pack_idle(self._rows, layout))
+            packed = self._devices.put(pack_idle(self._rows, layout))
             logits, slots, hidden = self._forward(bucket, packed)
             if bucket.kind is BatchKind.MIXED:
                 idle = np.zeros((1, self._programs.hidden.scored), np.int32)
@@ -147,27 +151,29 @@ class ModelRunner:
         self._host.make_room(0)
 
     def dispatch(self, plan: SchedulerOutput) -> StepHandle:
-        """Start a step. If a row needs a mask, only its forward half starts; ``fetch`` of the step
-        before, which brings the tokens the mask depends on, starts the other."""
-        self._finish_waiting()
+        """Start a step. If a row needs a mask, only its forward half starts. The other starts when
+        the step before was fetched, whose tokens the mask depends on: then, or where masks are
+        filled beside, with the next call."""
         self._rows.apply(plan)
         mode = self._rows.mode_of(plan)
         taps = self._rows.taps_of(plan)
         bucket = self._bucket(plan, mode)
         mode = self._programs.mode_for(bucket.num_rows, mode)
         layout = self._layouts[bucket]
+        carriers: list[jax.Array] = []
         while len(self._rows.patches) > layout.max_patches:
-            packed = jax.device_put(pack_idle(self._rows, layout))
-            self._spares.give("forward", self._forward(bucket, packed))
+            carriers.append(self._devices.put(pack_idle(self._rows, layout)))
+        packed = self._devices.put(pack(plan, self._rows, layout))
+        self._finish_waiting()  # before a program brings the rows' patches
+        for carrier in carriers:
+            self._spares.give("forward", self._forward(bucket, carrier))
         for slot, content in () if self._files is None else self._files.contents():
             self._host.fill(slot, content)
         self.move_blocks(
             plan.block_saves, plan.block_copies, plan.block_loads, dict(plan.block_writes)
         )
-        packed = jax.device_put(pack(plan, self._rows, layout))
         told = self._rows.logprobs[plan.rows]
         masked = MaskedStep(plan, self._rows.masks_of(plan), told, bucket.num_rows)
-        self._follow_last(masked)
         tapped: list[tuple[TapRun, TapArrays]] = []
         if taps is None:
             logits, slots, hidden = self._forward(bucket, packed)
@@ -182,6 +188,7 @@ class ModelRunner:
         embeddings: jax.Array | None = None
         if self._rows.embeds(plan):
             embeddings = self._programs.embed(bucket.num_rows)(hidden, slots)
+        masks = self._follow_last(masked)  # no sooner: both would want Python's lock
         handle = StepHandle(
             plan,
             bucket,
@@ -192,6 +199,7 @@ class ModelRunner:
             bool(told.any()),
             masked,
             tapped,
+            masks,
         )
         self._last = handle
         if masked.masks:
@@ -226,7 +234,6 @@ class ModelRunner:
         if handle.followed is not None:
             followed = handle.followed.result()
             token_ids, forced = followed.token_ids, followed.forced
-            self._finish_waiting(followed.masks)
         else:
             token_ids = np.asarray(out.token_ids)[:count]
             forced = self._masking.follow(handle.masked, token_ids)
@@ -261,7 +268,7 @@ class ModelRunner:
         """``targets``: [N, C], the tokens after each of the step's."""
         starts = range(0, targets.size, targets.shape[1])
         return [
-            self._programs.score(self._params, hidden, np.int32(start), jax.device_put(part))
+            self._programs.score(self._params, hidden, np.int32(start), self._devices.put(part))
             for start, part in zip(starts, targets, strict=True)
         ]
 
@@ -309,18 +316,18 @@ class ModelRunner:
         index = 0
         for slots, ids in in_parts([(slot, block) for block, slot in saves], nowhere):
             self._host.make_room()
-            blocks = self._programs.move("save")(self._kv, jax.device_put(ids))
+            blocks = self._programs.move("save")(self._kv, self._devices.put(ids))
             self._host.put(slots, blocks, [names.get(index + i) for i in range(len(slots))])
             index += len(slots)
         for sources, targets in in_parts(copies, nowhere):
             ids = np.zeros((2, targets.size), np.int32)
             ids[0, : len(sources)], ids[1] = sources, targets
             kv, self._kv = self._kv, None
-            self._kv = self._programs.move("copy")(kv, jax.device_put(ids))
+            self._kv = self._programs.move("copy")(kv, self._devices.put(ids))
         for ids, found in self._host.bring(in_parts(loads, nowhere)):
             blocks = (*found, *found[:1] * (ids.size - len(found)))
             kv, self._kv = self._kv, None
-            self._kv = self._programs.move("load")(kv, jax.device_put(ids), blocks)
+            self._kv = self._programs.move("load")(kv, self._devices.put(ids), blocks)
 
     def _count(self, row: int, is_output: bool, token_ids: np.ndarray) -> None:
         for first in range(0, token_ids.size, TOKENS_PER_RECOUNT):
@@ -329,7 +336,7 @@ class ModelRunner:
             packed[:2] = row, is_output
             packed[2 : 2 + part.size] = part
             buffers, self._buffers = self._buffers, None
-            self._buffers = self._programs.recount(buffers, jax.device_put(packed))
+            self._buffers = self._programs.recount(buffers, self._devices.put(packed))
 
     def _sample(self, handle: StepHandle, mask: jax.Array) -> None:
         logits, slots, _ = handle.forwarded
@@ -347,27 +354,26 @@ class ModelRunner:
         self._buffers, out = self._spares.run(program, buffers, logits, slots, mask)
         return out
 
-    def _follow_last(self, step: MaskedStep) -> None:
+    def _follow_last(self, step: MaskedStep) -> Future[np.ndarray] | None:
         """The masks of ``step`` depend on the tokens of the one before, which is under way: have
         them filled beside what is done here, if they are many.
         """
         last = self._last
         if last is None or last.out is None or not last.masked.masks:
-            return
-        if len(step.masks) >= PARALLEL_FROM:
-            token_ids = last.out.token_ids
-            last.followed = self._masking.follow_beside(last.masked, token_ids, step)
+            return None
+        if len(step.masks) < PARALLEL_FROM:
+            return None
+        token_ids = last.out.token_ids
+        last.followed, masks = self._masking.follow_beside(last.masked, token_ids, step)
+        return masks
 
-    def _finish_waiting(self, masks: np.ndarray | None = None) -> None:
-        """Start the sample half of the step that waits for its masks: these, or filled now."""
+    def _finish_waiting(self) -> None:
+        """Start the sample half of the step that waits for its masks, if there is one."""
         handle, self._waiting = self._waiting, None
         if handle is not None:
-            masks = self._masking.fill(handle.masked) if masks is None else masks
-            self._sample(handle, jax.device_put(masks))
-
-
-def _zeros(spec: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.zeros(spec.shape, spec.dtype)
+            beside = handle.masks
+            masks = self._masking.fill(handle.masked) if beside is None else beside.result()
+            self._sample(handle, self._devices.put(masks))
 
 
 def _on_host(logprobs: Logprobs, count: int) -> LogprobArrays:

@@ -204,7 +204,7 @@ def _host_blocks(
             f"--swap-space and --kv-offloading-size are {wanted:g} GiB together, but this host has "
             f"{there_is:.1f} GiB of memory. Lower them."
         )
-    return int(wanted * GIB) // block
+    return int(wanted * GIB) // (block * model.config.shards)
 
 
 def _host_gib() -> float:

@@ -13,6 +13,7 @@ from jaxllm.attention.kv_cache import kv_cache_spec
 from jaxllm.attention.variants import row_params, token_params
 from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.models.params import ModelDef
+from jaxllm.parallel.mesh import KV_BLOCK, KV_PAGES, WHOLE, Specs, param_specs
 from jaxllm.runner.block_moves import (
     abstract_blocks,
     abstract_ids,
@@ -52,6 +53,9 @@ class Job:
     donated: tuple[int, ...] = ()
     # Results from this one on are written over those of earlier steps; None: into fresh memory.
     overwrites_from: int | None = None
+    # What of its arguments and results each device has; all of the others.
+    given: Specs = WHOLE
+    made: Specs = WHOLE
 
     @property
     def name(self) -> str:
@@ -68,6 +72,7 @@ class ProgramJobs:
         """``platform``: the device that programs are compiled for, as pallas_kernels names it."""
         self.plan = plan
         self.model = model
+        self.params = param_specs(model.cuts)
         self.backend = backend
         # As wide as the first plan has it, even where a later one holds no row of that length.
         kept = (row_params(plan.model), token_params(plan.model))
@@ -138,16 +143,26 @@ class ProgramJobs:
 
     def _move_jobs(self) -> list[Job]:
         kv, ids = self._kv(), abstract_ids()
-        jobs = [Job(("copy",), copy_blocks, (kv, abstract_ids(2)), donated=(0,))]
+        given = (KV_PAGES, WHOLE)
+        updates: dict[str, Any] = {"donated": (0,), "made": KV_PAGES}
+        jobs = [Job(("copy",), copy_blocks, (kv, abstract_ids(2)), given=given, **updates)]
         if self.plan.host_blocks:
-            jobs.append(Job(("save",), save_blocks, (kv, ids)))
-            jobs.append(Job(("load",), load_blocks, (kv, ids, abstract_blocks(kv)), donated=(0,)))
+            jobs.append(Job(("save",), save_blocks, (kv, ids), given=given, made=KV_BLOCK))
+            blocks, given = abstract_blocks(kv), (KV_PAGES, WHOLE, KV_BLOCK)
+            jobs.append(Job(("load",), load_blocks, (kv, ids, blocks), given=given, **updates))
         return jobs
 
     def _forward_job(self, bucket: BatchBucket) -> Job:
         function = partial(forward, program=self.step_program(bucket))
-        args = self._forward_args(bucket)
-        return Job(("forward", bucket), function, args, donated=(1, 2), overwrites_from=2)
+        return Job(
+            ("forward", bucket),
+            function,
+            self._forward_args(bucket),
+            donated=(1, 2),
+            overwrites_from=2,
+            given=(self.params, KV_PAGES, WHOLE, WHOLE),
+            made=(KV_PAGES, WHOLE, WHOLE, WHOLE, WHOLE),
+        )
 
     def _tapped_job(self, bucket: BatchBucket) -> Job:
         sizes = TapSizes.of(self.plan, self.rows.max_blocks)
@@ -166,7 +181,8 @@ class ProgramJobs:
         start = jax.ShapeDtypeStruct((), jnp.int32)
         targets = jax.ShapeDtypeStruct((self.hidden.scored,), jnp.int32)
         args = (self.model.specs, self._hidden(), start, targets)
-        return Job(("score",), partial(score, model=self.model), args)
+        given = (self.params, WHOLE, WHOLE, WHOLE)
+        return Job(("score",), partial(score, model=self.model), args, given=given)
 
     def _embed_job(self, bucket: BatchBucket) -> Job:
         return Job(("embed", bucket.num_rows), embed, (self._hidden(), self._slots(bucket)))

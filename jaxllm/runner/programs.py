@@ -25,6 +25,7 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef
+from jaxllm.parallel.mesh import DeviceMesh
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.lowering_helpers import LoweringHelpers
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
@@ -69,11 +70,17 @@ class Programs(ProgramJobs):
         backend: AttentionBackend,
         lowerings: Path | None = None,
         helpers: LoweringHelpers | None = None,
+        devices: DeviceMesh | None = None,
     ):
         """``lowerings``: a directory for what would have to be traced and lowered again.
         ``helpers``: who does that beside this process; they write into the same directory.
+        ``devices``: default one.
+
+        Raises:
+            ConfigError: there are not as many devices as the plan's model is shared out over.
         """
         super().__init__(plan, model, backend, kernel_platform())
+        self.devices = devices or DeviceMesh(plan.model.shards)
         # A model or backend from elsewhere may change without the cache's key knowing of it.
         layers = layer_classes(plan.model)
         kept = is_ours(type(backend), get_model(plan.model.architecture), *layers)
@@ -193,8 +200,9 @@ class Programs(ProgramJobs):
 
     def _compile(self, jobs: list[Job], threads: int, *, progress: bool) -> None:
         started = time.monotonic()
+        jobs = [self._spread(job) for job in jobs]
         shaped_by = (_without_host_settings(self.plan), self.backend.name, self.model.names)
-        cache = LoweringCache(self._lowerings, *shaped_by)
+        cache = LoweringCache(self._lowerings, *shaped_by, placed=self.devices.sharding())
         futures: dict[str, Future[_Built]] = {}
         by_name = {job.name: job for job in jobs}
         # Tracing is Python and gains nothing from threads; XLA releases the GIL while it compiles.
@@ -213,6 +221,12 @@ class Programs(ProgramJobs):
             ):
                 self._compiled[job.key], self.seconds[job.name] = futures[job.name].result()
         self.compile_seconds += time.monotonic() - started
+
+    def _spread(self, job: Job) -> Job:
+        """A program of one device as one of all."""
+        devices = self.devices
+        function = devices.spread(job.function, job.given, job.made)
+        return replace(job, function=function, args=devices.whole(job.args, job.given))
 
     def _to_lower_here(
         self, jobs: list[Job], cache: LoweringCache, found: Callable[..., None]

@@ -57,4 +57,4 @@ class Spares:
         if kept:
             return kept.pop(0)
         # Copied, not made there: that would compile a program for each shape.
-        return jax.device_put(np.zeros(spec.shape, spec.dtype))
+        return jax.device_put(np.zeros(spec.shape, spec.dtype), spec.sharding)

@@ -46,7 +46,8 @@ def memory_report(config: EngineConfig, gpu_memory: int | None = None) -> dict[s
     """
     configure_jax(config, preallocate=False)
     opened = open_model(config)
-    device, kind = this_device(), str(jax.devices()[0].device_kind)
+    device = this_device(config.tensor_parallel_size)
+    kind = str(jax.devices()[0].device_kind)
     if gpu_memory is not None and not _is_here(device, gpu_memory, config):
         device = Device("gpu", int(gpu_memory * config.gpu_memory_utilization))
         attention = ("unknown", "chosen on the card")
@@ -91,6 +92,7 @@ def _report(opened: OpenedModel, kind: str, plan: EnginePlan, memory: MemoryPlan
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.page_dtype,
         "device": kind,
+        "devices": plan.model.shards,
         "platform": memory.device.platform,
         "attention": plan.attention_reason,
         "max_model_len": plan.max_model_len,

@@ -31,6 +31,7 @@ from jaxllm.kv_files.store import BlockStore
 from jaxllm.messages import CacheInfo, ModelInfo
 from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef, Params, model_def
+from jaxllm.parallel.mesh import KV_BLOCK, DeviceMesh, param_specs
 from jaxllm.runner.compile_counter import compile_counter
 from jaxllm.runner.lowering_cache import jax_settings
 from jaxllm.runner.lowering_helpers import LoweringHelpers, LoweringTarget
@@ -46,9 +47,9 @@ from jaxllm.runner.model_runner import ModelRunner
 from jaxllm.runner.planning import check_plan, draft_plan, fit_plan, needs_measuring
 from jaxllm.runner.programs import Programs, kernel_platform
 from jaxllm.weights.checkpoint import load_converted
-from jaxllm.weights.convert import architecture_of, open_source
+from jaxllm.weights.convert import model_class, open_source
 from jaxllm.weights.json_file import read_json_object
-from jaxllm.weights.loader import dummy_params, load_params
+from jaxllm.weights.loader import arrange, dummy_params, load_params
 from jaxllm.weights.model_sources import check_source
 from jaxllm.weights.resolve import ModelFiles, resolve_model
 from jaxllm.weights.sources import TensorSource
@@ -102,13 +103,13 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     opened = open_model(config)
     if recommended := str(opened.generation):
         logger.info("generation_config.json, where requests leave it open: %s", recommended)
-    device = this_device()
+    device = this_device(config.tensor_parallel_size)
     programs = draft_programs(config, opened, device)
     logger.info("Attention backend: %s", programs.plan.attention_reason)
     with closing(programs):
         memory = size_programs(config, programs, device)
         loading = time.monotonic()
-        params = load_weights(config, opened)
+        params = load_weights(config, opened, programs.devices)
         load_seconds = time.monotonic() - loading
         compile_programs(programs, memory)
     plan = programs.plan
@@ -193,7 +194,7 @@ def open_model(config: EngineConfig) -> OpenedModel:
     generation = read_generation_config(files.tokenizer_dir, recommends=recommends)
     source, model_config = _read_model(config, files, generation)
     chosen = choose_attention(config.attention, config.attention_params, model_config)
-    model_config = replace(model_config, attention=chosen)
+    model_config = replace(model_config, attention=chosen).part(config.tensor_parallel_size)
     dtype = _dtype(config, model_config)
     platform = kernel_platform()
     refusal = refuses_add_rms_norm_sm90(model_config.hidden_size, dtype, platform)
@@ -215,11 +216,13 @@ def draft_programs(config: EngineConfig, opened: OpenedModel, device: Device) ->
     attention = (backend.name, reason)
     draft = draft_plan(config, opened.model, opened.dtype, device.platform, attention, head_dims)
     lowerings = _program_dir(config) / "lowered"
-    return Programs(draft, opened.model, backend, lowerings, _helpers(target, device))
+    devices = DeviceMesh(config.tensor_parallel_size)
+    helpers = _helpers(target, device) if devices.shards == 1 else None
+    return Programs(draft, opened.model, backend, lowerings, helpers, devices)
 
 
 def _helpers(target: AttentionTarget, device: Device) -> LoweringHelpers | None:
-    """On a CPU they would take the cores that compile."""
+    """On a CPU they would take the cores that compile; and they lower for one device alone."""
     if device.platform == "cpu" or cpu_count() < 4:
         return None
     platforms = kernel_platform(), jax.export.default_export_platform()
@@ -273,7 +276,9 @@ def _start_runner(
     try:
         runner = ModelRunner(programs.plan, params, programs, grammars, files)
         if memory.device.platform != "cpu":
-            jnp.zeros((memory.working.total,), jnp.uint8).block_until_ready()
+            programs.devices.zeros(
+                jax.ShapeDtypeStruct((memory.working.total,), jnp.uint8), KV_BLOCK
+            ).block_until_ready()
             runner.warm_up()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -299,7 +304,7 @@ def _read_model(
         hf = source.config
     else:
         hf = read_json_object(files.path / "config.json")
-    model = get_model(architecture_of(hf, files.name)).config_from_hf(hf)
+    model = model_class(hf, files.name).config_from_hf(hf)
     ends = dict.fromkeys((*model.eos_token_ids, *generation.eos_token_ids))
     return source, replace(model, eos_token_ids=tuple(ends))
 
@@ -319,17 +324,21 @@ def _attention_target(config: EngineConfig, dtype: str) -> AttentionTarget:
     return AttentionTarget(*where, device_kind=device.device_kind, page_dtype=pages)
 
 
-def load_weights(config: EngineConfig, opened: OpenedModel) -> Params:
-    """The model's parameters, in its order. Raises ConfigError."""
+def load_weights(config: EngineConfig, opened: OpenedModel, devices: DeviceMesh) -> Params:
+    """The model's parameters, in its order, shared out. Raises ConfigError."""
     files, source, model = opened.files, opened.source, opened.model
-    spec = dict(zip(model.names, model.specs, strict=True))
+    placed = devices.whole(model.specs, param_specs(model.cuts))
+    spec = dict(zip(model.names, placed, strict=True))
     if config.load_format == "dummy":
-        return model.flatten(dummy_params(spec, config.seed))
-    if source is None:
-        return model.flatten(load_converted(files.path, spec))
-    cls = get_model(model.config.architecture)
-    rules = cls.weight_rules(model.config)
-    return model.flatten(load_params(spec, rules, source, ignore=cls.ignored(model.config)))
+        params = dummy_params(spec, config.seed)
+    elif source is None:
+        params = load_converted(files.path, spec)
+    else:
+        cls = get_model(model.config.architecture)
+        rules = cls.weight_rules(model.config)
+        params = load_params(spec, rules, source, ignore=cls.ignored(model.config))
+    arrange(params, model.fused, devices)
+    return model.flatten(params)
 
 
 def _model_info(config: EngineConfig, opened: OpenedModel, plan: EnginePlan) -> ModelInfo:
@@ -372,6 +381,7 @@ def _summary(programs: Programs, memory: MemoryPlan) -> dict[str, str | int | fl
     plan = programs.plan
     return {
         "device": device.device_kind,
+        "devices": programs.devices.shards,
         "dtype": plan.dtype,
         "kv_cache_dtype": plan.page_dtype,
         "attention": plan.attention_reason,

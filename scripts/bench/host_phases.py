@@ -12,8 +12,8 @@ from typing import Any
 from jaxllm.engine.engine_core import EngineCore
 
 FIRST = "schedule"  # of a step
-# "wait": for the device, or for the thread that has masks to fill. "follow": telling grammars what
-# was drawn. Once "masks" are filled the sampler of the step that waits for them is dispatched.
+# "wait": for the device, or for the thread that tells grammars what was drawn ("follow"). "wait for
+# masks": where that thread fills them still. Then the sampler that they are for is dispatched.
 PHASES = (
     ("scheduler", "schedule", FIRST),
     ("scheduler", "update", "update"),
@@ -21,6 +21,7 @@ PHASES = (
     ("executor", "fetch", "wait"),
     ("executor", "_masking.follow", "follow"),
     ("executor", "_masking.fill", "masks"),
+    ("executor", "_finish_waiting", "wait for masks"),
     ("executor", "_sample", "dispatch the sampler"),
 )
 

@@ -22,14 +22,13 @@ import jax
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
 from jaxllm.attention.select import cache_head_dims, select_backend
 from jaxllm.config.engine import EngineConfig
-from jaxllm.models import get_model
 from jaxllm.models.params import model_def
 from jaxllm.runner.lowering_cache import jax_settings
 from jaxllm.runner.lowering_helpers import LoweringHelpers, LoweringTarget, LoweringTask
 from jaxllm.runner.lowering_worker import lower
 from jaxllm.runner.planning import draft_plan
 from jaxllm.runner.program_jobs import ProgramJobs
-from jaxllm.weights.convert import architecture_of
+from jaxllm.weights.convert import model_class
 from jaxllm.weights.json_file import read_json_object
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +38,7 @@ KERNEL = re.compile(r"custom_call @mosaic_gpu_v2")
 def measure(path: Path, device_kind: str, num_helpers: int) -> dict[str, Any]:
     hf = read_json_object(path / "config.json")
     config = EngineConfig(model=str(path), load_format="dummy")
-    shape = get_model(architecture_of(hf, path.name)).config_from_hf(hf)
+    shape = model_class(hf, path.name).config_from_hf(hf)
     dtype = "bfloat16"
     attention = AttentionTarget("gpu", "9.0", config.block_size, dtype, device_kind, dtype)
     target = LoweringTarget(attention, "sm_90", "cuda", jax_settings())

@@ -9,43 +9,22 @@ import pytest
 
 from jaxllm.errors import InvalidRequestError
 from jaxllm.llm import LLM
-from jaxllm.outputs import RequestOutput
-from jaxllm.sampling_params import SamplingParams
+from jaxllm.models.params import ModelDef, Params
 from pallas_kernels.attention.variants import VARIANTS
-from pallas_kernels.attention.variants.alibi import slopes
 from tests.conftest import tiny_hf_config, write_tiny_tokenizer
 from tests.fakes import dense_model, dense_variants
+from tests.fakes.variant_requests import (
+    BROUGHT,
+    CHUNK,
+    OTHER_END,
+    PROMPT,
+    VALUES,
+    asked,
+    changes_of,
+    check,
+)
 
 NAMES = tuple(VARIANTS)
-HEADS, CHUNK, NEW = 4, 16, 12
-PROMPT = np.random.default_rng(5).integers(0, 256, 45).tolist()
-OTHER_END = [*PROMPT[:20], *PROMPT[:25]]
-NUMBERS = np.random.default_rng(6)
-VALUES: dict[str, dict[str, Any]] = {
-    "sliding_window": {"window": 9},
-    "softcap": {"cap": 0.02},
-    "sinks": {"sink": [-1.0, 0.5, 2.0, 3.0]},
-    "t5_bias": {"bias": NUMBERS.normal(size=(HEADS, 129)).tolist()},
-    "dilated": {"stride": 3},
-    "block_global": {"block": 8, "num_global": 3},
-    "head_windows": {"windows": [2, 5, 16, 40]},
-}
-BROUGHT: dict[str, Any] = {
-    "prefix_len": CHUNK - 1,
-    "starts": [20, 33, *[2**31 - 1] * 6],
-    "bias": 1.5,
-    "span": [7, 30],
-    "token_bias": NUMBERS.normal(size=40).tolist(),
-    "decay": NUMBERS.normal(size=len(PROMPT)).tolist(),
-}
-NOTHING: dict[str, Any] = {
-    "prefix_len": 0,
-    "starts": [],
-    "bias": 0.0,
-    "span": [0, 0],
-    "token_bias": [],
-    "decay": [],
-}
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +47,10 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         yield llm
 
 
-def asked(brought: dict[str, Any] | None, **more: Any) -> SamplingParams:
-    common: dict[str, Any] = {"temperature": 0.0, "max_tokens": NEW, "ignore_eos": True}
-    return SamplingParams(**common, logprobs=0, attention_params=brought, **more)
-
-
-def by_paper(
-    llm: LLM, tokens: list[int], brought: dict[str, Any] | None, names: tuple[str, ...] = NAMES
-) -> np.ndarray:
-    """[T, V] of what follows each token."""
+def served(llm: LLM) -> tuple[ModelDef, Params]:
     core: Any = llm._core
     runner: Any = core.executor
-    values = {"slopes": slopes(HEADS)} | NOTHING | (brought or {})
-    changes = [dense_variants.change(n, values | VALUES.get(n, {})) for n in names]
-    return dense_model.logprobs(runner._programs.model, runner._params, tokens, changes=changes)
-
-
-def check(llm: LLM, output: RequestOutput, brought: dict[str, Any] | None) -> None:
-    answer = output.outputs[0]
-    made, tokens = list(answer.token_ids), [*output.prompt_token_ids, *answer.token_ids]
-    wanted = by_paper(llm, tokens, brought)
-    assert len(made) == NEW
-    assert wanted[-NEW - 1 : -1].argmax(axis=1).tolist() == made
-    scored = [*(output.prompt_logprobs or [])[1:], *(answer.logprobs or [])]
-    said = tokens[-len(scored) :]
-    got = [entry[t].logprob for entry, t in zip(scored, said, strict=True) if entry is not None]
-    picked = wanted[np.arange(-len(said) - 1, -1), said]
-    np.testing.assert_allclose(got, picked, atol=1e-5)
+    return runner._programs.model, runner._params
 
 
 def test_every_variant_has_a_reference() -> None:
@@ -108,13 +64,16 @@ def test_answers_are_the_papers(llm: LLM) -> None:
         outputs = llm.generate([prompt] * 2, params, use_tqdm=False)
         for output, brought in zip(outputs, (None, BROUGHT), strict=True):
             assert (output.num_cached_tokens > 0) == hits
-            check(llm, output, brought)
+            check(*served(llm), output, changes_of(NAMES, brought))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "causal"])
 def test_what_is_compared_depends_on_every_variant(llm: LLM, name: str) -> None:
     without = tuple("causal" if each == name else each for each in NAMES)
-    both = [by_paper(llm, PROMPT, BROUGHT, names) for names in (NAMES, without)]
+    both = [
+        dense_model.logprobs(*served(llm), PROMPT, changes=changes_of(names, BROUGHT))
+        for names in (NAMES, without)
+    ]
     assert np.abs(both[0] - both[1]).max() > 1e-3
 
 

@@ -8,7 +8,6 @@ import jax
 import pytest
 
 from jaxllm.attention.backend import AttentionSpec, AttentionTarget
-from jaxllm.attention.backends import pallas
 from jaxllm.attention.backends.pallas import BACKEND, _say_once
 from jaxllm.attention.select import cache_head_dims
 from jaxllm.config.model import AttentionChoice, LatentConfig, ModelConfig, RopeConfig
@@ -46,11 +45,6 @@ GLM = replace(
 )
 
 
-@pytest.fixture(autouse=True)
-def _latents_are_proven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pallas, "LATENTS_PROVEN", True)
-
-
 @pytest.mark.parametrize(
     ("spec", "target", "reason"),
     [
@@ -77,12 +71,6 @@ def test_refuses_with_a_reason(spec: AttentionSpec, target: AttentionTarget, rea
 @pytest.mark.parametrize("spec", [SPEC, LATENT, replace(LATENT, num_heads=128)], ids=str)
 def test_takes_what_there_is_a_kernel_for(spec: AttentionSpec) -> None:
     assert BACKEND.refuses(spec, H200) is None
-
-
-def test_layers_whose_kernels_no_card_has_run_are_xlas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pallas, "LATENTS_PROVEN", False)
-    assert "not proven" in str(BACKEND.refuses(LATENT, H200))
-    assert BACKEND.refuses(SPEC, H200) is None
 
 
 PLAIN = replace(MODEL, sliding_windows=())

@@ -103,6 +103,19 @@ def test_a_users_file_is_served_with_what_requests_bring(
         assert not is_ours(variant.score_mod), "its lowered form must not be kept"  # pyright: ignore
 
 
+def test_what_hides_more_by_pages_than_it_says_is_not_served(tmp_path: Path) -> None:
+    file = tmp_path / "narrow.py"
+    file.write_text(
+        "from pallas_kernels.attention.variant import AttentionVariant\n"
+        "import jax.numpy as jnp\n"
+        "def near(q, k, head, params): return (k <= q) & (q - k < 90)\n"
+        "def span(first, last, params): return jnp.maximum(first - 30, 0), last + 1\n"
+        "NARROW = AttentionVariant('narrow', mask_mod=near, kv_range=span)\n"
+    )
+    with pytest.raises(ConfigError, match="hides key 0 from queries 31 to 31"):
+        choose_attention(str(file), None, MODEL)
+
+
 def test_layers_repeat_and_values_are_checked(tmp_path: Path) -> None:
     mix, values = tmp_path / "mix.json", tmp_path / "values.json"
     mix.write_text(json.dumps({"layers": ["sliding_window", "causal"]}))

@@ -10,6 +10,7 @@ import pytest
 
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
+from jaxllm.parallel.mesh import DeviceMesh
 from jaxllm.runner.host_pool import MOVES_ALIVE, HostPool
 from tests.fakes.tiny_engine import TINY, TinyEngine, request
 
@@ -49,7 +50,7 @@ def test_a_block_is_rewritten_while_its_copy_is_under_way(engine: TinyEngine) ->
     expected = {r.request_id: engine.run([r])[r.request_id].token_ids for r in requests[:3]}
     plan = engine.core(num_blocks=9, offloading=True).scheduler.plan
     runner = engine.runner()
-    runner._host = pool = SlowPool(runner._keep)
+    runner._host = pool = SlowPool(runner._keep, DeviceMesh())
     core = EngineCore(Scheduler(plan), runner)
     for batch in (requests[:3], requests[3:]):
         for name, answer in engine.run(batch, core).items():
@@ -60,7 +61,7 @@ def test_a_block_is_rewritten_while_its_copy_is_under_way(engine: TinyEngine) ->
 
 def test_a_slot_keeps_the_last_and_files_get_what_they_are_named_for() -> None:
     kept: list[tuple[bytes, jax.Array]] = []
-    pool = HostPool(lambda name, block: kept.append((name, block)))
+    pool = HostPool(lambda name, block: kept.append((name, block)), DeviceMesh())
     blocks = [jax.device_put(np.full(5, i, np.float32)) for i in range(8)]
     pool.put([3, 4, 3], blocks, [b"old", None, b"new"])
     assert [(name, np.asarray(block)[0]) for name, block in kept] == [(b"old", 0), (b"new", 2)]
@@ -72,7 +73,7 @@ def test_a_slot_keeps_the_last_and_files_get_what_they_are_named_for() -> None:
 
 
 def test_blocks_are_brought_ahead_and_in_order() -> None:
-    pool, fetched = HostPool(lambda name, block: None), list[int]()
+    pool, fetched = HostPool(lambda name, block: None, DeviceMesh()), list[int]()
     for slot in range(4):
         pool.fill(slot, np.full(5, slot, np.float32))
 
@@ -89,7 +90,7 @@ def test_blocks_are_brought_ahead_and_in_order() -> None:
 
 def test_few_blocks_are_on_their_way_at_a_time() -> None:
     """Each is on the device a second time until it has arrived."""
-    pool = SlowPool(lambda name, block: None)
+    pool = SlowPool(lambda name, block: None, DeviceMesh())
     for slot in range(2 * MOVES_ALIVE):
         pool.make_room()
         assert sum(not _is_ready(group[-1]) for group in pool._leaving) < MOVES_ALIVE
@@ -99,7 +100,7 @@ def test_few_blocks_are_on_their_way_at_a_time() -> None:
 
 
 def test_a_slot_gives_its_memory_before_it_is_filled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = HostPool(lambda name, block: None)
+    pool = HostPool(lambda name, block: None, DeviceMesh())
     to_host, held = pool._to_host, list[set[int]]()
 
     def noted(blocks: Any) -> list[jax.Array]:
@@ -114,7 +115,7 @@ def test_a_slot_gives_its_memory_before_it_is_filled_anew(monkeypatch: pytest.Mo
 
 
 def test_reserving_is_more_than_once_possible() -> None:
-    pool = HostPool(lambda name, block: None)
+    pool = HostPool(lambda name, block: None, DeviceMesh())
     for _ in range(2):
         pool.reserve(70, jax.ShapeDtypeStruct((5,), np.float32))
     assert not pool._contents

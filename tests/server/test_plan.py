@@ -18,6 +18,7 @@ REPORT = {
     "model": "m",
     "dtype": "bfloat16",
     "device": "a card",
+    "devices": 2,
     "max_model_len": 2048,
     "max_num_seqs": 8,
     "limit_bytes": 2**34,
@@ -88,7 +89,7 @@ def test_the_table(
     assert cli.main(["plan", "m", "--gpu-memory=80GiB", "--max-num-seqs", "8"]) == 0
     assert asked == [(EngineConfig(model="m", max_num_seqs=8), 80 * 2**30)]
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "m in bfloat16 on a card: 16.000 GiB for the engine"
+    assert lines[0] == "m in bfloat16 on a card, each of 2: 16.000 GiB for the engine"
     assert "weights 3.000 GiB" in lines
     assert "temporaries 0.250 GiB measured on a card" in lines
     cache = "KV cache 0.197 GiB 101 blocks of 16 tokens, 2.00 MiB each: 1,600 tokens"

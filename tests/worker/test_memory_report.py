@@ -67,7 +67,7 @@ def test_a_card_too_small_and_one_with_room_for_a_short_length() -> None:
 
 
 def test_this_cpu_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_report, "this_device", lambda: Device("cpu", 64 * GIB))
+    monkeypatch.setattr(memory_report, "this_device", lambda shards: Device("cpu", 64 * GIB))
     found = plan(None, max_model_len=4096)
     assert (found["platform"], found["max_num_seqs"]) == ("cpu", 16)
     assert found["kv_cache_bytes"] <= GIB

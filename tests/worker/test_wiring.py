@@ -44,7 +44,7 @@ def gpu(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> Device:
     device = Device("gpu", memory.beside_cache + FREE_BYTES)
     assert estimated_memory(draft).total > FREE_BYTES
     for module in (wiring, memory_report):
-        monkeypatch.setattr(module, "this_device", lambda: device)
+        monkeypatch.setattr(module, "this_device", lambda shards: device)
     return device
 
 
