@@ -14,10 +14,10 @@ from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
     Item,
+    Items,
     PrefillOp,
     Shared,
     block_at,
-    my_items,
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
@@ -28,21 +28,23 @@ _WIDENED = 4096  # numbers at a time: a thread has 40 registers
 
 
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
-    mine, read = my_items(gmem, op)
+    items = Items(gmem, op)
     stages = op.config.stages
     fetch = _fetch if smem.narrow is None else _fetch_narrow
 
-    def one_item(turn: Array, done: Array) -> Array:
-        item = read(turn)
+    def one_item(turn: Array, carry: tuple[Array, tuple[Array, ...]]) -> Any:
+        done, description = carry
+        item, following = items.item(description), items.describe(turn + 1)
 
         def one_block(place: Array, _: None) -> None:
             step = done + place - item.begin
             fetch(gmem, smem, op, item, place, step)
 
         lax.fori_loop(item.begin, item.end, one_block, None)
-        return done + item.end - item.begin
+        return done + item.end - item.begin, following
 
-    done = lax.fori_loop(0, mine, one_item, jnp.int32(0))
+    start = jnp.int32(0), items.describe(jnp.int32(0))
+    done, _ = lax.fori_loop(0, items.count, one_item, start)
 
     @pl.when(done > 0)
     def _() -> None:
