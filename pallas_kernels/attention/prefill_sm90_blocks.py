@@ -1,9 +1,9 @@
 """One block of keys and values in a consumer of the prefill kernel. Softmax is online and in base
 2 (Milakov & Gimelshein 2018, arXiv:1805.02867).
 
-What is asynchronous here was read in the machine code (PTX through ptxas 12.9, 13.0 and 13.5): the
-order of a step is products of keys, products of values, softmax, the wait for the second, and
-nothing in between writes a register that they read.
+What is asynchronous here was read in the machine code (scripts/assemble_kernels.sh; ptxas 12.9,
+13.0 and 13.5): a step is the product of keys, that of values, softmax, and the wait for the second,
+and nothing in between writes a register that they read.
 """
 
 from collections.abc import Callable

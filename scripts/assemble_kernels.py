@@ -1,0 +1,173 @@
+"""What the assembler makes of the Hopper kernels, on a machine without a GPU.
+
+    scripts/assemble_kernels.sh [OPERATION...] [--variant NAME...] [--keep FOLDER]
+
+Prints registers, spilled bytes and instructions of each kernel. Exits with 1 where the assembler
+gave up overlapping matrix products, or where a register of a product's left operand is written
+before the product has surely read it: ptxas before 13.3 may do that (triton-lang/triton#9433).
+"""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Of an H100 (XLA's xla/backends/gpu/target_config/specs): what a compiler asks of a device.
+HOPPER = """
+gpu_device_info {
+  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
+  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472  core_count: 132  fpus_per_core: 128
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000  l2_cache_size: 52428800  device_memory_size: 84978434048
+  clock_rate_ghz: 1.98  cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA"
+runtime_version { major: 13 }
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_GIVEN_UP = re.compile(r"wgmma\.mma_async instructions are serialized[^']*")
+
+
+class Report(NamedTuple):
+    """Of one kernel."""
+
+    registers: int
+    spilled: int  # bytes
+    instructions: int
+    faults: list[str]
+
+
+def report(ptxas: str, machine_code: str) -> Report:
+    """From what ptxas said and nvdisasm printed."""
+    code = list(_instructions(machine_code))
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, ptxas)
+        return int(found[1]) if found else 0
+
+    registers, spilled = number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores")
+    faults = sorted(set(_GIVEN_UP.findall(ptxas))) + written_too_early(code)
+    return Report(registers, spilled, len(code), faults)
+
+
+def _instructions(machine_code: str) -> Iterator[tuple[str, str]]:
+    """Address and text, without predicates."""
+    for line in machine_code.splitlines():
+        found = re.search(r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*)", line)
+        if found:
+            yield found[1], found[2].strip()
+
+
+def written_too_early(code: Sequence[tuple[str, str]]) -> list[str]:
+    """Writes into registers of a left operand between its product and the wait for all products.
+    Branches are not followed: what waits lies behind what it waits for in these kernels."""
+    read: dict[int, str] = {}  # register: address of the product
+    faults = []
+    for address, text in code:
+        operation = text.split()[0]
+        if operation.startswith("WARPGROUP.DEPBAR") and text.endswith("0x0"):
+            read.clear()
+        elif operation.startswith("HGMMA"):
+            left = re.match(r"\S+\s+R\d+,\s+R(\d+),", text)
+            first = int(left[1]) if left else 0
+            read |= {first + i: address for i in range(4 if left else 0)}
+        elif target := re.match(r"\S+\s+(?:U?P\w+,\s+)?R(\d+)", text):
+            if operation.startswith(("ST", "SYNCS", "RED", "BAR", "BRA", "UTMA")):
+                continue
+            wide = 4 if ".128" in operation else 2 if ".64" in operation or "WIDE" in text else 1
+            written = range(int(target[1]), int(target[1]) + wide)
+            faults += [
+                f"{address} {text} writes what {read[r]} reads" for r in written if r in read
+            ]
+    return faults
+
+
+@contextmanager
+def dumping(folder: Path) -> Iterator[None]:
+    """Mosaic leaves the code of what is compiled meanwhile in ``folder``."""
+    told = {f"MOSAIC_GPU_DUMP_{what}": "1" for what in ("PTX", "PTXAS", "SASS")}
+    os.environ |= told | {"MOSAIC_GPU_DUMP_TO": str(folder)}
+    try:
+        yield
+    finally:
+        for name in (*told, "MOSAIC_GPU_DUMP_TO"):
+            del os.environ[name]
+        for log in folder.glob("*.log"):  # a hundred megabytes each
+            log.unlink()
+
+
+def programs(operations: Sequence[str], variants: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Names and functions without arguments. Only their kernels matter, so shapes are small."""
+    from pallas_kernels.attention.variant_check import by_kernels, make_case
+    from pallas_kernels.attention.variants import VARIANTS
+    from pallas_kernels.bench.suite import OPERATIONS
+
+    for name in operations:
+        operation = OPERATIONS[name]
+        for spec in operation.small:
+            config = operation.default(spec)
+            if operation.refuses(spec, config, "sm_90") is None:
+                timed = operation.timed(spec, config)
+                yield f"{name} {operation.label(spec)}", timed.dispatch
+    for name in variants:
+        case = make_case(VARIANTS[name], dtype="bfloat16")
+        yield f"variant {name}", lambda case=case: by_kernels(case, interpret=False)
+
+
+def compiler() -> Callable[[Callable[[], Any]], None]:
+    import jax
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+
+    device = topologies.get_topology_desc(
+        "hopper", platform="cuda", target_config=HOPPER, topology="1x1x1"
+    ).devices[0]
+
+    def compile_for_hopper(function: Callable[[], Any]) -> None:
+        jitted = jax.jit(function, out_shardings=SingleDeviceSharding(device))
+        jitted.trace().lower(lowering_platforms=("cuda",)).compile()
+
+    return compile_for_hopper
+
+
+def main() -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported: it asks for no GPU then
+    from pallas_kernels.attention.variants import VARIANTS
+    from pallas_kernels.bench.suite import OPERATIONS
+
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("operations", nargs="*", choices=[*OPERATIONS, []], default=[])
+    parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=[])
+    parser.add_argument("--keep", type=Path, help="folder for PTX and machine code")
+    words = parser.parse_args()
+    everything = not words.operations and not words.variant
+    asked = (list(OPERATIONS), list(VARIANTS)) if everything else (words.operations, words.variant)
+    compile_for_hopper, faulty = compiler(), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, (name, function) in enumerate(programs(*asked)):
+            folder = (words.keep or Path(scratch)) / f"{number:02} {name}"
+            folder.mkdir(parents=True)
+            with dumping(folder):
+                compile_for_hopper(function)
+            for found in sorted(folder.glob("*.ptxas")):
+                code = found.with_suffix(".sass_ctrl")
+                said = report(found.read_text(), code.read_text() if code.exists() else "")
+                faulty += bool(said.faults)
+                print(
+                    f"{name:48} {found.stem:14} {said.registers:4} registers "
+                    f"{said.spilled:5} bytes spilled {said.instructions:6} instructions",
+                    *said.faults, sep="\n    ", flush=True,
+                )  # fmt: skip
+    return 1 if faulty else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
