@@ -72,7 +72,10 @@ class DecodeConfig:
         block, heads = self.block_tokens(page_size, head_dim), padded_group(group)
         if value_dim is not None:
             keys = self.stages * block + query_slots(heads, value_dim) * heads
-            return 2 * (keys * head_dim + heads * (value_dim + 2 * block)) + _RESERVED_BYTES
+            scores = 4 * 2 * 2 * block * heads if shares_scores(heads) else 0
+            return (
+                2 * (keys * head_dim + heads * (value_dim + 2 * block)) + scores + _RESERVED_BYTES
+            )
         ring = self.stages * 2 * block * head_dim * itemsize
         if itemsize == 1:
             ring += 2 * block * head_dim * 2
@@ -124,6 +127,12 @@ def head_groups(num_heads: int, num_kv_heads: int, value_dim: int | None = None)
 def query_slots(heads: int, value_dim: int | None) -> int:
     """How many items' queries are in shared memory at once; ``heads`` are those of a tile."""
     return 2 if value_dim is None or heads <= 16 else 1
+
+
+def shares_scores(heads: int) -> bool:
+    """Of latents: whether each consumer multiplies its own channels and hands over the sums; for
+    more heads there is no room, and each makes all scores."""
+    return heads <= 16
 
 
 def refuses_decode_sm90(

@@ -154,6 +154,9 @@ def _scratch(shape: DecodeShape, stages: int) -> dict[str, Any]:
     }
     if shape.is_latent:
         each = shape.consumers, shape.padded
+        if shape.shares_scores:
+            both["scores"] = plgpu.SMEM((2, 2, shape.block, shape.padded), jnp.float32)
+            both["scores_full"] = plgpu.Barrier(num_barriers=shape.consumers)
         return both | {
             "p": tile(*each, shape.block),
             "out": tile(*each, shape.columns, dtype=shape.answers),

@@ -14,6 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from pallas_kernels.attention.decode_sm90_items import DecodeShape, Item, Walk, whole_tile
+from pallas_kernels.attention.decode_sm90_latents import shared_scores
 from pallas_kernels.attention.decode_sm90_sums import (
     LOG2E,
     MASKED,
@@ -86,7 +87,7 @@ def consume(
 
         def one_split(split: Array, carry: tuple[Array, Sum]) -> tuple[Array, Sum]:
             step, chunk = carry
-            given = (walk, item, mods, smem, query, columns, reductions)
+            given = (walk, item, mods, smem, query, consumer, reductions)
             block = functools.partial(_one_block, *given)
             step, part = _sum_split(walk, item, block, reductions, split, step)
             leave(item, split - item.first_split, splits_per_partial == 1, part)
@@ -149,12 +150,11 @@ def _one_block(
     mods: DecodeMods,
     smem: dict[str, Ref],
     query: Array,
-    columns: tuple[Any, ...],
+    consumer: Array,
     reductions: Reductions,
     place: Array,
     carry: Any,
 ) -> Any:
-    """``columns``: of a block of latents, which are the values of this consumer."""
     shape, op, heads = walk.shape, walk.op, walk.shape.padded
     step, accumulated, total, maximum, *found = carry
     block, following = (found[0], [walk.block_at(item, place + 1)]) if found else (place, [])
@@ -179,7 +179,10 @@ def _one_block(
             take("v")
         return result[...]
 
-    scores = pl.run_scoped(keys_by_queries, _Accumulator((shape.block, heads), jnp.float32))
+    if shape.shares_scores:
+        scores = shared_scores(shape, smem, keys, smem["q"].at[query], consumer, step)
+    else:
+        scores = pl.run_scoped(keys_by_queries, _Accumulator((shape.block, heads), jnp.float32))
     numbers = [
         plgpu.load(smem["numbers"].at[stage, param], layout=WGMMA.reduce(1))
         for param in range(shape.numbers)
@@ -200,7 +203,7 @@ def _one_block(
     smem["p"].transpose((1, 0))[...] = plgpu.layout_cast(weights, _TRANSPOSED)
 
     if shape.is_latent:
-        tile = keys.at[:, *columns]
+        tile = keys.at[:, *shape.columns_of(consumer)]
     else:
         tile = smem["wide_v"] if shape.widens else take("v")
 

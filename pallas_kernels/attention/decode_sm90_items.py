@@ -9,7 +9,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.attention.decode_config import DecodeConfig, padded_group, query_slots
+from pallas_kernels.attention.decode_config import (
+    DecodeConfig,
+    padded_group,
+    query_slots,
+    shares_scores,
+)
 from pallas_kernels.attention.decode_sm90_sums import Ref
 from pallas_kernels.attention.variant import AttentionVariant
 
@@ -59,8 +64,8 @@ class DecodeShape:
 
     @property
     def consumers(self) -> int:
-        """Warpgroups that compute: the sums of 512 channels are too many for the registers of one,
-        so each makes all scores and half the answers."""
+        """Warpgroups that compute: the sums of 512 channels are too many for the registers of
+        one."""
         return 2 if self.is_latent else 1
 
     @property
@@ -80,6 +85,10 @@ class DecodeShape:
     def query_slots(self) -> int:
         """The next item's queries are fetched ahead where there is room for them."""
         return query_slots(self.padded, self.value_dim)
+
+    @property
+    def shares_scores(self) -> bool:
+        return self.is_latent and shares_scores(self.padded)
 
     @property
     def pages_per_block(self) -> int:

@@ -69,6 +69,7 @@ SMALL = (
     DecodeSpec("fp8, window, wide group, small pages", 9, 1, 64, 16, (290,), window=150, pages=FP8),
     DecodeSpec("wide heads, stages of half a page", 4, 1, 256, 128, (200,), window=90),
     DecodeSpec("padded heads", 2, 1, 80, 64, (70, 0)),
+    DecodeSpec("latents", 16, 1, 320, 64, (200, 77), value_dim=256),
     DecodeSpec("latents, two groups", 40, 1, 192, 32, (300, 0, 1), window=290, value_dim=128),
 )
 
