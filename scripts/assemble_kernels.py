@@ -3,8 +3,8 @@
     scripts/assemble_kernels.sh [OPERATION...] [--variant NAME...] [--keep FOLDER]
 
 Prints registers, spilled bytes and instructions of each kernel. Exits with 1 where the assembler
-gave up overlapping matrix products, or where a register of a product's left operand is written
-before the product has surely read it: ptxas before 13.3 may do that (triton-lang/triton#9433).
+gave up overlapping matrix products, or where registers of a product are touched while it may be
+under way: ptxas before 13.3 may do that to a left operand (triton-lang/triton#9433).
 """
 
 import argparse
@@ -54,7 +54,7 @@ def report(ptxas: str, machine_code: str) -> Report:
         return int(found[1]) if found else 0
 
     registers, spilled = number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores")
-    faults = sorted(set(_GIVEN_UP.findall(ptxas))) + written_too_early(code)
+    faults = sorted(set(_GIVEN_UP.findall(ptxas))) + touched_too_early(code)
     return Report(registers, spilled, len(code), faults)
 
 
@@ -66,28 +66,42 @@ def _instructions(machine_code: str) -> Iterator[tuple[str, str]]:
             yield found[1], found[2].strip()
 
 
-def written_too_early(code: Sequence[tuple[str, str]]) -> list[str]:
-    """Writes into registers of a left operand between its product and the wait for all products.
-    Branches are not followed: what waits lies behind what it waits for in these kernels."""
-    read: dict[int, str] = {}  # register: address of the product
+def touched_too_early(code: Sequence[tuple[str, str]]) -> list[str]:
+    """What touches registers of a product that may be under way: reads or writes its sums, writes
+    its left operand. Branches are not followed: in these kernels the wait for a product lies behind
+    it. Of what one instruction reads, only the first register of each operand is looked at."""
+    groups: list[dict[int, tuple[str, bool]]] = [{}]  # register: the product, whether it sums there
     faults = []
     for address, text in code:
-        operation = text.split()[0]
-        if operation.startswith("WARPGROUP.DEPBAR") and text.endswith("0x0"):
-            read.clear()
-        elif operation.startswith("HGMMA"):
-            left = re.match(r"\S+\s+R\d+,\s+R(\d+),", text)
-            first = int(left[1]) if left else 0
-            read |= {first + i: address for i in range(4 if left else 0)}
-        elif target := re.match(r"\S+\s+(?:U?P\w+,\s+)?R(\d+)", text):
-            if operation.startswith(("ST", "SYNCS", "RED", "BAR", "BRA", "UTMA")):
-                continue
-            wide = 4 if ".128" in operation else 2 if ".64" in operation or "WIDE" in text else 1
-            written = range(int(target[1]), int(target[1]) + wide)
-            faults += [
-                f"{address} {text} writes what {read[r]} reads" for r in written if r in read
-            ]
+        operation, _, operands = text.partition(" ")
+        if operation.startswith("WARPGROUP.DEPBAR"):
+            *closed, still_open = groups
+            groups = [*closed[len(closed) - int(text.split()[-1], 16) :], still_open]
+        elif product := re.match(r"HGMMA\.64x(\d+)x\S+\s+R(\d+),\s+(?:R(\d+))?", text):
+            columns, sums, left = (int(number or 0) for number in product.groups())
+            if product[3]:
+                groups[-1] |= {register: (address, False) for register in range(left, left + 4)}
+            groups[-1] |= {sums + i: (address, True) for i in range(columns // 2)}
+            if "gsb0" in operands:
+                groups.append({})
+        else:
+            written = set(_written(operation, operands))
+            read = {int(number) for number in re.findall(r"\bR(\d+)\b", operands)}
+            under_way = {register: found for group in groups for register, found in group.items()}
+            for register in sorted((written | read) & under_way.keys()):
+                of, sums_there = under_way[register]
+                if sums_there or register in written:
+                    faults.append(f"{address} {text} touches what {of} has under way")
     return faults
+
+
+def _written(operation: str, operands: str) -> range:
+    """Registers."""
+    target = re.match(r"\s*(?:U?P\w+,\s+)?R(\d+)", operands)
+    if not target or operation.startswith(("ST", "SYNCS", "RED", "BAR", "BRA", "UTMA", "R2UR")):
+        return range(0)
+    wide = 4 if ".128" in operation else 2 if ".64" in operation or "WIDE" in operation else 1
+    return range(int(target[1]), int(target[1]) + wide)
 
 
 @contextmanager
