@@ -58,41 +58,75 @@ def report(ptxas: str, machine_code: str) -> Report:
     return Report(registers, spilled, len(code), faults)
 
 
-def _instructions(machine_code: str) -> Iterator[tuple[str, str]]:
-    """Address and text, without predicates."""
+class Instruction(NamedTuple):
+    address: str
+    text: str  # without its predicate
+    always: bool  # there is none
+    labels: tuple[str, ...]  # by which branches find it
+
+
+def _instructions(machine_code: str) -> Iterator[Instruction]:
+    labels: list[str] = []
     for line in machine_code.splitlines():
-        found = re.search(r"/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*)", line)
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels.append(label[1])
+        found = re.search(r"/\*([0-9a-f]{4,6})\*/\s+(@!?U?P\w+\s+)?([A-Z][^;]*)", line)
         if found:
-            yield found[1], found[2].strip()
+            yield Instruction(found[1], found[3].strip(), not found[2], tuple(labels))
+            labels.clear()
 
 
-def touched_too_early(code: Sequence[tuple[str, str]]) -> list[str]:
-    """What touches registers of a product that may be under way: reads or writes its sums, writes
-    its left operand. Branches are not followed: in these kernels the wait for a product lies behind
-    it. Of what one instruction reads, only the first register of each operand is looked at."""
-    groups: list[dict[int, tuple[str, bool]]] = [{}]  # register: the product, whether it sums there
-    faults = []
-    for address, text in code:
-        operation, _, operands = text.partition(" ")
-        if operation.startswith("WARPGROUP.DEPBAR"):
-            *closed, still_open = groups
-            groups = [*closed[len(closed) - int(text.split()[-1], 16) :], still_open]
-        elif product := re.match(r"HGMMA\.64x(\d+)x\S+\s+R(\d+),\s+(?:R(\d+))?", text):
-            columns, sums, left = (int(number or 0) for number in product.groups())
-            if product[3]:
-                groups[-1] |= {register: (address, False) for register in range(left, left + 4)}
-            groups[-1] |= {sums + i: (address, True) for i in range(columns // 2)}
-            if "gsb0" in operands:
-                groups.append({})
-        else:
-            written = set(_written(operation, operands))
-            read = {int(number) for number in re.findall(r"\bR(\d+)\b", operands)}
-            under_way = {register: found for group in groups for register, found in group.items()}
-            for register in sorted((written | read) & under_way.keys()):
-                of, sums_there = under_way[register]
-                if sums_there or register in written:
-                    faults.append(f"{address} {text} touches what {of} has under way")
-    return faults
+# Products that may be under way, by group as they are waited for, the last one still open: each a
+# register, the address of its product, and whether the product sums there.
+_Groups = tuple[frozenset[tuple[int, str, bool]], ...]
+
+
+def touched_too_early(code: Sequence[Instruction]) -> list[str]:
+    """What touches registers of a product that may be under way on some path: reads or writes its
+    sums, writes its left operand. Of what one instruction reads, only the first register of each
+    operand is looked at."""
+    places = {label: index for index, one in enumerate(code) for label in one.labels}
+    paths: list[tuple[int, _Groups]] = [(0, (frozenset(),))]
+    seen, faults = set[tuple[int, _Groups]](), set[str]()
+    while paths:
+        index, groups = paths.pop()
+        while index < len(code):
+            one = code[index]
+            if one.labels:
+                if (index, groups) in seen:
+                    break
+                seen.add((index, groups))
+            groups, found = _after(one, groups)
+            faults |= found
+            operation = one.text.split()[0]
+            if operation.startswith("BRA") and (label := re.search(r"\.L_\w+", one.text)):
+                paths.append((places[label[0]], groups))
+            if one.always and operation in ("BRA", "EXIT"):
+                break
+            index += 1
+    return sorted(faults)
+
+
+def _after(one: Instruction, groups: _Groups) -> tuple[_Groups, set[str]]:
+    """What is under way behind an instruction, and what it touches of that."""
+    operation, _, operands = one.text.partition(" ")
+    *closed, still_open = groups
+    if operation.startswith("WARPGROUP.DEPBAR"):
+        kept = closed[max(len(closed) - int(one.text.split()[-1], 16), 0) :]
+        return (*kept, still_open), set()
+    if product := re.match(r"HGMMA\.64x(\d+)x\S+\s+R(\d+),\s+(?:R(\d+))?", one.text):
+        columns, sums, left = (int(number or 0) for number in product.groups())
+        own = {(sums + i, one.address, True) for i in range(columns // 2)}
+        own |= {(left + i, one.address, False) for i in range(4 if product[3] else 0)}
+        still_open |= own
+        return (*closed, still_open, *[frozenset()] * ("gsb0" in operands)), set()
+    written = set(_written(operation, operands))
+    touched = written | {int(number) for number in re.findall(r"\bR(\d+)\b", operands)}
+    return groups, {
+        f"{one.address} {one.text} touches what {product} has under way"
+        for register, product, sums_there in frozenset().union(*groups)
+        if register in written or (sums_there and register in touched)
+    }
 
 
 def _written(operation: str, operands: str) -> range:
@@ -100,7 +134,12 @@ def _written(operation: str, operands: str) -> range:
     target = re.match(r"\s*(?:U?P\w+,\s+)?R(\d+)", operands)
     if not target or operation.startswith(("ST", "SYNCS", "RED", "BAR", "BRA", "UTMA", "R2UR")):
         return range(0)
-    wide = 4 if ".128" in operation else 2 if ".64" in operation or "WIDE" in operation else 1
+    if ".128" in operation or (operation.startswith("LDSM") and operation.endswith(".4")):
+        wide = 4
+    elif ".64" in operation or "WIDE" in operation or operation == "CS2R":
+        wide = 2
+    else:
+        wide = 1
     return range(int(target[1]), int(target[1]) + wide)
 
 

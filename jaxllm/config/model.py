@@ -165,9 +165,9 @@ class ModelConfig:
 
     def _refuses_parts(self, shards: int) -> str | None:
         if self.latent is not None:
-            return "latent attention keeps one vector for all heads, which cannot be shared out yet"
+            return "latent attention keeps one vector for all heads: it runs on one device only"
         if self.experts is not None:
-            return "experts cannot be shared out yet"
+            return "experts cannot be shared out yet: such a model runs on one device only"
         for name, count in (
             ("num_key_value_heads", self.num_kv_heads),
             ("num_attention_heads", self.num_heads),

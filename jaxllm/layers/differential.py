@@ -53,7 +53,7 @@ class DifferentialAttention(nnx.Module):
             raise ConfigError(
                 "Differential attention takes an even number of KV heads, and no norm of queries "
                 f"and keys; this model has {config.num_kv_heads} KV heads"
-                f"{' on each device' if config.shards > 1 else ''}"
+                f"{' on each device (share it out over fewer)' if config.shards > 1 else ''}"
                 f"{' and such norms' if config.qk_norm else ''}."
             )
         heads = (config.num_heads, config.num_kv_heads // 2, 2 * config.head_dim)

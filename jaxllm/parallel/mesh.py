@@ -35,7 +35,8 @@ class DeviceMesh:
         if shards > len(devices):
             raise ConfigError(
                 f"--tensor-parallel-size is {shards}, but this process sees {len(devices)} "
-                f"device(s) ({devices[0].device_kind}). Lower it."
+                f"device(s) ({devices[0].device_kind}). Lower it, or let the process see more "
+                "(CUDA_VISIBLE_DEVICES)."
             )
         self.shards = shards
         self._first = devices[0]

@@ -197,15 +197,15 @@ def _tapped(plan: EnginePlan, bucket: BatchBucket, inside: int, outputs: int) ->
 
 
 def this_device(shards: int = 1) -> Device:
-    """Each of ``shards`` devices that are alike. Raises nothing: a device that does not tell its
-    memory has no limit.
+    """Each of the first ``shards`` devices: what the smallest of them has. Raises nothing: one that
+    does not tell its memory has no limit.
     """
-    device = jax.devices()[0]
-    if device.platform == "cpu":
+    devices = jax.devices()[:shards]
+    if devices[0].platform == "cpu":
         return Device("cpu", psutil.virtual_memory().available // shards)
     # The allocator's pool is already --gpu-memory-utilization of the card.
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    return Device("gpu", None if limit is None else int(limit))
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return Device("gpu", min((int(limit) for limit in limits if limit is not None), default=None))
 
 
 def num_blocks(config: EngineConfig, memory: MemoryPlan, wanted: int) -> int:

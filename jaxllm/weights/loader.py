@@ -26,11 +26,14 @@ def arrange(
     every product a device has.
     """
     own = {  # layers are alike
-        pieces: jax.jit(devices.spread(partial(own_rows, pieces=pieces), BY_ROW, BY_ROW))
+        pieces: jax.jit(
+            devices.spread(partial(own_rows, pieces=pieces), BY_ROW, BY_ROW), donate_argnums=0
+        )
         for pieces in set(fused.values())
     }
     for name, pieces in fused.items():
-        # One at a time: each is on every device whole meanwhile.
+        # One at a time: each is on every device whole meanwhile. In place, or the last would leave
+        # a hole that pages may be too large for.
         params[name] = own[pieces](params[name]).block_until_ready()
 
 
@@ -59,9 +62,14 @@ def load_params(
     return params
 
 
-@partial(jax.jit, static_argnames=("shape", "dtype"))
-def _random(key: jax.Array, *, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    return jax.random.normal(key, shape, dtype) * jnp.asarray(DUMMY_SCALE, dtype)
+@partial(jax.jit, static_argnames="wanted")
+def _random(key: jax.Array, *, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    """Made where it belongs: one device may not have room for all of it."""
+    made = jax.random.normal(key, wanted.shape, wanted.dtype)
+    made *= jnp.asarray(DUMMY_SCALE, wanted.dtype)
+    if wanted.sharding is None:
+        return made
+    return jax.lax.with_sharding_constraint(made, wanted.sharding)
 
 
 def dummy_params(spec: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[str, jax.Array]:
@@ -73,9 +81,8 @@ def dummy_params(spec: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> dict[st
     params: dict[str, jax.Array] = {}
     for name, wanted in spec.items():
         if name.endswith("norm.weight"):
-            array = jnp.ones(wanted.shape, wanted.dtype)
+            params[name] = jnp.ones(wanted.shape, wanted.dtype, device=wanted.sharding)
         else:
             key = jax.random.fold_in(root, zlib.crc32(name.encode()))
-            array = _random(key, shape=wanted.shape, dtype=wanted.dtype)
-        params[name] = array if wanted.sharding is None else jax.device_put(array, wanted.sharding)
+            params[name] = _random(key, wanted=wanted)
     return params

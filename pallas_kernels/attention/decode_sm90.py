@@ -156,7 +156,7 @@ def _scratch(shape: DecodeShape, stages: int) -> dict[str, Any]:
         each = shape.consumers, shape.padded
         if shape.shares_scores:
             both["scores"] = plgpu.SMEM((2, 2, shape.block, shape.padded), jnp.float32)
-            both["scores_full"] = plgpu.Barrier(num_barriers=shape.consumers)
+            both["scores_full"] = plgpu.Barrier(num_barriers=2 * shape.consumers)
         return both | {
             "p": tile(*each, shape.block),
             "out": tile(*each, shape.columns, dtype=shape.answers),

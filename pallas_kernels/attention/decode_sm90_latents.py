@@ -24,8 +24,9 @@ def shared_scores(
 ) -> Array:
     """[tokens, heads], float32, of a block of keys [tokens, D] and queries [heads, D].
 
-    There are two places for what is handed over, used in turn: who writes into one again has been
-    told of the other's products in between, so the other has read it.
+    There are two places for what is handed over, used in turn, each with a barrier per consumer:
+    who comes back to one has waited for the other's products in between, which the other handed
+    over after it had waited and read here.
     """
     own, rest = shape.columns_of(consumer), pl.ds(shape.answer_dim, shape.dim - shape.answer_dim)
 
@@ -38,10 +39,11 @@ def shared_scores(
     result = _Accumulator((shape.block, shape.padded), jnp.float32)
     count = 2 if rest.size else 1
     mine, *more = pl.run_scoped(multiply, *[result] * count)
-    place = smem["scores"].at[lax.rem(step, jnp.int32(2))]
+    turn = lax.rem(step, jnp.int32(2))
+    place = smem["scores"].at[turn]
     place.at[consumer][...] = mine
     plgpu.commit_smem()
-    plgpu.barrier_arrive(smem["scores_full"].at[1 - consumer])
-    plgpu.barrier_wait(smem["scores_full"].at[consumer])
+    plgpu.barrier_arrive(smem["scores_full"].at[2 * turn + 1 - consumer])
+    plgpu.barrier_wait(smem["scores_full"].at[2 * turn + consumer])
     first, second = (plgpu.load(place.at[i], layout=WGMMA, optimized=False) for i in range(2))
     return sum(more, first + second)

@@ -1,7 +1,7 @@
 """Chunked-prefill attention over KV pages for Hopper (sm_90a), in Pallas Mosaic GPU.
 
 The public function, what it refuses, and the launch. Each thread block has one producer
-warpgroup and two consumers; their code is in prefill_sm90_producer.py and _consumer.py.
+warpgroup and two consumers, in files of their own.
 """
 
 import dataclasses

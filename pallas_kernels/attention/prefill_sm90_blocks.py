@@ -50,7 +50,7 @@ class Sums(NamedTuple):
     """Of the blocks so far."""
 
     values: Array  # [ROWS, D] weighted, float32; those of the last block are still missing
-    weights: Array  # [ROWS, block_kv] of the last block, as they are multiplied
+    weights: Any  # [ROWS, block_kv] of the last block, as they are multiplied
     maximum: Array  # [ROWS] in scaled units, so that exp2's argument is one multiply-add
     total: Array  # [ROWS]
 
@@ -67,7 +67,7 @@ class Blocks(NamedTuple):
     position: Array  # of the first row
     done: Array  # blocks of earlier items
 
-    def first(self, zeros: Array, block: Array, is_whole: Array | bool) -> Sums:
+    def first(self, block: Array, is_whole: Array | bool) -> Sums:
         """``is_whole``: whether every row sees all of the block."""
         place = self.mods.item.begin
         stage = self._stage(place)
@@ -80,8 +80,8 @@ class Blocks(NamedTuple):
 
         self.turns.take()
         scores = pl.run_scoped(multiply, self._scores())
-        sums = Sums(zeros, zeros, _rows(_FLOOR), _rows(0.0))
-        sums, _ = self._softmax(is_whole, place, block, sums, scores)
+        before = Sums(nothing(self.smem.q.shape[2]), None, _rows(_FLOOR), _rows(0.0))
+        sums, _ = self._softmax(is_whole, place, block, before, scores)
         return sums._replace(weights=sums.weights.astype(self.smem.v.dtype))
 
     def next(self, masked: bool, place: Array, sums: Sums, block: Array) -> Sums:
@@ -181,6 +181,11 @@ class Blocks(NamedTuple):
 
 def spread(rows: Array, columns: int) -> Array:
     return lax.broadcast_in_dim(rows, (ROWS, columns), [0])
+
+
+def nothing(dim: int) -> Array:
+    """Weighted values of no block."""
+    return plgpu.layout_cast(jnp.zeros((ROWS, dim), jnp.float32), WGMMA)
 
 
 def _rows(value: float) -> Array:

@@ -13,9 +13,8 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.attention.prefill_sm90_blocks import Blocks, Sums, Turns, spread
+from pallas_kernels.attention.prefill_sm90_blocks import Blocks, Sums, Turns, nothing, spread
 from pallas_kernels.attention.prefill_sm90_items import (
-    WGMMA,
     Gmem,
     Items,
     PrefillOp,
@@ -52,24 +51,23 @@ def _attend(gmem: Gmem, blocks: Blocks) -> Array:
     """The consumer's 64 rows of attention output, float32."""
     smem, mods, item = blocks.smem, blocks.mods, blocks.mods.item
 
-    def attended(zeros: Array) -> Array:
+    def attended() -> Array:
         plgpu.barrier_wait(smem.q_full)
         walk = _walk_list if blocks.op.variant.is_mapped else _walk
-        values, maximum, total = blocks.last(walk(gmem, blocks, zeros))
+        values, maximum, total = blocks.last(walk(gmem, blocks))
         values, total = mods.add_sink(values, maximum, total)
         return values * spread(1.0 / jnp.maximum(total, 1e-30), values.shape[1])
 
-    zeros = plgpu.layout_cast(jnp.zeros((ROWS, smem.q.shape[2]), jnp.float32), WGMMA)
-    return lax.cond(item.end > item.begin, attended, lambda zeros: zeros, zeros)
+    return lax.cond(item.end > item.begin, attended, lambda: nothing(smem.q.shape[2]))
 
 
-def _walk(gmem: Gmem, blocks: Blocks, zeros: Array) -> Sums:
+def _walk(_: Gmem, blocks: Blocks) -> Sums:
     """All blocks of an item, one after the other."""
     begin, end, second = blocks.mods.item.begin, blocks.mods.item.end, blocks.mods.item.begin + 1
     clear_begin, clear_end = _seen_whole(blocks)
     some_clear = clear_end is not begin
     first_clear = some_clear and (clear_begin <= begin) & (begin < clear_end)
-    sums = blocks.first(zeros, begin, first_clear)
+    sums = blocks.first(begin, first_clear)
 
     def step(masked: bool, block: Array, sums: Sums) -> Sums:
         return blocks.next(masked, block, sums, block)
@@ -100,7 +98,7 @@ def _seen_whole(blocks: Blocks) -> tuple[Array, Array]:
     return clear_begin, lax.max(clear_begin, clear_end)
 
 
-def _walk_list(gmem: Gmem, blocks: Blocks, zeros: Array) -> Sums:
+def _walk_list(gmem: Gmem, blocks: Blocks) -> Sums:
     """Blocks that are seen in part, then those seen whole, where nothing asks the mask. Which they
     are is read one step before it is needed."""
     item, second = blocks.mods.item, blocks.mods.item.begin + 1
@@ -111,7 +109,7 @@ def _walk_list(gmem: Gmem, blocks: Blocks, zeros: Array) -> Sums:
         return following, blocks.next(masked, place, sums, block)
 
     first, following = (block_at(gmem, item, place) for place in (item.begin, second))
-    carry = following, blocks.first(zeros, first, item.whole == item.begin)
+    carry = following, blocks.first(first, item.whole == item.begin)
     carry = lax.fori_loop(second, item.whole, functools.partial(step, True), carry)
     whole = lax.max(item.whole, second)
     return lax.fori_loop(whole, item.end, functools.partial(step, False), carry)[1]

@@ -79,14 +79,15 @@ class _Fetch(NamedTuple):
     done: Array  # blocks of earlier items
 
     def keys(self, place: Array) -> None:
-        copy, stage = self._copier(0, place, self.smem.k), self._stage(place)
+        _, copy = self._copier(0, self._stage(place), block_at(self.gmem, self.item, place))
         self._wait(self.smem.k_free, place)
-        copy(self.smem.k_full.at[stage])
+        copy(self.smem.k_full.at[self._stage(place)])
 
     def values(self, place: Array) -> None:
-        smem, block_kv = self.smem, self.op.config.block_kv
-        copy, stage = self._copier(1, place, smem.v), self._stage(place)
-        written = self.item.seq_len - block_at(self.gmem, self.item, place) * block_kv
+        smem, stage, block_kv = self.smem, self._stage(place), self.op.config.block_kv
+        block = block_at(self.gmem, self.item, place)
+        count, copy = self._copier(1, stage, block)
+        written = self.item.seq_len - block * block_kv
         self._wait(smem.v_free, place)
 
         @pl.when(written >= block_kv)
@@ -98,28 +99,28 @@ class _Fetch(NamedTuple):
             copy(smem.v_raw)
             plgpu.barrier_wait(smem.v_raw)
             zero_past(smem.v.at[stage], written)
-            for _ in range(
-                max(block_kv // self.gmem.kv.shape[3], 1)
-            ):  # as many as there are copies
+            for _ in range(count):
                 plgpu.barrier_arrive(smem.v_full.at[stage])
 
-    def _copier(self, which: int, place: Array, target: Any) -> Callable[[Any], None]:
-        """Reads now which pages they are, and copies them once it is told the barrier."""
-        op, stage = self.op, self._stage(place)
-        count, part = _parts(self.gmem, op, self.item, block_at(self.gmem, self.item, place))
+    def _copier(self, which: int, stage: Array, block: Array) -> tuple[int, Callable[[Any], None]]:
+        """Reads now which pages they are: how many copies it takes, and what starts them once it is
+        told their barrier."""
+        smem, op = self.smem, self.op
+        count, part = _parts(self.gmem, op, self.item, block)
         size = op.config.block_kv // count
+        numbers = len(op.variant.token_params) if which == 0 else 0
 
         def copy(barrier: Any) -> None:
             def copy_part(i: int) -> None:
-                rows = target.at[stage, pl.ds(i * size, size)]
+                rows = (smem.k, smem.v)[which].at[stage, pl.ds(i * size, size)]
                 plgpu.copy_gmem_to_smem(part(which, i), rows, barrier)
-                for param in range(len(op.variant.token_params) if which == 0 else 0):
-                    numbers = self.smem.numbers.at[stage, param, pl.ds(i * size, size)]
-                    plgpu.copy_gmem_to_smem(part(_NUMBERS + param, i), numbers, barrier)
+                for param in range(numbers):
+                    target = smem.numbers.at[stage, param, pl.ds(i * size, size)]
+                    plgpu.copy_gmem_to_smem(part(_NUMBERS + param, i), target, barrier)
 
             issue(copy_part, count, op.config.issuers)
 
-        return copy
+        return count, copy
 
     def _stage(self, place: Array) -> Array:
         return lax.rem(self._step(place), jnp.int32(self.op.config.stages))

@@ -46,3 +46,19 @@ def test_registers_of_a_product_under_way() -> None:
         assert fault == f"0040 {touch} touches what 0020 has under way"
     early = KERNEL.replace("gsb0, 0x1", "gsb0, 0x2").format("FMNMX R3, R24, R87, !PT")
     assert report("", early).faults[0].endswith("touches what 0010 has under way")
+
+
+def test_a_branch_that_lies_behind_the_wait() -> None:
+    """Assemblers put what is seldom executed last, where it comes before the wait all the same."""
+    moved = (
+        KERNEL.format("BRA `(.L_x_1)")
+        + """
+   -:-:-:Y:01  /*0070*/  EXIT
+.L_x_1:
+   -:-:-:Y:01  /*0080*/  FADD R88, R24, R25
+   -:-:-:Y:01  /*0090*/  BRA `(.L_x_2)
+"""
+    )
+    back = moved.replace("   -:-:-:Y:02  /*0050*/", ".L_x_2:\n   -:-:-:Y:02  /*0050*/")
+    assert report("", back).faults == ["0080 FADD R88, R24, R25 touches what 0020 has under way"]
+    assert report("", back.replace("FADD R88", "FADD R3")).faults == []
