@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.attention.dealt import Dealt
 from pallas_kernels.attention.decode_config import (
     DecodeConfig,
     padded_group,
@@ -153,26 +154,19 @@ class Item(NamedTuple):
 
 
 class Walk:
-    """This CTA's items. The list falls in length: dealing it back and forth evens out the sums."""
+    """This CTA's items."""
 
     def __init__(
         self, shape: DecodeShape, op: DecodeOp, items: Ref, counts: Ref, visits: Ref = None
     ):
         self.shape, self.op, self._items, self._visits = shape, op, items, visits
-        self._cta, self._ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
-        total = counts[0] * shape.kv_heads
-        rounds, rest = lax.div(total, self._ctas), lax.rem(total, self._ctas)
-        one_more = self._place(rounds) < rest
-        self.count = rounds + jnp.where(one_more, jnp.int32(1), jnp.int32(0))
-
-    def _place(self, turn: Array) -> Array:
-        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, self._cta, self._ctas - 1 - self._cta)
+        self._dealt = Dealt(counts[0] * shape.kv_heads, op.config.num_ctas)
+        self.count = self._dealt.count
 
     def describe(self, turn: Array) -> tuple[Array, ...]:
         """Reads this CTA's item of a turn, or one that is in the table but not in use: ahead of
         time, and without waiting for how many there are."""
-        unit = turn * self._ctas + self._place(turn)
-        unit = lax.min(unit, jnp.int32(self._items.shape[0] * self.shape.kv_heads - 1))
+        unit = lax.min(self._dealt(turn), jnp.int32(self._items.shape[0] * self.shape.kv_heads - 1))
         item, head = (f(unit, jnp.int32(self.shape.kv_heads)) for f in (lax.div, lax.rem))
         fields = [self._items[item, field] for field in range(self._items.shape[1])]
         return (*fields[:5], head, *fields[5:])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from pallas_kernels.attention.dealt import Dealt
 from pallas_kernels.attention.prefill_sm90_items import ceil_div
 from pallas_kernels.attention.prefill_tiles import ALIGN
 
@@ -96,16 +97,11 @@ class Item(NamedTuple):
 
 
 def my_items(gmem: Gmem, op: LatentOp) -> tuple[Array, Callable[[Array], Item]]:
-    """How many items this thread block has, and how to read the i-th. They are sorted by cost:
-    dealing them out back and forth evens out the sums."""
-    cta, ctas = lax.axis_index("cta"), jnp.int32(op.num_ctas)
-    rounds, rest = lax.div(gmem.count[0], ctas), lax.rem(gmem.count[0], ctas)
-
-    def place(turn: Array) -> Array:
-        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, cta, ctas - 1 - cta)
+    """How many items this thread block has, and how to read the i-th."""
+    dealt = Dealt(gmem.count[0], op.num_ctas)
 
     def read(turn: Array) -> Item:
-        tile, heads = turn * ctas + place(turn), jnp.int32(op.heads)
+        tile, heads = dealt(turn), jnp.int32(op.heads)
         slot, group, position, low, high, length = (gmem.table[tile, i] for i in range(6))
         length = lax.div(length, heads)
         first = lax.div(lax.max(position + low, jnp.int32(0)), heads)  # token
@@ -113,4 +109,4 @@ def my_items(gmem: Gmem, op: LatentOp) -> tuple[Array, Callable[[Array], Item]]:
         clear = lax.min(lax.div(first + 1, jnp.int32(BLOCK)), end)
         return Item(slot, group * ALIGN, position, low, high, length, clear, end)
 
-    return rounds + jnp.where(place(rounds) < rest, jnp.int32(1), jnp.int32(0)), read
+    return dealt.count, read

@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.attention.dealt import Dealt
 from pallas_kernels.attention.prefill_tiles import ALIGN, ROWS, PrefillConfig
 from pallas_kernels.attention.variant import AttentionVariant
 
@@ -95,26 +96,18 @@ def ceil_div(x: Array, y: int) -> Array:
 
 
 class Items:
-    """This thread block's items. All are sorted by cost; dealing them out back and forth evens out
-    the sums."""
+    """This thread block's items."""
 
     def __init__(self, gmem: Gmem, op: PrefillOp):
         self._gmem, self._op = gmem, op
         self._units = gmem.q.shape[1] // op.config.heads_per_tile
-        self._cta, self._ctas = lax.axis_index("cta"), jnp.int32(op.config.num_ctas)
-        total = gmem.count[0] * self._units
-        rounds, rest = lax.div(total, self._ctas), lax.rem(total, self._ctas)
-        one_more = self._place(rounds) < rest
-        self.count = rounds + jnp.where(one_more, jnp.int32(1), jnp.int32(0))
-
-    def _place(self, turn: Array) -> Array:
-        return jnp.where(lax.rem(turn, jnp.int32(2)) == 0, self._cta, self._ctas - 1 - self._cta)
+        self._dealt = Dealt(gmem.count[0] * self._units, op.config.num_ctas)
+        self.count = self._dealt.count
 
     def describe(self, turn: Array) -> tuple[Array, ...]:
         """Reads the item of a turn, or one that is in the table but not in use: ahead of time."""
         gmem, op = self._gmem, self._op
-        unit = turn * self._ctas + self._place(turn)
-        unit = lax.min(unit, jnp.int32(gmem.table.shape[0] * self._units - 1))
+        unit = lax.min(self._dealt(turn), jnp.int32(gmem.table.shape[0] * self._units - 1))
         tile, unit = (f(unit, jnp.int32(self._units)) for f in (lax.div, lax.rem))
         fields = (*(gmem.table[tile, i] for i in range(6)), unit)
         if op.variant.is_mapped:
