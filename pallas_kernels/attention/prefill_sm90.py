@@ -200,7 +200,7 @@ def _scratch(q: Array, kv: Array, answers: Any, op: PrefillOp, interpret: bool) 
         "v_full": plgpu.Barrier(num_arrivals=filled_by, num_barriers=stages),
         "v_free": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
         "v_raw": None if widens else plgpu.Barrier(num_arrivals=pages),
-        "turn": plgpu.Barrier(num_barriers=2),
+        "turn": plgpu.Barrier(num_arrivals=2),
     }
     if widens:
         scratch["narrow"] = plgpu.SMEM((2, config.block_kv, dim), kv.dtype)

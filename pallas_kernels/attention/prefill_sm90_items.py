@@ -3,6 +3,7 @@
 Items, a tile and a head (or pair of heads) each, are dealt to a persistent grid of thread blocks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ class Shared(NamedTuple):
     k_free: Any
     v_full: Any
     v_free: Any
-    turn: Any  # [2], one for each consumer
+    turn: Any  # the consumers meet here
     o: Any = None  # [2, ROWS, C], laid out for whole tiles
     v_raw: Any = None  # a V block that still holds what lies past its row's end
     narrow: Any = None  # [2, block_kv, D] keys, values of eight bits; then neither of the two above
@@ -95,41 +96,32 @@ def ceil_div(x: Array, y: int) -> Array:
     return lax.div(x + jnp.int32(y - 1), jnp.int32(y))
 
 
-class Items:
-    """This thread block's items."""
+def my_items(gmem: Gmem, op: PrefillOp) -> tuple[Array, Callable[[Array], Item]]:
+    """How many items this thread block has, and how to read the i-th."""
+    units = gmem.q.shape[1] // op.config.heads_per_tile
+    dealt = Dealt(gmem.count[0] * units, op.config.num_ctas)
+    return dealt.count, lambda turn: _read_item(gmem, op, dealt(turn), units)
 
-    def __init__(self, gmem: Gmem, op: PrefillOp):
-        self._gmem, self._op = gmem, op
-        self._units = gmem.q.shape[1] // op.config.heads_per_tile
-        self._dealt = Dealt(gmem.count[0] * self._units, op.config.num_ctas)
-        self.count = self._dealt.count
 
-    def describe(self, turn: Array) -> tuple[Array, ...]:
-        """Reads the item of a turn, or one that is in the table but not in use: ahead of time."""
-        gmem, op = self._gmem, self._op
-        unit = lax.min(self._dealt(turn), jnp.int32(gmem.table.shape[0] * self._units - 1))
-        tile, unit = (f(unit, jnp.int32(self._units)) for f in (lax.div, lax.rem))
-        fields = (*(gmem.table[tile, i] for i in range(6)), unit)
-        if op.variant.is_mapped:
-            return (*fields, gmem.counts[tile, 0], gmem.counts[tile, 1], tile)
-        return (*fields, gmem.spans[tile, 0], gmem.spans[tile, 1]) if op.ranged else fields
-
-    def item(self, description: tuple[Array, ...]) -> Item:
-        slot, group, position, low, high, seq_len, unit, *rest = description
-        block_kv, begin = self._op.config.block_kv, jnp.int32(0)
-        facts = (slot, group * ALIGN, position, low, high, seq_len, unit)
-        if self._op.variant.is_mapped:
-            whole, end, tile = rest
-            return Item(*facts, begin, end, tile, whole)
-        if self._op.ranged:
-            first, stop = rest
-            begin = lax.div(first, jnp.int32(block_kv))
-            return Item(*facts, begin, lax.max(ceil_div(stop, block_kv), begin))
-        if self._op.window is not None:
-            oldest = position + low - (self._op.window - 1)
-            begin = lax.div(lax.max(oldest, jnp.int32(0)), jnp.int32(block_kv))
-        end = ceil_div(lax.min(position + high, seq_len), block_kv)
-        return Item(*facts, begin, lax.max(end, begin))
+def _read_item(gmem: Gmem, op: PrefillOp, index: Array, units: int) -> Item:
+    tile, unit = lax.div(index, jnp.int32(units)), lax.rem(index, jnp.int32(units))
+    slot, group, position, low, high, seq_len = (gmem.table[tile, i] for i in range(6))
+    begin = jnp.int32(0)
+    if op.variant.is_mapped:
+        end = gmem.counts[tile, 1]
+        facts = (slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
+        return Item(*facts, tile, gmem.counts[tile, 0])
+    if op.ranged:
+        first, stop = gmem.spans[tile, 0], gmem.spans[tile, 1]
+        begin = lax.div(first, jnp.int32(op.config.block_kv))
+        end = lax.max(ceil_div(stop, op.config.block_kv), begin)
+        return Item(slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
+    if op.window is not None:
+        oldest = position + low - (op.window - 1)
+        begin = lax.div(lax.max(oldest, jnp.int32(0)), jnp.int32(op.config.block_kv))
+    end = ceil_div(lax.min(position + high, seq_len), op.config.block_kv)
+    end = lax.max(end, begin)
+    return Item(slot, group * ALIGN, position, low, high, seq_len, unit, begin, end)
 
 
 def block_at(gmem: Gmem, item: Item, place: Array) -> Array:

@@ -1,7 +1,7 @@
 """The producer warpgroup of the prefill kernel: fetches queries, keys and values by TMA."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -14,10 +14,10 @@ from pallas_kernels.attention.prefill_sm90_items import (
     WGMMA,
     Gmem,
     Item,
-    Items,
     PrefillOp,
     Shared,
     block_at,
+    my_items,
     rows_and_head,
 )
 from pallas_kernels.attention.prefill_tiles import ROWS
@@ -28,39 +28,25 @@ _WIDENED = 4096  # numbers at a time: a thread has 40 registers
 
 
 def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
-    """Keys run one block ahead of values, as consumers multiply them."""
-    items = Items(gmem, op)
-    kind = _Fetch if smem.narrow is None else _FetchNarrow
+    mine, read = my_items(gmem, op)
+    stages = op.config.stages
+    fetch = _fetch if smem.narrow is None else _fetch_narrow
 
-    def one_item(turn: Array, carry: tuple[Array, tuple[Array, ...]]) -> Any:
-        done, description = carry
-        item, following = items.item(description), items.describe(turn + 1)
-        fetch = kind(gmem, smem, op, item, done)
+    def one_item(turn: Array, done: Array) -> Array:
+        item = read(turn)
 
-        def one_step(place: Array, _: None) -> None:
-            @pl.when(place < item.end)
-            def _() -> None:
-                fetch.keys(place)
+        def one_block(place: Array, _: None) -> None:
+            step = done + place - item.begin
+            fetch(gmem, smem, op, item, place, step)
 
-            @pl.when((place == item.begin) & (place < item.end))
-            def _() -> None:
-                _fetch_queries(gmem, smem, op, item, done)
+        lax.fori_loop(item.begin, item.end, one_block, None)
+        return done + item.end - item.begin
 
-            @pl.when(place > item.begin)
-            def _() -> None:
-                fetch.values(place - 1)
-
-        lax.fori_loop(item.begin, item.end + 1, one_step, None)
-        return done + item.end - item.begin, following
-
-    start = jnp.int32(0), items.describe(jnp.int32(0))
-    done, _ = lax.fori_loop(0, items.count, one_item, start)
+    done = lax.fori_loop(0, mine, one_item, jnp.int32(0))
 
     @pl.when(done > 0)
     def _() -> None:
         plgpu.barrier_wait(smem.q_free)
-
-    stages = op.config.stages
 
     @pl.loop(lax.max(done - stages, jnp.int32(0)), done)
     def _(step: Array) -> None:
@@ -69,120 +55,50 @@ def produce(gmem: Gmem, smem: Shared, op: PrefillOp) -> None:
         plgpu.barrier_wait(smem.v_free.at[stage])
 
 
-class _Fetch(NamedTuple):
-    """Keys and values of an item's blocks."""
+def _fetch(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, place: Array, step: Array) -> None:
+    """One block of keys and values, and before the first of an item its queries."""
+    config, block = op.config, block_at(gmem, item, place)
+    stage = lax.rem(step, jnp.int32(config.stages))
+    count, part = _parts(gmem, op, item, block)
+    size = config.block_kv // count
 
-    gmem: Gmem
-    smem: Shared
-    op: PrefillOp
-    item: Item
-    done: Array  # blocks of earlier items
-
-    def keys(self, place: Array) -> None:
-        _, copy = self._copier(0, self._stage(place), block_at(self.gmem, self.item, place))
-        self._wait(self.smem.k_free, place)
-        copy(self.smem.k_full.at[self._stage(place)])
-
-    def values(self, place: Array) -> None:
-        smem, stage, block_kv = self.smem, self._stage(place), self.op.config.block_kv
-        block = block_at(self.gmem, self.item, place)
-        count, copy = self._copier(1, stage, block)
-        written = self.item.seq_len - block * block_kv
-        self._wait(smem.v_free, place)
-
-        @pl.when(written >= block_kv)
-        def _() -> None:
-            copy(smem.v_full.at[stage])
-
-        @pl.when(written < block_kv)
-        def _() -> None:
-            copy(smem.v_raw)
-            plgpu.barrier_wait(smem.v_raw)
-            zero_past(smem.v.at[stage], written)
-            for _ in range(count):
-                plgpu.barrier_arrive(smem.v_full.at[stage])
-
-    def _copier(self, which: int, stage: Array, block: Array) -> tuple[int, Callable[[Any], None]]:
-        """Reads now which pages they are: how many copies it takes, and what starts them once it is
-        told their barrier."""
-        smem, op = self.smem, self.op
-        count, part = _parts(self.gmem, op, self.item, block)
-        size = op.config.block_kv // count
-        numbers = len(op.variant.token_params) if which == 0 else 0
-
-        def copy(barrier: Any) -> None:
-            def copy_part(i: int) -> None:
-                rows = (smem.k, smem.v)[which].at[stage, pl.ds(i * size, size)]
-                plgpu.copy_gmem_to_smem(part(which, i), rows, barrier)
-                for param in range(numbers):
-                    target = smem.numbers.at[stage, param, pl.ds(i * size, size)]
-                    plgpu.copy_gmem_to_smem(part(_NUMBERS + param, i), target, barrier)
-
-            issue(copy_part, count, op.config.issuers)
-
-        return count, copy
-
-    def _stage(self, place: Array) -> Array:
-        return lax.rem(self._step(place), jnp.int32(self.op.config.stages))
-
-    def _step(self, place: Array) -> Array:
-        return self.done + place - self.item.begin
-
-    def _wait(self, free: Any, place: Array) -> None:
-        """Until the block that was in this block's stage has been multiplied."""
-
-        @pl.when(self._step(place) >= self.op.config.stages)
-        def _() -> None:
-            plgpu.barrier_wait(free.at[self._stage(place)])
-
-
-class _FetchNarrow(_Fetch):
-    """Of pages of eight bits: they are widened here, while the next are on their way."""
-
-    def keys(self, place: Array) -> None:
-        @pl.when(place == self.item.begin)
-        def _() -> None:
-            self._copy(0, place)
-            self._copy(1, place)
-
-        self._take(0, place, None)
-
-    def values(self, place: Array) -> None:
-        block = block_at(self.gmem, self.item, place)
-        self._take(1, place, self.item.seq_len - block * self.op.config.block_kv)
-
-    def _take(self, which: int, place: Array, written: Array | None) -> None:
-        """``written``: tokens of the block that there are, where it matters."""
-        smem, size = self.smem, self.op.config.block_kv
-        wide, free, full = (
-            (smem.v, smem.v_free, smem.v_full) if which else (smem.k, smem.k_free, smem.k_full)
-        )
-        narrow, target = smem.narrow.at[which], wide.at[self._stage(place)]
-        rows = _WIDENED // self.gmem.kv.shape[4]
-        self._wait(free, place)
-        plgpu.barrier_wait(smem.narrow_full.at[which])
-        if written is None:
-            widen(narrow, target, rows=rows)
-        else:
-            pl.when(written >= size)(lambda: widen(narrow, target, rows=rows))
-            pl.when(written < size)(lambda: widen(narrow, target, rows=rows, written=written))
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(full.at[self._stage(place)])
-
-        @pl.when(place + 1 < self.item.end)
-        def _() -> None:
-            self._copy(which, place + 1)
-
-    def _copy(self, which: int, place: Array) -> None:
-        block = block_at(self.gmem, self.item, place)
-        count, part = _parts(self.gmem, self.op, self.item, block)
-        size = self.op.config.block_kv // count
-
+    def copy(which: int, target: Any, barrier: Any) -> None:
         def copy_part(i: int) -> None:
-            target = self.smem.narrow.at[which, pl.ds(i * size, size)]
-            plgpu.copy_gmem_to_smem(part(which, i), target, self.smem.narrow_full.at[which])
+            rows = target.at[stage, pl.ds(i * size, size)]
+            plgpu.copy_gmem_to_smem(part(which, i), rows, barrier)
+            for param in range(len(op.variant.token_params) if which == 0 else 0):
+                numbers = smem.numbers.at[stage, param, pl.ds(i * size, size)]
+                plgpu.copy_gmem_to_smem(part(_NUMBERS + param, i), numbers, barrier)
 
-        issue(copy_part, count, self.op.config.issuers)
+        issue(copy_part, count, config.issuers)
+
+    @pl.when(step >= config.stages)
+    def _() -> None:
+        plgpu.barrier_wait(smem.k_free.at[stage])
+
+    copy(0, smem.k, smem.k_full.at[stage])
+
+    @pl.when(place == item.begin)
+    def _() -> None:
+        _fetch_queries(gmem, smem, op, item, step)
+
+    @pl.when(step >= config.stages)
+    def _() -> None:
+        plgpu.barrier_wait(smem.v_free.at[stage])
+
+    written = item.seq_len - block * config.block_kv
+
+    @pl.when(written >= config.block_kv)
+    def _() -> None:
+        copy(1, smem.v, smem.v_full.at[stage])
+
+    @pl.when(written < config.block_kv)
+    def _() -> None:
+        copy(1, smem.v, smem.v_raw)
+        plgpu.barrier_wait(smem.v_raw)
+        zero_past(smem.v.at[stage], written)
+        for _ in range(count):
+            plgpu.barrier_arrive(smem.v_full.at[stage])
 
 
 def _parts(
@@ -211,8 +127,60 @@ def _parts(
     return count, part
 
 
-def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, done: Array) -> None:
-    @pl.when(done > 0)
+def _fetch_narrow(
+    gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, place: Array, step: Array
+) -> None:
+    """The same for pages of eight bits: they are widened here, while the next are on their way."""
+    config, block = op.config, block_at(gmem, item, place)
+    size, rows = config.block_kv, _WIDENED // gmem.kv.shape[4]
+    stage = lax.rem(step, jnp.int32(config.stages))
+
+    def copy(which: int, block: Array) -> None:
+        count, part = _parts(gmem, op, item, block)
+        length = size // count
+
+        def copy_part(i: int) -> None:
+            target = smem.narrow.at[which, pl.ds(i * length, length)]
+            plgpu.copy_gmem_to_smem(part(which, i), target, smem.narrow_full.at[which])
+
+        issue(copy_part, count, config.issuers)
+
+    @pl.when(place == item.begin)
+    def _() -> None:
+        copy(0, block)
+
+    copy(1, block)
+
+    def take(which: int, target: Any, free: Any, full: Any, written: Array | None) -> None:
+        @pl.when(step >= config.stages)
+        def _() -> None:
+            plgpu.barrier_wait(free.at[stage])
+
+        plgpu.barrier_wait(smem.narrow_full.at[which])
+        narrow, wide = smem.narrow.at[which], target.at[stage]
+        if written is None:
+            widen(narrow, wide, rows=rows)
+        else:
+            pl.when(written >= size)(lambda: widen(narrow, wide, rows=rows))
+            pl.when(written < size)(lambda: widen(narrow, wide, rows=rows, written=written))
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(full.at[stage])
+
+    take(0, smem.k, smem.k_free, smem.k_full, None)
+
+    @pl.when(place == item.begin)
+    def _() -> None:
+        _fetch_queries(gmem, smem, op, item, step)
+
+    @pl.when(place + 1 < item.end)
+    def _() -> None:
+        copy(0, block_at(gmem, item, place + 1))
+
+    take(1, smem.v, smem.v_free, smem.v_full, item.seq_len - block * size)
+
+
+def _fetch_queries(gmem: Gmem, smem: Shared, op: PrefillOp, item: Item, step: Array) -> None:
+    @pl.when(step > 0)
     def _() -> None:
         plgpu.barrier_wait(smem.q_free)
 

@@ -34,6 +34,7 @@ from pallas_kernels.attention.decode_specs import (
     SPEED_OTHERS,
     DecodeSpec,
 )
+from pallas_kernels.attention.variant_params import param_arrays
 from pallas_kernels.bench.ceilings import read_bytes_per_second
 from pallas_kernels.bench.decode import CALLS, decode_inputs
 from pallas_kernels.bench.timing import median_seconds
@@ -82,9 +83,13 @@ def make_plan(spec: DecodeSpec, config: DecodeConfig, seq_lens: jax.Array) -> De
     return jax.jit(make)(seq_lens)
 
 
-def make_op(spec: DecodeSpec, config: DecodeConfig) -> DecodeOp:
+def attend(
+    spec: DecodeSpec, config: DecodeConfig, q: Any, kv: Any, tables: Any, plan: DecodePlan
+) -> jax.Array:
     facts = (spec.dim**-0.5, spec.window, spec.variant, config)
-    return DecodeOp(*facts, value_dim=spec.value_dim)
+    op = DecodeOp(*facts, value_dim=spec.value_dim)
+    params = param_arrays(spec.variant, q.shape[1], q.shape[0], None)
+    return paged_decode_sm90(q, kv, tables, plan, params, op=op)
 
 
 def default_of(spec: DecodeSpec) -> DecodeConfig:
@@ -116,10 +121,15 @@ class Run(NamedTuple):
 
 
 def chain(
-    op: DecodeOp, q: jax.Array, caches: tuple[jax.Array, ...], tables: jax.Array, plan: DecodePlan
+    spec: DecodeSpec,
+    config: DecodeConfig,
+    q: jax.Array,
+    caches: tuple[jax.Array, ...],
+    tables: jax.Array,
+    plan: DecodePlan,
 ) -> jax.Array:
     for i in range(CALLS):
-        answers = paged_decode_sm90(q, caches[i % len(caches)], tables, plan, op=op)
+        answers = attend(spec, config, q, caches[i % len(caches)], tables, plan)
         q = jnp.concatenate([answers, q[..., answers.shape[2] :]], axis=2)  # latents give fewer
     return q
 
@@ -128,7 +138,7 @@ def build(spec: DecodeSpec, config: DecodeConfig) -> Run:
     q, caches, tables, lens = decode_inputs(spec, CALLS)
     plan = make_plan(spec, config, lens)
     args = (q, caches, tables, plan)
-    function = jax.jit(functools.partial(chain, make_op(spec, config)))
+    function = jax.jit(functools.partial(chain, spec, config))
     return Run(function.lower(*args).compile(), args, plan)
 
 
@@ -233,7 +243,7 @@ def bits(spec: DecodeSpec, config: DecodeConfig, problem: DecodeProblem) -> tupl
     q, kv, tables, lens = problem
     plan = make_plan(spec, config, lens)
     items, left, split_rows = np.asarray(plan.counts).tolist()
-    out = paged_decode_sm90(q, kv, tables, plan, op=make_op(spec, config))
+    out = attend(spec, config, q, kv, tables, plan)
     return np.asarray(out, np.float32), f"{items} items, {split_rows} rows in sums of {left}"
 
 
@@ -276,18 +286,18 @@ def all_invariance(results: Results) -> None:
 
 
 def check(spec: DecodeSpec, config: DecodeConfig, problem: DecodeProblem) -> dict[str, Any]:
-    plan, op = make_plan(spec, config, problem.seq_lens), make_op(spec, config)
+    plan = make_plan(spec, config, problem.seq_lens)
     q, kv, tables, lens = problem
     got, again = (
-        np.asarray(paged_decode_sm90(q, kv, tables, plan, op=op), np.float32) for _ in range(2)
+        np.asarray(attend(spec, config, q, kv, tables, plan), np.float32) for _ in range(2)
     )
-    want = np.asarray(right_answer(spec, problem, op.scale))
+    want = np.asarray(right_answer(spec, problem, spec.dim**-0.5))
     norms = np.maximum(np.linalg.norm(want, axis=(1, 2)), 1e-9)
     error = np.linalg.norm(got - want, axis=(1, 2)) / norms
     # The same rows in another order and half of them empty: what is left must keep its bits.
     order = np.random.default_rng(1).permutation(len(spec.lens))
     kept = jnp.where(jnp.arange(len(order)) % 2 == 0, lens[order], 0)
-    moved = paged_decode_sm90(q[order], kv, tables[order], make_plan(spec, config, kept), op=op)
+    moved = attend(spec, config, q[order], kv, tables[order], make_plan(spec, config, kept))
     present = np.asarray(kept) > 0
     same = np.array_equal(np.asarray(moved, np.float32)[present], got[order][present])
     return {
