@@ -119,23 +119,15 @@ class ModelRunner:
         self._buffers = jax.tree.map(self._devices.zeros, buffers)
 
     def warm_up(self) -> None:
-        """Run every program once, on padding alone. Its first run loads a program onto the device
-        and records its command buffers: a quarter of a second that no client should wait for.
+        """Run every program on padding alone. Its first run loads it onto the device, the first or
+        second records its command buffers: a quarter of a second that no client should wait for.
+
+        Each run is waited for: while CUDA loads or records, it may wait for all that is under way,
+        and where devices wait for each other they would do so for ever (openxla/xla#38932).
         """
-        for bucket, layout in self._layouts.items():
-            packed = self._devices.put(pack_idle(self._rows, layout))
-            logits, slots, hidden = self._forward(bucket, packed)
-            if bucket.kind is BatchKind.MIXED:
-                idle = np.zeros((1, self._programs.hidden.scored), np.int32)
-                self._score(hidden, idle)
-                if self._rows.taps is not None:
-                    self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])
-                if self._plan.embeddings:
-                    self._programs.embed(bucket.num_rows)(hidden, slots)
-            for mode in self._programs.modes(bucket.num_rows):
-                out = self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
-                self._spares.give("sample", out)
-            self._spares.give("forward", (logits, slots, hidden))
+        for _ in range(1 if self._devices.shards == 1 else 2):
+            for bucket, layout in self._layouts.items():
+                self._warm_up(bucket, self._devices.put(pack_idle(self._rows, layout)))
         nowhere = self._plan.num_blocks
         if self._plan.host_blocks and jax.default_backend() != "cpu":  # there it only costs time
             self._host.reserve(self._plan.host_blocks, abstract_blocks(self._kv)[0])
@@ -144,6 +136,22 @@ class ModelRunner:
         self._host.forget()
         self._count(self._rows.scratch_row, False, np.zeros(1, np.int32))
         self.wait()
+
+    def _warm_up(self, bucket: BatchBucket, packed: jax.Array) -> None:
+        logits, slots, hidden = self._forward(bucket, packed)
+        self.wait()
+        if bucket.kind is BatchKind.MIXED:
+            idle = np.zeros((1, self._programs.hidden.scored), np.int32)
+            jax.block_until_ready(self._score(hidden, idle))
+            if self._rows.taps is not None:
+                self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])
+            if self._plan.embeddings:
+                jax.block_until_ready(self._programs.embed(bucket.num_rows)(hidden, slots))
+        for mode in self._programs.modes(bucket.num_rows):
+            out = self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
+            self.wait()
+            self._spares.give("sample", out)
+        self._spares.give("forward", (logits, slots, hidden))
 
     def wait(self) -> None:
         """Until all that was begun is done, copies of blocks included."""
