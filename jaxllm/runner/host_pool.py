@@ -25,6 +25,27 @@ _ON_THEIR_WAY = 2 * MOVES_ALIVE * BLOCKS_PER_MOVE  # blocks, to the host and bac
 Keep = Callable[[bytes, jax.Array], None]
 
 
+def lock_memory(count: int, block: jax.ShapeDtypeStruct, devices: DeviceMesh) -> None:
+    """Let JAX lock the pages of ``count`` blocks now, and of as many as may be on their way beside
+    them. That takes a second or two for 4 GiB, for which no step should wait; and were one block
+    missing later, it would lock as much again as it has. ``block``: of all devices together.
+
+    Raises:
+        OutOfMemoryError: the host has not so much memory that can be locked.
+    """
+    zeros, held = np.zeros(block.shape, block.dtype), list[list[jax.Array]]()
+    count += _ON_THEIR_WAY
+    try:
+        for done in range(0, count, _RESERVED_AT_ONCE):
+            part = [zeros] * min(count - done, _RESERVED_AT_ONCE)
+            held.append(jax.block_until_ready(jax.device_put(part, devices.locked(KV_BLOCK))))
+    except jax.errors.JaxRuntimeError as error:
+        raise OutOfMemoryError(
+            "The host has too little memory that can be locked for --swap-space and "
+            f"--kv-offloading-size. Lower them. ({error})"
+        ) from error
+
+
 class HostPool:
     """``keep`` gets what is to have a file as well: it may not be there yet, ``np.asarray`` waits
     for it.
@@ -36,26 +57,6 @@ class HostPool:
         self._keep = keep
         self._contents: dict[int, jax.Array] = {}
         self._leaving: deque[list[jax.Array]] = deque()
-
-    def reserve(self, count: int, block: jax.ShapeDtypeStruct) -> None:
-        """Let the allocator lock the pages of ``count`` blocks now, and of as many as may be on
-        their way beside them. That takes a quarter of a second for each GiB, for which no step
-        should wait; and were one block missing later, it would lock as much again as it has.
-
-        Raises:
-            OutOfMemoryError: the host has not so much memory that can be locked.
-        """
-        zeros, held = np.zeros(block.shape, block.dtype), list[list[jax.Array]]()
-        count += _ON_THEIR_WAY
-        try:
-            for done in range(0, count, _RESERVED_AT_ONCE):
-                part = [zeros] * min(count - done, _RESERVED_AT_ONCE)
-                held.append(jax.block_until_ready(jax.device_put(part, self._here)))
-        except jax.errors.JaxRuntimeError as error:
-            raise OutOfMemoryError(
-                "The host has too little memory that can be locked for --swap-space and "
-                f"--kv-offloading-size. Lower them. ({error})"
-            ) from error
 
     def make_room(self, most: int = MOVES_ALIVE - 1) -> None:
         """Before blocks are saved: wait until no more than ``most`` saves are on their way."""

@@ -23,7 +23,7 @@ from jaxllm.kv_files.store import BlockStore
 from jaxllm.layers.taps import TapArrays
 from jaxllm.models.params import Params
 from jaxllm.parallel.mesh import KV_PAGES
-from jaxllm.runner.block_moves import Moves, abstract_blocks, in_parts
+from jaxllm.runner.block_moves import Moves, in_parts
 from jaxllm.runner.host_pool import HostPool
 from jaxllm.runner.masking import Followed, MaskedStep, Masking
 from jaxllm.runner.packing import pack, pack_idle, pack_targets
@@ -82,8 +82,8 @@ class ModelRunner:
             ones = np.full((bucket.num_rows, mask_words(plan.model.vocab_size)), -1, np.int32)
             self._no_mask.setdefault(bucket.num_rows, self._devices.put(ones))
         self.reset()
-        if files is not None and self._kv is not None:
-            block = abstract_blocks(self._kv)[0]
+        if files is not None:
+            block = programs.host_block
             files.start(block.shape, np.dtype(block.dtype))
 
     def reset(self) -> None:
@@ -129,8 +129,6 @@ class ModelRunner:
             for bucket, layout in self._layouts.items():
                 self._warm_up(bucket, self._devices.put(pack_idle(self._rows, layout)))
         nowhere = self._plan.num_blocks
-        if self._plan.host_blocks and jax.default_backend() != "cpu":  # there it only costs time
-            self._host.reserve(self._plan.host_blocks, abstract_blocks(self._kv)[0])
         on_host = ((nowhere, 0),) if self._plan.host_blocks else ()
         self.move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host], {})
         self._host.forget()

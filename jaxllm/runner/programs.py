@@ -25,7 +25,8 @@ from jaxllm.config.plan import BatchBucket, BatchKind, EnginePlan
 from jaxllm.errors import RecompilationError
 from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef
-from jaxllm.parallel.mesh import DeviceMesh
+from jaxllm.parallel.mesh import KV_BLOCK, DeviceMesh
+from jaxllm.runner.block_moves import abstract_blocks
 from jaxllm.runner.lowering_cache import LoweringCache, is_ours
 from jaxllm.runner.lowering_helpers import LoweringHelpers
 from jaxllm.runner.memory import MEASURED, ProgramMemory, WorkingMemory
@@ -91,6 +92,11 @@ class Programs(ProgramJobs):
         self._compiled: dict[Key, Program] = {}
         self.seconds: dict[str, ProgramSeconds] = {}  # by name; of what was compiled last
         self.compile_seconds = 0.0
+
+    @property
+    def host_block(self) -> jax.ShapeDtypeStruct:
+        """One block of all devices together, as the host's memory and files hold it."""
+        return self.devices.whole(abstract_blocks(self._kv())[0], KV_BLOCK)
 
     def forward(self, bucket: BatchBucket) -> Program:
         """Raises RecompilationError for a bucket that was not compiled."""

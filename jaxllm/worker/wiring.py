@@ -2,6 +2,7 @@
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,7 @@ from jaxllm.models import get_model
 from jaxllm.models.params import ModelDef, Params, model_def
 from jaxllm.parallel.mesh import KV_BLOCK, DeviceMesh, param_specs
 from jaxllm.runner.compile_counter import compile_counter
+from jaxllm.runner.host_pool import lock_memory
 from jaxllm.runner.lowering_cache import jax_settings
 from jaxllm.runner.lowering_helpers import LoweringHelpers, LoweringTarget
 from jaxllm.runner.memory import (
@@ -106,12 +108,14 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     device = this_device(config.tensor_parallel_size)
     programs = draft_programs(config, opened, device)
     logger.info("Attention backend: %s", programs.plan.attention_reason)
-    with closing(programs):
+    with closing(programs), ThreadPoolExecutor(1) as beside:
         memory = size_programs(config, programs, device)
+        locking = beside.submit(lock_host_memory, programs)
         loading = time.monotonic()
         params = load_weights(config, opened, programs.devices)
         load_seconds = time.monotonic() - loading
         compile_programs(programs, memory)
+        locking.result()
     plan = programs.plan
     info = _model_info(config, opened, plan)
     files, cache_key = open_block_files(config, opened.files, plan)
@@ -256,6 +260,14 @@ def compile_programs(programs: Programs, memory: MemoryPlan) -> None:
     """Raises OutOfMemoryError if they need more than ``memory`` says."""
     programs.compile(threads=cpu_count())
     check_plan(programs.plan, memory, programs.working_memory())
+
+
+def lock_host_memory(programs: Programs) -> None:
+    """For blocks in the host's memory; on a CPU it would cost time and gain none. Raises
+    OutOfMemoryError."""
+    plan = programs.plan
+    if plan.host_blocks and jax.default_backend() != "cpu":
+        lock_memory(plan.host_blocks, programs.host_block, programs.devices)
 
 
 def _grammars(info: ModelInfo) -> GrammarCompiler:

@@ -1,31 +1,29 @@
 """Blocks on the host are those that were saved, however long the copies take."""
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxllm.core.scheduler import Scheduler
 from jaxllm.engine.engine_core import EngineCore
+from jaxllm.errors import OutOfMemoryError
 from jaxllm.parallel.mesh import DeviceMesh
-from jaxllm.runner.host_pool import MOVES_ALIVE, HostPool
+from jaxllm.runner.host_pool import MOVES_ALIVE, HostPool, lock_memory
 from tests.fakes.tiny_engine import TINY, TinyEngine, request
 
 TEXT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY.vocab_size, 100))
-SLOW_S = 0.03
-
-
-def _late(block: np.ndarray) -> np.ndarray:
-    time.sleep(SLOW_S)
-    return np.asarray(block)
-
 
 @jax.jit
 def _slowly(block: jax.Array) -> jax.Array:
-    return jax.pure_callback(_late, jax.ShapeDtypeStruct(block.shape, block.dtype), block)
+    """Copied after tens of milliseconds of work. A callback could sleep instead, but JAX calls those
+    at once, before it returns."""
+    numbers = jnp.full((400, 400), 1e-3 * block[0])
+    worked = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), numbers)
+    return block + 0 * worked.sum()
 
 
 def _is_ready(array: Any) -> bool:
@@ -114,10 +112,13 @@ def test_a_slot_gives_its_memory_before_it_is_filled_anew(monkeypatch: pytest.Mo
     assert [np.asarray(block)[0] for block in pool.get([3, 5])] == [2, 2]
 
 
-def test_reserving_is_more_than_once_possible() -> None:
-    pool = HostPool(lambda name, block: None, DeviceMesh())
-    for _ in range(2):
-        pool.reserve(70, jax.ShapeDtypeStruct((5,), np.float32))
-    assert not pool._contents
-    with pytest.raises(KeyError):
-        pool.get([0])
+def test_memory_that_cannot_be_locked_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    block, devices = jax.ShapeDtypeStruct((5,), np.float32), DeviceMesh()
+    lock_memory(70, block, devices)
+
+    def refused(*_: Any) -> list[jax.Array]:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: pinned_host")
+
+    monkeypatch.setattr(jax, "device_put", refused)
+    with pytest.raises(OutOfMemoryError, match="--swap-space"):
+        lock_memory(70, block, devices)
