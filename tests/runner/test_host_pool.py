@@ -17,10 +17,11 @@ from tests.fakes.tiny_engine import TINY, TinyEngine, request
 
 TEXT = tuple(int(t) for t in np.random.default_rng(3).integers(0, TINY.vocab_size, 100))
 
+
 @jax.jit
 def _slowly(block: jax.Array) -> jax.Array:
-    """Copied after tens of milliseconds of work. A callback could sleep instead, but JAX calls those
-    at once, before it returns."""
+    """Copied after tens of milliseconds of work. A callback could sleep instead, but JAX calls it
+    before it returns."""
     numbers = jnp.full((400, 400), 1e-3 * block[0])
     worked = jax.lax.fori_loop(0, 30, lambda _, x: jnp.tanh(x @ x), numbers)
     return block + 0 * worked.sum()
