@@ -33,6 +33,8 @@ def lock_memory(count: int, block: jax.ShapeDtypeStruct, devices: DeviceMesh) ->
     Raises:
         OutOfMemoryError: the host has not so much memory that can be locked.
     """
+    if not count:
+        return
     zeros, held = np.zeros(block.shape, block.dtype), list[list[jax.Array]]()
     count += _ON_THEIR_WAY
     try:

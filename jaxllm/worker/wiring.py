@@ -110,7 +110,8 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
     logger.info("Attention backend: %s", programs.plan.attention_reason)
     with closing(programs), ThreadPoolExecutor(1) as beside:
         memory = size_programs(config, programs, device)
-        locking = beside.submit(lock_host_memory, programs)
+        on_host = 0 if device.platform == "cpu" else programs.plan.host_blocks
+        locking = beside.submit(lock_memory, on_host, programs.host_block, programs.devices)
         loading = time.monotonic()
         params = load_weights(config, opened, programs.devices)
         load_seconds = time.monotonic() - loading
@@ -260,14 +261,6 @@ def compile_programs(programs: Programs, memory: MemoryPlan) -> None:
     """Raises OutOfMemoryError if they need more than ``memory`` says."""
     programs.compile(threads=cpu_count())
     check_plan(programs.plan, memory, programs.working_memory())
-
-
-def lock_host_memory(programs: Programs) -> None:
-    """For blocks in the host's memory; on a CPU it would cost time and gain none. Raises
-    OutOfMemoryError."""
-    plan = programs.plan
-    if plan.host_blocks and jax.default_backend() != "cpu":
-        lock_memory(plan.host_blocks, programs.host_block, programs.devices)
 
 
 def _grammars(info: ModelInfo) -> GrammarCompiler:
