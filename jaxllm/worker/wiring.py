@@ -61,7 +61,6 @@ from pallas_kernels.norm.add_rms_norm_sm90 import refuses_add_rms_norm_sm90
 
 logger = logging.getLogger(__name__)
 
-
 _MAX_PROGRAM_BYTES = 8 * 2**30  # of compiled programs on disk; what was of use last stays
 
 
@@ -186,14 +185,11 @@ def _program_dir(config: EngineConfig) -> Path:
 
 def open_model(config: EngineConfig) -> OpenedModel:
     """Reads what describes the model, and the headers of its files."""
-    allowed_sources = config.allowed_model_sources
+    allowed = config.allowed_model_sources
     if config.tokenizer is not None:
-        check_source(config.tokenizer, allowed_sources)
+        check_source(config.tokenizer, allowed)
     files = resolve_model(
-        config.model,
-        revision=config.revision,
-        offline=config.offline,
-        allowed_sources=allowed_sources,
+        config.model, revision=config.revision, offline=config.offline, allowed_sources=allowed
     )
     recommends = config.generation_config == "auto"
     generation = read_generation_config(files.tokenizer_dir, recommends=recommends)
