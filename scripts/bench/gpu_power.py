@@ -19,12 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention.prefill_sm90 import default_prefill_config, paged_prefill_sm90
 from pallas_kernels.attention.prefill_specs import SPEED
-from pallas_kernels.attention.prefill_tiles import make_prefill_tiles
-from pallas_kernels.bench.prefill import prefill_inputs
+from pallas_kernels.bench.prefill import CALLS, prefill_inputs
+from scripts.bench import gpu_prefill
 
-CALLS = 8  # per dispatch
 SIZE = 8192
 SECONDS = 1.5
 QUERY = "clocks.sm,power.draw.instant,clocks_event_reasons.sw_power_cap"
@@ -92,18 +90,7 @@ def products() -> dict[str, Dispatch]:
 def prefill() -> dict[str, Dispatch]:
     spec = SPEED[0]
     queries, problem = prefill_inputs(spec, CALLS)
-    config = default_prefill_config(spec.heads, spec.kv_heads)
-
-    @jax.jit
-    def run(queries: Any, problem: Any) -> list[jax.Array]:
-        _, kv, tables, starts, lens, num_decode_rows = problem
-        tiles = make_prefill_tiles(starts, lens, num_decode_rows, spec.tokens, config)
-        facts: dict[str, Any] = {"scale": spec.dim**-0.5, "variant": spec.variant}
-        return [
-            paged_prefill_sm90(q, kv, tables, tiles, jnp.zeros_like(q), config=config, **facts)
-            for q in queries
-        ]
-
+    run = jax.jit(functools.partial(gpu_prefill.attend, spec, gpu_prefill.default_of(spec)))
     zeros = problem._replace(kv=jnp.zeros_like(problem.kv))
     return {
         "prefill": functools.partial(run, queries, problem),

@@ -91,7 +91,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         swap_space=0.001,
         **common,
     ) as llm:
-        yield Served(llm, whole.model, whole.model.flatten(whole.params.weights))
+        served = Served(llm, whole.model, whole.model.flatten(whole.params.weights))
+        served.runner.warm_up()  # as on accelerators: it must leave no trace
+        yield served
 
 
 def ask(served: Served, prompt: list[int], brought: list[dict[str, Any] | None]) -> Any:
