@@ -2,8 +2,9 @@
 company and summed by other CTAs, correctness on every edge at once, then TB/s of other configs.
 
 Run from the repository root: PYTHONPATH=. python scripts/bench/gpu_decode.py [--others] [--sweep]
-Writes decode.json into $OUT, if that is set, after every part. MOSAIC_GPU_DUMP_PTXAS=1 shows
-registers and spills: above 128 registers two CTAs do not fit on an SM.
+With --correct nothing but the edges, each with the config that serves it. Writes decode.json into
+$OUT, if that is set, after every part. MOSAIC_GPU_DUMP_PTXAS=1 shows registers and spills: above
+128 registers two CTAs do not fit on an SM.
 """
 
 import dataclasses
@@ -308,21 +309,23 @@ def check(spec: DecodeSpec, config: DecodeConfig, problem: DecodeProblem) -> dic
     }
 
 
-def correctness(results: Results) -> None:
+def correctness(results: Results, *, other_configs: bool = True) -> None:
+    """Of every edge with its default, saved as they are found: it takes minutes."""
     with ThreadPoolExecutor(8) as pool:
         problems = dict(zip(MIXED, pool.map(make_decode_problem, MIXED), strict=True))
     cases = [(spec, default_of(spec)) for spec in MIXED]
-    cases += [(MIXED[0], config) for config in list(CONFIGS.values())[1:]]
-    small = [spec for spec in MIXED if spec.page < 64 and spec.dim <= 128]
-    cases += [(spec, config) for spec in small for config in SMALL_PAGES.values()]
+    if other_configs:
+        cases += [(MIXED[0], config) for config in list(CONFIGS.values())[1:]]
+        small = [spec for spec in MIXED if spec.page < 64 and spec.dim <= 128]
+        cases += [(spec, config) for spec in small for config in SMALL_PAGES.values()]
     tried = [functools.partial(check, spec, config, problems[spec]) for spec, config in cases]
-    with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(attempt, tried))
-    for (spec, config), outcome in zip(cases, found, strict=True):
-        entry = {"spec": spec.name, "config": dataclasses.asdict(config), "outcome": outcome}
-        results["correct"].append(entry)
-        shown = "/".join(str(value) for value in dataclasses.astuple(config))
-        print(f"{spec.name:24} {shown:22} {outcome}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (spec, config), outcome in zip(cases, pool.map(attempt, tried), strict=True):
+            entry = {"spec": spec.name, "config": dataclasses.asdict(config), "outcome": outcome}
+            results["correct"].append(entry)
+            shown = "/".join(str(value) for value in dataclasses.astuple(config))
+            print(f"{spec.name:24} {shown:22} {outcome}", flush=True)
+            save(results)
 
 
 def others(results: Results, ceiling: float) -> None:
@@ -368,6 +371,8 @@ def main() -> None:
         "invariance": [],
         "correct": [],
     }
+    if "--correct" in sys.argv[1:]:
+        return correctness(results, other_configs=False)
     ceiling = speed_of_default(results)
     parts: list[Callable[[Results], None]] = [all_invariance, correctness]
     if "--others" in sys.argv[1:]:
