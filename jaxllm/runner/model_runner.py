@@ -4,7 +4,7 @@ Arrays are replaced by every step (their predecessors are donated) and never sha
 from one thread, so steps reach the device in the order they are dispatched.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -119,40 +119,29 @@ class ModelRunner:
         self._buffers = jax.tree.map(self._devices.zeros, buffers)
 
     def warm_up(self) -> None:
-        """Run every program on padding alone. Its first run loads it onto the device, the first or
-        second records its command buffers: a quarter of a second that no client should wait for.
-
-        While CUDA loads or records, it may wait for all that is under way. Where several devices
-        wait for each other that may be for ever (openxla/xla#38932), so there nothing else is.
+        """Run every program once, on padding alone. Its first run loads a program onto the device
+        and records its command buffers: a quarter of a second that no client should wait for.
         """
-        several = self._devices.shards > 1
-        for bucket in [*self._layouts] * (2 if several else 1):
-            for made in self._run_idle(bucket):
-                if several:
-                    jax.block_until_ready(made)
+        for bucket, layout in self._layouts.items():
+            packed = self._devices.put(pack_idle(self._rows, layout))
+            logits, slots, hidden = self._forward(bucket, packed)
+            if bucket.kind is BatchKind.MIXED:
+                idle = np.zeros((1, self._programs.hidden.scored), np.int32)
+                self._score(hidden, idle)
+                if self._rows.taps is not None:
+                    self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])
+                if self._plan.embeddings:
+                    self._programs.embed(bucket.num_rows)(hidden, slots)
+            for mode in self._programs.modes(bucket.num_rows):
+                out = self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
+                self._spares.give("sample", out)
+            self._spares.give("forward", (logits, slots, hidden))
         nowhere = self._plan.num_blocks
         on_host = ((nowhere, 0),) if self._plan.host_blocks else ()
         self.move_blocks(on_host, ((0, nowhere),), [(0, nowhere) for _ in on_host], {})
         self._host.forget()
         self._count(self._rows.scratch_row, False, np.zeros(1, np.int32))
         self.wait()
-
-    def _run_idle(self, bucket: BatchBucket) -> Iterator[Any]:
-        """All programs of a bucket, one after the other: what each has begun to make."""
-        packed = self._devices.put(pack_idle(self._rows, self._layouts[bucket]))
-        logits, slots, hidden = forwarded = self._forward(bucket, packed)
-        yield forwarded
-        if bucket.kind is BatchKind.MIXED:
-            yield self._score(hidden, np.zeros((1, self._programs.hidden.scored), np.int32))
-            if self._rows.taps is not None:
-                yield self._run_tapped(bucket, packed, [self._rows.taps.idle_run()])[0]
-            if self._plan.embeddings:
-                yield self._programs.embed(bucket.num_rows)(hidden, slots)
-        for mode in self._programs.modes(bucket.num_rows):
-            out = self._draw(logits, slots, mode, self._no_mask[bucket.num_rows])
-            yield out
-            self._spares.give("sample", out)
-        self._spares.give("forward", forwarded)
 
     def wait(self) -> None:
         """Until all that was begun is done, copies of blocks included."""

@@ -145,6 +145,14 @@ def _scratch(dtype: Any, config: GatedConfig) -> dict[str, Any]:
     }
 
 
+def share(total: int, cta: Array, num_ctas: int) -> Array:
+    """How many of ``total`` tiles a thread block has: none, where there are more of these. One that
+    multiplied a tile outside of the product ended the program (illegal instruction), but not in the
+    interpreter.
+    """
+    return lax.div(jnp.int32(total + num_ctas - 1) - cta, jnp.int32(num_ctas))
+
+
 class _Walk:
     """The tiles of this thread block, and the steps of each."""
 
@@ -153,7 +161,7 @@ class _Walk:
         self._tiles = (x.shape[0] // config.tile_m, out.shape[1] // config.tile_n)
         self.steps = x.shape[1] // _TILE_K  # of a tile
         self._cta, total = lax.axis_index("cta"), self._tiles[0] * self._tiles[1]
-        self.count = lax.div(jnp.int32(total - 1) - self._cta, jnp.int32(config.num_ctas)) + 1
+        self.count = share(total, self._cta, config.num_ctas)
 
     def place(self, turn: Array) -> tuple[Array, Array]:
         """First token and first column of a tile."""

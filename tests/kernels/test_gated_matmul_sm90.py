@@ -15,6 +15,7 @@ from pallas_kernels.gated_matmul.gated_sm90 import (
     GatedConfig,
     gated_matmul_sm90,
     refuses_gated_sm90,
+    share,
 )
 from pallas_kernels.gated_matmul.reference import gated_matmul_reference
 from pallas_kernels.gated_matmul.specs import MODELS, SMALL, SPEED, GatedSpec
@@ -51,6 +52,14 @@ def test_activations(activation: str) -> None:
 def test_other_configs_have_the_same_bits(changes: dict[str, Any]) -> None:
     usual = interpreted(SMALL[0], "silu")
     np.testing.assert_array_equal(usual, interpreted(SMALL[0], "silu", **changes))
+
+
+@pytest.mark.parametrize("total", [1, 8, 131, 132, 133, 224, 1000])
+def test_every_tile_is_of_one_thread_block(total: int) -> None:
+    """The interpreter forgives tiles outside of the product, a GPU does not."""
+    counts = np.asarray(share(total, jnp.arange(132), 132))
+    tiles = [turn * 132 + cta for cta, count in enumerate(counts) for turn in range(count)]
+    assert sorted(tiles) == list(range(total))
 
 
 def test_no_race(capfd: pytest.CaptureFixture[str]) -> None:
