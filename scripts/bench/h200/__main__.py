@@ -58,13 +58,18 @@ def main() -> int:
         print(f"{'all':22} {sum(part.seconds for part in PARTS.values()):4} s")
         return 0
     if args.command == "table":
-        print(table(args.files or sorted(RESULTS.glob("h200-rows*.json"))))
+        print(table(args.files or sorted(RESULTS.glob("h200-rows*.json"), key=_age)))
         return 0
     if unknown := sorted(set(args.parts) - set(PARTS)):
         parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     chosen = [PARTS[name] for name in args.parts or PARTS]
     where = Where(args.tiny, args.work.resolve(), args.tokenizer, args.gguf, args.reference_python)
     return 0 if run(chosen, where, args.out, args.label, args.seconds) else 1
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """Numbered by the run: 10 comes after 9."""
+    return len(path.stem), path.stem
 
 
 if __name__ == "__main__":
