@@ -10,4 +10,5 @@ if [ ! -x .venv-newest/bin/python ]; then .venv/bin/python -m venv .venv-newest;
 exec .venv-newest/bin/python -m pytest -q -n 2 --dist worksteal -k lower \
     tests/kernels/test_decode_sm90.py \
     tests/kernels/test_variants.py tests/kernels/test_prefill_sm90.py tests/kernels/test_sampling_sm90.py \
-    tests/kernels/test_kv_write_sm90.py tests/kernels/test_norm_sm90.py
+    tests/kernels/test_kv_write_sm90.py tests/kernels/test_norm_sm90.py \
+    tests/kernels/test_gated_matmul_sm90.py tests/kernels/test_latent_prefill_sm90.py

@@ -34,7 +34,7 @@ class RequestRecord:
     request_id: str
     method: str  # of a closed set, as the two below
     route: str
-    status: int = 0  # 0: no answer began, since the client had gone
+    status: int = 0  # 0 until it ends; 499 where the client had gone
     tenant: str = ""
     model: str | None = None
     params: SamplingParams | None = None

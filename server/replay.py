@@ -1,5 +1,6 @@
 """``jaxllm replay``: decide everything again that a journal holds, or show one step of it."""
 
+import time
 from pathlib import Path
 
 from jaxllm.journal.batch import StepRow, StepView, view_step
@@ -23,10 +24,14 @@ def run_replay(path: Path, step_id: int | None) -> int:
     return 0 if result.difference is None and result.error is None else 1
 
 
+def _when(wall_time: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(wall_time))
+
+
 def _replay_lines(result: Replay) -> list[str]:
     header = result.header
     lines = [
-        f"{header.model} by jaxllm {header.jaxllm}",
+        f"{header.model} by jaxllm {header.jaxllm}, begun {_when(header.wall_time)}",
         f"{result.num_requests} requests, {result.num_steps} steps, {result.num_tokens} tokens, "
         f"{result.num_failures} failed steps",
     ]

@@ -131,7 +131,7 @@ async def request(
             **(headers or {}),
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        writer.write(f"{method} {base.path}{route} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body)
+        writer.write(f"{method} {base.path}{route} HTTP/1.1\r\n{head}\r\n".encode() + body)
         await writer.drain()
         yield await _read_head(reader)
     finally:

@@ -47,6 +47,8 @@ def flags_of(config: EngineConfig) -> list[str]:
         name = item.name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{'' if value else 'no-'}{name}")
+        elif isinstance(value, tuple):
+            flags += [f"--{name}={one}" for one in value]
         else:
             flags.append(f"--{name}={value}")
     return flags

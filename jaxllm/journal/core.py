@@ -141,6 +141,13 @@ class JournaledCore(EngineCore):
             self._journal.write(fetched(output, self._now()))
         return output
 
+    @override
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._journal.close()
+
     def _tell_failure(self, where: str, failure: StepFailed) -> None:
         text = f"{type(failure.__cause__).__name__}: {failure.__cause__}"
         self._journal.write(Failed(self._now(), where, text[:MAX_ERROR_CHARS]))

@@ -36,18 +36,27 @@ class JournalWriter:
     """
 
     def __init__(self, path: Path, header: Header, max_bytes: int):
-        """Raises ConfigError when the file cannot be made. One that exists becomes FILE.1."""
+        """One that exists becomes FILE.1.
+
+        Raises:
+            ConfigError: the file cannot be made, or not begun in ``max_bytes``.
+        """
         self.path = path
         self._max_bytes = max_bytes
         self._size = 0
         self._encoder = msgspec.msgpack.Encoder()
+        begin = MAGIC + self._frame(header)
+        if len(begin) + ROOM_FOR_THE_END > max_bytes:
+            raise ConfigError(
+                f"--journal-max-bytes is {max_bytes:,}: it takes {len(begin) + ROOM_FOR_THE_END:,} "
+                "to begin a journal. Give it more."
+            )
         try:
             _set_aside(path)
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, MODE)
         except OSError as error:
             raise ConfigError(f"--journal {path}: {error.strerror}.") from error
-        self._put(MAGIC)
-        self.write(header)
+        self._put(begin)
 
     @property
     def open(self) -> bool:
@@ -81,6 +90,8 @@ class JournalWriter:
             logger.error("The journal %s ends here: %s.", self.path, error.strerror)
         self._size += len(data)
         if written != len(data):  # a part of a frame is at the end; nothing may follow it
+            if written >= 0:
+                logger.error("The journal %s ends here: no room for more.", self.path)
             self.close()
 
 

@@ -32,16 +32,16 @@ class BlockDirectory:
         self._max_bytes = max_bytes
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         path.chmod(DIRECTORY_MODE)
+        self._guard = threading.Lock()
         self._lock_fd = _lock(path / LOCK_FILE)
         try:
             self.key = _key(path / KEY_FILE)
             self._sizes = _look(path)
+            self._num_bytes = sum(self._sizes.values())
+            self._make_room(0)
         except OSError:
             self.close()
             raise
-        self._num_bytes = sum(self._sizes.values())
-        self._guard = threading.Lock()
-        self._make_room(0)
 
     def names(self) -> tuple[bytes, ...]:
         with self._guard:

@@ -155,6 +155,8 @@ class BlockStore:
         ends = time.monotonic() + CLOSE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, ends - time.monotonic()))
+        with self._heard:
+            self._off = True  # what still waits is not written: the directory may be another's now
         self._directory.close()
 
     # In the threads --------------------------------------------------------------------------
@@ -212,9 +214,18 @@ class BlockStore:
                     self._trouble(error)
             with self._heard:
                 self._num_unwritten -= content.nbytes
-                self._gone += gone
-                self._stored += (name,) * stored
+                for other in gone:
+                    self._tell(other, self._gone, self._stored)
+                if stored:
+                    self._tell(name, self._stored, self._gone)
                 self._heard.notify_all()
+
+    @staticmethod
+    def _tell(name: bytes, news: list[bytes], instead: list[bytes]) -> None:
+        """The last word on a block is the only one: listeners hear what is there first."""
+        if name in instead:
+            instead.remove(name)
+        news.append(name)
 
     def _trouble(self, error: OSError | MemoryError) -> None:
         with self._heard:

@@ -102,7 +102,10 @@ def convert(src: str, dst: Path, *, dtype: str = "auto", force: bool = False) ->
         dst.absolute().parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(dst.absolute().parent).free
         if free < assembly.total_bytes:
-            raise CheckpointError(f"{assembly.total_bytes:,} bytes are needed, {free:,} are free")
+            raise CheckpointError(
+                f"{assembly.total_bytes:,} bytes are needed in {dst.absolute().parent}, where "
+                f"{free:,} are free; free some, or choose another place"
+            )
         hf_config = source.config | {"dtype": saved, "torch_dtype": saved}
         write_checkpoint(dst, assembly, hf_config, files, force=force)
     except OSError as error:

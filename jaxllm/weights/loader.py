@@ -1,5 +1,6 @@
-"""Parameters on the device: from a checkpoint, or random. The only room file besides checkpoint.py
-that imports JAX. Nothing is read before every name, shape and dtype is known to fit.
+"""Parameters on the device: from a checkpoint, or random. The only files of this room that
+import JAX are this, checkpoint.py and convert.py. Nothing is read before every name, shape and
+dtype is known to fit.
 """
 
 import zlib

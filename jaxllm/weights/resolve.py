@@ -15,6 +15,7 @@ from jaxllm.weights.model_sources import check_source
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 ALLOWED_FILES = ["*.json", "*.jinja", "model*.safetensors", "tokenizer.model", "merges.txt"]
+_TOKENIZER_FORMAT = 1  # of what gguf_tokenizer.py makes of a header; its files are kept
 SUBFOLDERS = ["*/*"]  # "original/" and the like hold second copies in other formats
 
 
@@ -89,7 +90,7 @@ def _gguf_tokenizer_dir(path: Path) -> Path:
     from jaxllm.weights.gguf_tokenizer import tokenizer_files
 
     header = GGUFHeader(path)
-    directory = cache_dir() / "gguf_tokenizers" / header.digest()
+    directory = cache_dir() / "gguf_tokenizers" / f"{_TOKENIZER_FORMAT}-{header.digest()}"
     if not directory.is_dir():
         files = tokenizer_files(header)
         try:

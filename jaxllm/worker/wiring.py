@@ -3,7 +3,7 @@
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -118,10 +118,16 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
         locking.result()
     plan = programs.plan
     info = _model_info(config, opened, plan)
-    files, cache_key = open_block_files(config, opened.files, plan)
-    plan = replace(plan, kv_files=files is not None)
-    journal = _open_journal(config, plan, cache_key)
-    runner = _start_runner(params, programs, memory, _grammars(info), files)
+    with ExitStack() as unless_started:
+        files, cache_key = open_block_files(config, opened.files, plan)
+        if files is not None:
+            unless_started.callback(files.close)
+        plan = replace(plan, kv_files=files is not None)
+        journal = _open_journal(config, plan, cache_key)
+        if journal is not None:
+            unless_started.callback(journal.close)
+        runner = _start_runner(params, programs, memory, _grammars(info), files)
+        unless_started.pop_all()
     core = (EngineCore if journal is None else partial(JournaledCore, journal=journal))(
         Scheduler(plan, config.scheduling, cache_key=cache_key),
         runner,
@@ -147,16 +153,9 @@ def _latency_target(config: EngineConfig, plan: EnginePlan) -> LatencyTarget | N
 def _open_journal(config: EngineConfig, plan: EnginePlan, cache_key: bytes) -> JournalWriter | None:
     if config.journal is None:
         return None
+    modes: Any = {"async_scheduling": config.async_scheduling, "scheduling": config.scheduling}
     path, max_bytes = Path(config.journal), config.journal_max_bytes
-    return open_journal(
-        path,
-        max_bytes,
-        plan,
-        config.model,
-        async_scheduling=config.async_scheduling,
-        scheduling=config.scheduling,
-        cache_key=cache_key,
-    )
+    return open_journal(path, max_bytes, plan, config.model, cache_key=cache_key, **modes)
 
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:

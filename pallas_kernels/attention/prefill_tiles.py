@@ -12,7 +12,6 @@ from jaxtyping import Array, Int
 ROWS = 64  # query rows of one consumer warpgroup: the M of a wgmma instruction
 ALIGN = 8  # a transfer into swizzled shared memory starts at a multiple of 8 tokens
 _CONSUMERS = 2
-FIELDS = 8  # int32 words per tile; the last two are unused
 
 
 @dataclass(frozen=True)

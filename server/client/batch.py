@@ -128,7 +128,8 @@ class _Batch:
                     return
                 reason = reason_of(content, answer.status)
                 pause_s = max(pause_s, _seconds(answer.headers.get("retry-after", "")))
-            await asyncio.sleep(min(pause_s, WAIT_S[1]) * random.uniform(0.75, 1.25))
+            if attempt + 1 < MAX_TRIES:
+                await asyncio.sleep(min(pause_s, WAIT_S[1]) * random.uniform(0.75, 1.25))
         raise RequestFailedError(
             f"No answer after {MAX_TRIES} tries: {reason} "
             "What was done is kept; the same command goes on from there."

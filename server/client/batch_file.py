@@ -149,7 +149,7 @@ class OutputFile:
                 if not line.endswith(b"\n"):
                     self._repair(number, line)
                 elif line.strip():
-                    self._note(self._parsed(number, line))
+                    self._note_earlier(number, line)
 
     def _repair(self, number: int, line: bytes) -> None:
         """A last line without its end: whole, or begun when the disk or the power went."""
@@ -162,11 +162,11 @@ class OutputFile:
         else:
             self._write(b"\n")
 
-    def _parsed(self, number: int, line: bytes) -> dict[str, Any]:
+    def _note_earlier(self, number: int, line: bytes) -> None:
         try:
             value = json.loads(line)
-            if value["id"].startswith("batch_req_") and {"custom_id", "response"} <= value.keys():
-                return value
+            if value["id"].startswith("batch_req_"):
+                return self._note(value)
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise self._foreign(number)

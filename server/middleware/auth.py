@@ -41,7 +41,7 @@ class AuthMiddleware:
             )
             error.code = None
             raise error
-        given = _digest(key.strip().encode("latin-1"))
+        given = _digest(key.strip(" \t").encode("latin-1"))
         found = [name for own, name in self._tenants.items() if hmac.compare_digest(given, own)]
         if not found:
             raise AuthenticationError("Incorrect API key provided.")

@@ -145,6 +145,7 @@ class ServerMetrics(Collector):
             ("vllm:num_requests_running", "Requests in the batch.", stats.num_running),
             ("vllm:num_requests_waiting", "Requests that wait for a place.", stats.num_waiting),
             ("vllm:kv_cache_usage_perc", "KV-cache blocks in use, 0 to 1.", stats.kv_cache_usage),
+            ("jaxllm:kv_blocks_on_file", "KV-cache blocks in files.", stats.num_blocks_on_file),
             (
                 "jaxllm:bucket_padding_ratio",
                 "Share of padding in what programs have computed, 0 to 1.",

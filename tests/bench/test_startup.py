@@ -77,7 +77,13 @@ def test_flags_give_the_same_configuration(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("server.serve.serve", remember)
     config = EngineConfig(
-        model="m", max_model_len=64, offline=True, async_scheduling=False, seed=-3, tokenizer="-t"
+        model="m",
+        max_model_len=64,
+        offline=True,
+        async_scheduling=False,
+        seed=-3,
+        tokenizer="-t",
+        allowed_model_sources=("/models", "org"),
     )
     assert cli.main(["serve", *flags_of(config)]) == 0
     assert seen == [config]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from jaxllm.core.scheduler import Scheduler
 from jaxllm.core.scheduler_output import SchedulerOutput
 from jaxllm.errors import ConfigError
 from jaxllm.journal import core as journal_core
@@ -23,6 +24,7 @@ from jaxllm.journal.records import Added, Decided, Full, Header
 from jaxllm.journal.replay import replay
 from jaxllm.simulation import simulation
 from jaxllm.simulation.checked import CheckedCore
+from jaxllm.simulation.fake_executor import FakeExecutor
 from jaxllm.simulation.oracle import run_alone
 from jaxllm.simulation.simulation import Simulation
 from server.cli import main
@@ -182,8 +184,33 @@ def test_only_its_owner_reads_it_and_earlier_ones_are_kept(tmp_path: Path):
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path):
+    header = Header(make_plan(), True)
     with pytest.raises(ConfigError, match="--journal"):
-        JournalWriter(tmp_path / "none" / "j", Header(make_plan(), True), 2**20)
+        JournalWriter(tmp_path / "none" / "j", header, 2**20)
+    with pytest.raises(ConfigError, match=r"--journal-max-bytes is 100: .* Give it more"):
+        JournalWriter(tmp_path / "j", header, 100)
+    assert not (tmp_path / "j").exists()
+
+
+def test_a_disk_that_is_full_ends_the_recording_and_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.ERROR, logger="jaxllm.journal.file")
+    writer = JournalWriter(tmp_path / "j", Header(make_plan(), True), 2**20)
+    with monkeypatch.context() as patch:
+        write = os.write
+        patch.setattr(os, "write", lambda fd, data: write(fd, data[:3]))
+        writer.write(Full(1.0))
+    assert not writer.open
+    assert "ends here" in caplog.text
+    assert len(list(read_journal(tmp_path / "j"))) == 1
+
+
+def test_an_engine_that_ends_closes_its_journal(tmp_path: Path):
+    plan = make_plan()
+    journal = JournalWriter(tmp_path / "j", Header(plan, True), 2**20)
+    JournaledCore(Scheduler(plan), FakeExecutor(plan), journal=journal).close()
+    assert not journal.open
 
 
 def test_another_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

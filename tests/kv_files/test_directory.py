@@ -107,6 +107,23 @@ def test_the_least_recently_used_make_way(tmp_path: Path) -> None:
     smaller.close()
 
 
+def test_one_that_cannot_be_opened_is_left_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = BlockDirectory(tmp_path, SIZE)
+    directory.write(ONE, [packed(ONE)])
+    directory.close()
+
+    def kept(path: Path, **_: bool) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", kept)
+        with pytest.raises(OSError, match="Read-only"):
+            BlockDirectory(tmp_path, SIZE - 1)
+    BlockDirectory(tmp_path, SIZE).close()
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = BlockDirectory(tmp_path, 2**20)
 

@@ -57,6 +57,22 @@ def test_a_later_engine_hears_of_it_at_once(tmp_path: Path) -> None:
     second.close()
 
 
+def test_the_last_word_on_a_block_counts(tmp_path: Path) -> None:
+    """With room for one block, one that made way and came again is there."""
+    with_one = started(tmp_path)
+    with_one.write(ONE, BLOCK)
+    with_one.close()
+    size = (tmp_path / file_name(ONE)).stat().st_size
+    store = BlockStore(BlockDirectory(tmp_path, size), "model")
+    store.start(BLOCK.shape, BLOCK.dtype)
+    for name in (TWO, ONE, TWO, ONE):
+        store.write(name, BLOCK)
+    store._unwritten.put(None)
+    store._threads[-1].join(10.0)
+    assert store.take() == DiskNews(stored=(ONE,), gone=(TWO,))
+    store.close()
+
+
 @pytest.mark.parametrize("damage", ["vanished", "cut", "flipped"])
 def test_what_is_damaged_is_a_miss_and_deleted(
     store: BlockStore, tmp_path: Path, damage: str

@@ -1,6 +1,5 @@
 """A headless Chromium, spoken to over a pipe in the DevTools protocol. Needs nothing but itself."""
 
-import base64
 import json
 import os
 import shutil
@@ -105,9 +104,6 @@ class Page:
                   deviceScaleFactor=1, mobile=mobile)  # fmt: skip
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.send("Emulation.setEmulatedMedia", features=[feature])
-
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -1,5 +1,6 @@
 """Keys: which paths need one, however a path is written; what a key tells later code."""
 
+import asyncio
 import contextlib
 import logging
 import random
@@ -15,6 +16,8 @@ import pytest
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from jaxllm.bench.http_client import BaseURL, request
+from jaxllm.bench.serve import request_headers
 from jaxllm.errors import AuthenticationError
 from server.app import create_app
 from server.middleware.auth import ANYBODY, OPEN_PATHS, AuthMiddleware, tenant_of
@@ -131,11 +134,27 @@ def test_two_authorizations_are_none(engine: FakeClient) -> None:
         assert say(port, (head + field + field + "\r\n").encode()).status == 401
 
 
-@pytest.mark.parametrize("key", [KEY, "clé-ü"])
+@pytest.mark.parametrize("key", [KEY, "clé-ü", "voilà", "ключ"])  # à ends like a space of Latin-1
 def test_any_of_the_keys_opens(serve: Serve, key: str) -> None:
     http = serve(api_keys=("one", key))
     headers: Any = {b"authorization": f"bearer {key}".encode()}
     assert http.post(CHAT, json=BODY, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("key", [KEY, "voilà", "ключ"])
+def test_our_own_clients_send_any_key(
+    engine: FakeClient, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("JAXLLM_API_KEY", key)
+    settings = ServerSettings(served_model_names=("fake",), api_keys=(key,))
+
+    async def status(port: int) -> int:
+        base = BaseURL.parse(f"http://127.0.0.1:{port}")
+        async with request(base, "GET", "/v1/models", headers=request_headers()) as response:
+            return response.status
+
+    with running(create_app(engine, settings)) as port:
+        assert asyncio.run(status(port)) == 200
 
 
 def test_a_key_is_known_as_a_tenant() -> None:

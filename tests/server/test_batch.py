@@ -161,8 +161,9 @@ def test_a_torn_last_line_is_repaired(
 
 
 @pytest.mark.parametrize(
-    "content", [b"my thesis", b"my thesis\n", b'{"a": 1}\n', b'{"id": 3}\n', b"\xff\n", b"\0\0"]
-)
+    "content", [b"my thesis", b"my thesis\n", b'{"a": 1}\n', b'{"id": 3}\n', b"\xff\n", b"\0\0",
+     b'{"id": "batch_req_1", "custom_id": null, "response": null}\n'],
+)  # fmt: skip
 def test_other_files_are_left_alone(run: Run, paths: tuple[Path, Path], content: bytes) -> None:
     paths[1].write_bytes(content)
     assert run(line("a")) == 2
@@ -268,11 +269,12 @@ def test_what_says_nothing_about_a_request_is_no_result(
     tries: int,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    endpoint, _ = moody
+    endpoint, pauses = moody
     endpoint.moods += [200, *[status] * 100]
     flags = ("--max-concurrency", "1")
     assert run(line("a"), line("b"), line("c"), flags=flags) == 1
     assert endpoint.asked == 1 + tries
+    assert len(pauses) == tries - 1
     assert set(results(paths)) == {"a"}
     assert capsys.readouterr().err.startswith("error: ")
     endpoint.moods.clear()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,22 @@ def test_only_the_pinned_file_is_accepted(wheel: Path, cache: Path, damage: str)
     with pytest.raises(CheckpointError):
         default_model.default_model_dir()
     assert not (cache / "models" / default_model.NAME).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(28, "No space left on device"), "No space left.*JAXLLM_CACHE_DIR"),
+     (zlib.error("invalid block type"), "damaged")],
+)  # fmt: skip
+def test_a_wheel_that_cannot_be_unpacked(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def copy(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(default_model, "_copy_checked", copy)
+    with pytest.raises(CheckpointError, match=words):
+        default_model.default_model_dir()
 
 
 def test_starting_twice_at_once(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
