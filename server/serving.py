@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import cast
@@ -131,13 +132,21 @@ def _parsers(tokenizer: Tokenizer, settings: ServerSettings) -> Parsers:
     return parsers
 
 
+# So many that short work need not wait for long work to end: how much text there is at once is
+# bounded elsewhere. A thread is begun when there is work for it.
+_ASIDE = ThreadPoolExecutor(64, thread_name_prefix="aside")
+
+
 def serving_of(request: Request) -> Serving:
     return request.app.state.serving
 
 
 async def aside[**P, T](long: bool, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What ``work`` returns; ``long`` work is done beside the event loop."""
-    return await asyncio.to_thread(work, *args, **kwargs) if long else work(*args, **kwargs)
+    if not long:
+        return work(*args, **kwargs)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_ASIDE, partial(work, *args, **kwargs))
 
 
 async def _merge(

@@ -5,7 +5,9 @@ checkpoint or a request brings.
 """
 
 import importlib.util
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ def from_user_file(path: Path, attribute: str, wanted: Callable[[Any], bool], wh
         raise ConfigError(f"{path} is no Python file.")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _neighbours(path):
+            spec.loader.exec_module(module)
     except (VariantError, JaxLLMError):
         raise
     except Exception as error:
@@ -46,3 +49,14 @@ def from_user_file(path: Path, attribute: str, wanted: Callable[[Any], bool], wh
     if not attribute and len(found) == 1:
         return next(iter(found.values()))
     raise ConfigError(f"{path}: name one of its {what}s ({', '.join(found) or 'none'}).")
+
+
+@contextmanager
+def _neighbours(path: Path) -> Iterator[None]:
+    """A file may import those beside it, wherever the engine was started."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

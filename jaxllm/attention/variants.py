@@ -14,7 +14,8 @@ from jaxllm.parallel.cuts import AXIS
 from jaxllm.weights.json_file import read_json_object
 from pallas_kernels.attention.head_shares import shared_out
 from pallas_kernels.attention.variant import AttentionVariant, Param, VariantError
-from pallas_kernels.attention.variant_check import check_answers, check_functions
+from pallas_kernels.attention.variant_check import check_answers
+from pallas_kernels.attention.variant_functions import check_functions
 from pallas_kernels.attention.variants import VARIANTS
 
 _registered: dict[str, AttentionVariant] = {}
@@ -49,6 +50,8 @@ def find_variant(name: str) -> AttentionVariant:
             raise ConfigError(f"--attention {name}: {error}") from error
     found = VARIANTS.get(name) or _registered.get(name)
     if found is None:
+        if name.endswith(".json"):
+            raise ConfigError(f"{name} is a file of layers: name one of its variants here.")
         known = ", ".join([*VARIANTS, *_registered])
         raise ConfigError(f"There is no attention variant {name!r}; known: {known}, FILE.py:NAME.")
     return found
@@ -78,9 +81,16 @@ def choose_attention(
         if params_file is not None:
             raise ConfigError("--attention-params needs --attention.")
         return ()
+    if not isinstance(attention, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            "attention takes a name, 'FILE.py:NAME' or 'FILE.json'. A variant of your process gets "
+            "a name by jaxllm.attention.variants.register_variant."
+        )
     entries: list[Any] = [attention]
     if attention.endswith(".json"):
-        entries = read_json_object(Path(attention)).get("layers") or []  # pyright: ignore
+        held = read_json_object(Path(attention))
+        _refuse_others(attention, held, {"layers"})
+        entries = held.get("layers") or []  # pyright: ignore
     shared = read_json_object(Path(params_file)) if params_file is not None else {}
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f'{attention} must hold {{"layers": [...]}} with one entry at least.')
@@ -113,6 +123,7 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
             'A layer is a name or {"layer": NAME, "variant": NAME, "params": {}}, not '
             f"{entry!r}."
         )
+    _refuse_others(f"A layer with {name}", entry, {"layer", "variant", "params"})
     if layer:
         find_layer(layer)
     variant, own = find_variant(name), entry.get("params", {})
@@ -130,6 +141,11 @@ def _choice(entry: Any, shared: Mapping[str, Any], num_heads: int) -> AttentionC
         )
     kept = tuple((p.name, p.default) for p in bound.params if p.name in values)
     return AttentionChoice(name, kept, layer)
+
+
+def _refuse_others(what: str, given: Mapping[str, Any], known: set[str]) -> None:
+    if others := sorted(set(given) - known):
+        raise ConfigError(f"{what} has {others[0]!r}; known: {', '.join(sorted(known))}.")
 
 
 def declared_alike(choices: tuple[AttentionChoice, ...]) -> tuple[Param, ...]:

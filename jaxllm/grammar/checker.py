@@ -18,11 +18,11 @@ import psutil
 
 from jaxllm.errors import InvalidRequestError, RequestFailedError
 from jaxllm.grammar.depth import check_depth
+from jaxllm.grammar.plain import is_plain
 from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 from jaxllm.grammar.verdict import CheckerReady, CheckerSetup, Verdict
 from jaxllm.ipc import IPCError, SyncChannel
 
-NUM_PROCESSES = 2  # so that one slow grammar keeps nobody waiting; started when there is work
 MAX_SECONDS = 0.5  # of CPU time; so much the engine may lose when it compiles the same
 KILL_SECONDS = 0.75  # of CPU time, which a busy machine gives slowly
 MAX_WAIT_S = 20.0  # for a process that does nothing
@@ -41,7 +41,9 @@ class GrammarChecker:
         eos_token_ids: Sequence[int],
     ):
         self._setup = CheckerSetup(tokenizer_dir, vocab_size, tuple(eos_token_ids), MAX_SECONDS)
-        self._threads = ThreadPoolExecutor(NUM_PROCESSES, thread_name_prefix="grammars")
+        # A queue of slow ones must not hold up what compiles at once.
+        self._plain = ThreadPoolExecutor(1, thread_name_prefix="plain grammars")
+        self._others = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._mine = threading.local()  # each thread has a process of its own
         self._processes: set[CheckerProcess] = set()
         self._cache = _VerdictCache(MAX_CACHED_BYTES)
@@ -54,14 +56,14 @@ class GrammarChecker:
         Raises, in the future:
             InvalidRequestError: it cannot be read, asks for what is not implemented, nothing
                 satisfies it, or compiling takes too much time or memory.
-            RequestFailedError: there is no process to check it.
+            RequestFailedError: there is no process to check it, or it had no time.
         """
         future: Future[str] = Future()
         with self._lock:
             known = self._cache.get(spec)
-        if known is None:
-            return self._threads.submit(self._check, spec)
         try:
+            if known is None:
+                return self._threads_for(spec).submit(self._check, spec)
             future.set_result(_grammar(spec, known))
         except InvalidRequestError as error:
             future.set_exception(error)
@@ -69,14 +71,18 @@ class GrammarChecker:
 
     def close(self) -> None:
         """Kill the processes. What is under way ends with an error."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._plain, self._others):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._finalizer()
+
+    def _threads_for(self, spec: StructuredOutputsParams) -> ThreadPoolExecutor:
+        check_depth(spec)
+        return self._plain if is_plain(spec) else self._others
 
     def _check(self, spec: StructuredOutputsParams) -> str:
         with self._lock:
             verdict = self._cache.get(spec)  # one before it in the queue may have asked the same
         if verdict is None:
-            check_depth(spec)
             verdict = self._process(spec).judge(spec)
             with self._lock:
                 self._cache.add(spec, verdict)
@@ -132,7 +138,10 @@ class CheckerProcess:
             raise spec.invalid(ready.error.rstrip("."))
 
     def judge(self, spec: StructuredOutputsParams) -> Verdict:
-        """No answer in time is one, too: the process is dead then, or killed."""
+        """No answer in time is one, too: the process is dead then, or killed.
+
+        Raises RequestFailedError: the machine gave it no time, which says nothing of the grammar.
+        """
         self._socket.settimeout(MAX_WAIT_S)
         try:
             self._channel.send(spec)
@@ -144,14 +153,19 @@ class CheckerProcess:
             return Verdict(error=spec.invalid(reason).message)
 
     def _wait_for_answer(self) -> None:
-        """Raises TimeoutError, and psutil.Error where the process is gone."""
+        """Raises TimeoutError, RequestFailedError, and psutil.Error where the process is gone."""
         before, deadline = None, time.monotonic() + MAX_WAIT_S
         while not select.select((self._socket,), (), (), _LOOK_EVERY_S)[0]:
             times = psutil.Process(self._child.pid).cpu_times()
             spent = times.user + times.system
             before = spent if before is None else before
-            if spent - before > KILL_SECONDS or time.monotonic() > deadline:
+            if spent - before > KILL_SECONDS:
                 raise TimeoutError
+            if time.monotonic() > deadline:
+                self.kill()
+                raise RequestFailedError(
+                    "This machine is too busy to check the grammar. Try again later."
+                )
 
     def kill(self) -> None:
         self._killed = True

@@ -19,13 +19,14 @@ from pallas_kernels.attention.variant_check import (
     Case,
     by_kernels,
     by_xla,
-    check_functions,
     hidden_by_range,
     largest_error,
     make_case,
+    not_finite,
     reference,
     why_not_lowered,
 )
+from pallas_kernels.attention.variant_functions import check_functions
 
 _BFLOAT16 = 1e-2  # what rounding to it may cost, beside the length of the answer
 
@@ -51,12 +52,21 @@ def check_variant(
     variant = find_variant(name)
     try:
         brought = {p.name: values[p.name] for p in variant.row_params if p.name in values}
+        for param in variant.row_params:
+            if (
+                param.name in brought
+                and param.size is not None
+                and np.ndim(brought[param.name]) == 0
+            ):
+                raise VariantError(f"{param.name} takes a list of {param.size} numbers")
         rest = {key: value for key, value in values.items() if key not in brought}
         variant = variant.bind(rest, SHAPE.heads)
         case = make_case(variant, brought)
         check_functions(variant)
     except VariantError as error:
         raise ConfigError(str(error)) from error
+    if (found := not_finite(case)) is not None:
+        return [Finding("scores are finite", False, found)]
     narrow = make_case(variant, brought, dtype="bfloat16")
     findings = [
         _against_plain(case),

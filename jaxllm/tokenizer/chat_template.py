@@ -1,8 +1,9 @@
 """Chat messages to prompt text, by the model's own Jinja template. Knows no token ids."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,18 +82,18 @@ class ChatTemplate:
             )
         name = "tool_use" if tools and "tool_use" in self._sources else "default"
         plain = _with_text_content(messages, keep_parts=self._wants_parts)
-        text = self._run(
-            name,
-            self._role_tokens
-            | variables
-            | {
-                "messages": in_dialect(plain, self.text),
-                "tools": list(tools) if tools else None,
-                "documents": variables.get("documents"),
-                "add_generation_prompt": add_generation_prompt,
-            },
-        )
-        return _cut_after_last_message(text, plain) if continue_final_message else text
+        given = self._role_tokens | variables
+        given |= {
+            "tools": list(tools) if tools else None,
+            "documents": variables.get("documents"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+
+        def written(messages: list[dict[str, Any]]) -> str:
+            return self._run(name, given | {"messages": in_dialect(messages, self.text)})
+
+        text = written(plain)
+        return _cut_after_last_message(text, plain, written) if continue_final_message else text
 
     def _run(self, name: str, variables: dict[str, Any]) -> str:
         try:
@@ -220,17 +221,26 @@ def _text_of(part: Any, where: str) -> str:
     return part["text"]
 
 
-def _cut_after_last_message(text: str, messages: list[dict[str, Any]]) -> str:
+def _cut_after_last_message(
+    text: str,
+    messages: list[dict[str, Any]],
+    written: Callable[[list[dict[str, Any]]], str],
+) -> str:
+    """The message's words may be in what follows it, too: so a mark tells where they end."""
     content = messages[-1].get("content")
-    last_part = content[-1]["text"] if content and isinstance(content, list) else content
-    final = last_part if isinstance(last_part, str) else ""
-    start = text.rfind(final.strip()) if final.strip() else -1
-    if start < 0:
-        raise InvalidRequestError(
-            "continue_final_message: the last message has no text that the chat template keeps.",
-            param="messages",
-            code="invalid_value",
+    parts = content if isinstance(content, list) else None
+    final = parts[-1]["text"] if parts else content
+    if isinstance(final, str) and final.strip():
+        mark = next(mark for n in count() if (mark := f"\ue000{n}\ue000") not in text)
+        marked = [*parts[:-1], {**parts[-1], "text": final + mark}] if parts else final + mark
+        before, found, _ = written([*messages[:-1], messages[-1] | {"content": marked}]).rpartition(
+            mark
         )
-    unstripped = final.lstrip()  # a template may trim; keep the end of the message if it did not
-    kept = unstripped if text.startswith(unstripped, start) else final.strip()
-    return text[: start + len(kept)]
+        # A template that trims does it before the mark, too.
+        if found:
+            return before if text.startswith(before) else before.rstrip()
+    raise InvalidRequestError(
+        "continue_final_message: the last message has no text that the chat template keeps.",
+        param="messages",
+        code="invalid_value",
+    )

@@ -141,6 +141,8 @@ class AttentionVariant:
     head_axis: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.params, tuple):
+            raise VariantError(f"{self.name}: params must be a tuple: params=(Param(...),)")
         names = [param.name for param in self.params]
         if len(set(names)) != len(names):
             raise VariantError(f"{self.name}: two params have the same name")
@@ -238,6 +240,11 @@ def _check_function(where: str, function: Any, count: int) -> None:
             raise VariantError(
                 f"{where} uses the array {name!r} from outside, which no kernel can: declare it "
                 "as a Param"
+            )
+        if isinstance(value, jax.Array):
+            raise VariantError(
+                f"{where} uses {name!r} from outside, which is an array of JAX: write the number "
+                f"as Python does, {name} = {value.item()!r}"
             )
 
 

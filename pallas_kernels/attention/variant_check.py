@@ -8,14 +8,12 @@ CUDA, which needs no GPU.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import eval_jaxpr
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
@@ -30,7 +28,7 @@ from pallas_kernels.attention.prefill_specs import PrefillSpec
 from pallas_kernels.attention.prefill_tiles import make_prefill_tiles
 from pallas_kernels.attention.reference import modified_scores, paged_attention_reference
 from pallas_kernels.attention.variant import AttentionVariant, VariantError
-from pallas_kernels.attention.variant_hints import ELEMENTWISE, hint_of, tracing_hint
+from pallas_kernels.attention.variant_hints import hint_of
 from pallas_kernels.attention.variant_params import (
     Params,
     TokenValues,
@@ -39,7 +37,6 @@ from pallas_kernels.attention.variant_params import (
     param_arrays,
     query_values,
 )
-from pallas_kernels.attention.written_out import inner_of, of_leaves
 from pallas_kernels.attention.xla_queries import make_tile_map
 from pallas_kernels.kv_write.narrow import widened
 
@@ -224,25 +221,30 @@ def lower_for_cuda(case: Case) -> str:
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def check_functions(variant: AttentionVariant) -> None:
-    """That the functions can be traced, and give what they should for a tile.
+def _modified(case: Case, row: int, score: float = 0.0) -> tuple[Array, Array]:
+    """What becomes of a score by query, head and key of a row, and what is visible."""
+    variant, length = case.variant, sum(case.spec.rows[row])
+    arrays = param_arrays(variant, case.spec.heads, len(case.spec.rows) + 1, case.row_params)
+    facts: dict[str, Any] = {"seq_lens": case.problem.seq_lens}
+    facts["tokens"] = default_pairs(variant, case.spec.heads)
+    position, rows = jnp.arange(length, dtype=jnp.int32), jnp.full(length, row, jnp.int32)
+    scores = jnp.full((length, case.spec.heads, length), score, jnp.float32)
+    return modified_scores(scores, rows, position, variant, arrays, **facts)
 
-    Raises:
-        VariantError: names the function and what is wrong with it.
-    """
-    case = make_case(variant.without_values())
-    for name, function, wanted in (
-        ("score_mod", variant.score_mod, "a float32 score for every pair"),
-        ("mask_mod", variant.mask_mod, "a bool for every pair"),
-    ):
-        if function is not None:
-            _check_result(f"{variant.name}: {name}", _watched(variant, name), case, wanted)
-    try:
-        jax.eval_shape(lambda: by_xla(case))
-    except VariantError:
-        raise
-    except Exception as error:
-        raise VariantError(f"{variant.name} cannot be traced: {tracing_hint(error)}") from error
+
+def not_finite(case: Case) -> str | None:
+    """A visible pair whose score becomes no number that softmax could use, of any score."""
+    for score in (0.5, -0.5):
+        for row in range(len(case.spec.rows)):
+            scores, visible = map(np.asarray, _modified(case, row, score))
+            wrong = np.argwhere(visible & ~np.isfinite(scores))
+            if wrong.size:
+                query, head, key = wrong[0]
+                return (
+                    f"score_mod makes {scores[query, head, key]} of a score of {score}, for query "
+                    f"{query} and key {key}. What is to be hidden is for mask_mod"
+                )
+    return None
 
 
 def hidden_by_range(case: Case) -> str | None:
@@ -250,13 +252,9 @@ def hidden_by_range(case: Case) -> str | None:
     tiles: kernels ask with both."""
     variant = case.variant
     arrays = param_arrays(variant, case.spec.heads, len(case.spec.rows) + 1, case.row_params)
-    facts: dict[str, Any] = {"seq_lens": case.problem.seq_lens}
-    facts["tokens"] = default_pairs(variant, case.spec.heads)
     for row, length in enumerate(map(sum, case.spec.rows)):
         position, rows = jnp.arange(length, dtype=jnp.int32), jnp.full(length, row, jnp.int32)
-        scores = jnp.zeros((length, case.spec.heads, length), jnp.float32)
-        visible = modified_scores(scores, rows, position, variant, arrays, **facts)[1]
-        seen = np.asarray(visible.any(axis=1))
+        seen = np.asarray(_modified(case, row)[1].any(axis=1))
         for tile in (1, 64):
             last = jnp.minimum(position + tile - 1, length - 1)
             written = jnp.full(length, length, jnp.int32)
@@ -282,6 +280,8 @@ def check_answers(variant: AttentionVariant) -> None:
         given = {"problem": problem, "row_params": row_params, "token_pages": token_pages}
         return reference(dataclasses.replace(case, **given))
 
+    if (found := not_finite(case)) is not None:
+        raise VariantError(f"{variant.name}: {found}")
     want = jax.jit(right)(case.problem, case.row_params, case.token_pages)
     used = case.spec.tokens - case.spec.padding
     error = largest_error(by_xla(case)[:used], want[:used])
@@ -292,77 +292,6 @@ def check_answers(variant: AttentionVariant) -> None:
         )
     if variant.kv_range is not None and (hidden := hidden_by_range(case)) is not None:
         raise VariantError(f"{variant.name}: kv_range must hold all that mask_mod shows: {hidden}")
-
-
-def _watched(variant: AttentionVariant, name: str) -> Callable[..., AttentionVariant]:
-    """The variant with a function that tells ``seen`` the type of its results."""
-    function: Any = getattr(variant, name)
-
-    def with_(seen: list[Any]) -> AttentionVariant:
-        def score(s: Any, q: Any, k: Any, h: Any, params: Any) -> Any:
-            result = _of_each_pair(function, s, q, k, h, params)
-            seen.append((jnp.result_type(result), jnp.shape(result), jnp.shape(s)))
-            return s
-
-        def mask(q: Any, k: Any, h: Any, params: Any) -> Any:
-            result = _of_each_pair(function, q, k, h, params)
-            seen.append((jnp.result_type(result), jnp.shape(result), None))
-            return k <= q
-
-        return dataclasses.replace(variant, **{name: score if name == "score_mod" else mask})
-
-    return with_
-
-
-_ALONG_AN_AXIS = {"sort", "dot_general", "rev", "slice"}
-_ALONG_AN_AXIS |= {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
-
-
-def _of_each_pair(function: Any, *given: Any) -> Array:
-    """What it gives. Raises VariantError where pairs of a tile would change each other."""
-    of_list, flat = of_leaves(function, given)
-    closed = jax.make_jaxpr(of_list)(flat)
-    name = _mixes(closed.jaxpr, max(np.ndim(x) for x in flat))
-    if name is not None:
-        raise VariantError(f"{name} mixes pairs: {ELEMENTWISE}")
-    return eval_jaxpr(closed.jaxpr, closed.consts, *flat)[0]
-
-
-def _mixes(jaxpr: Any, rank: int) -> str | None:
-    """An operation along an axis of a tile, of so many."""
-    for equation in jaxpr.eqns:
-        inner, name = inner_of(equation), equation.primitive.name
-        if inner is not None and (found := _mixes(inner.jaxpr, rank)):
-            return found
-        is_tile = any(operand.aval.ndim >= rank for operand in equation.invars)
-        shrinks = equation.outvars[0].aval.ndim < rank and "axes" in equation.params
-        if is_tile and (shrinks or name in _ALONG_AN_AXIS):
-            return name
-    return None
-
-
-def _check_result(where: str, watched: Any, case: Case, wanted: str) -> None:
-    seen: list[Any] = []
-    variant = watched(seen)
-    try:
-        jax.eval_shape(lambda: by_xla(dataclasses.replace(case, variant=variant.without_values())))
-    except Exception as error:
-        raise VariantError(f"{where} cannot be traced: {tracing_hint(error)}") from error
-    for dtype, shape, scores in seen:
-        kind_ok = dtype == jnp.bool_ if scores is None else jnp.issubdtype(dtype, jnp.floating)
-        fits = scores is None or _fits(shape, scores)
-        if not kind_ok or not fits:
-            raise VariantError(
-                f"{where} must give {wanted}, not {dtype}{list(shape)}; params are those of the "
-                "pair's head and row already"
-            )
-
-
-def _fits(shape: tuple[int, ...], tile: tuple[int, ...]) -> bool:
-    try:
-        return np.broadcast_shapes(shape, tile) == tile
-    except ValueError:
-        return False
 
 
 def largest_error(got: Any, want: Any) -> float:

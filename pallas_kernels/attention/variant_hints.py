@@ -40,6 +40,9 @@ _TRACING = {
     "concrete value": _NUMBERS,
     "must be a scalar": _CHOICE,
     "`which` must be scalar": _CHOICE,
+    "None is not a valid": "a function must return what it computes",
+    "has no attribute 'astype'": "for one number everywhere give an array: score * 0 + 1.0",
+    "'tuple'": "a per_row param with a size is a tuple of numbers: params.NAME[0]",
 }
 
 
@@ -55,9 +58,13 @@ def hint_of(variant: AttentionVariant, error: Exception) -> str:
     return f"{variant.name} does not lower inside the kernels: {_first_line(error)}"
 
 
-def tracing_hint(error: Exception) -> str:
+def tracing_hint(variant: AttentionVariant, error: Exception) -> str:
     """The same of a function that JAX cannot trace at all."""
-    hints = (hint for part, hint in _TRACING.items() if part in str(error))
+    text = str(error)
+    if "SimpleNamespace" in text:
+        known = ", ".join(param.name for param in variant.params) or "none"
+        return f"{_first_line(error)}; params of {variant.name}: {known}"
+    hints = (hint for part, hint in _TRACING.items() if part in text)
     return "; ".join([_first_line(error), *([hint] if (hint := next(hints, None)) else [])])
 
 

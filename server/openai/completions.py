@@ -63,7 +63,8 @@ class _Choices:
             ids = output.prompt_token_ids
             text = self._tokenizer.decode(ids, skip_special_tokens=self._skips_special)
         positions = output.prompt_logprobs
-        return self.part(index, text, output.prompt_token_ids, positions)
+        ids, given = output.prompt_token_ids, output.prompt or ""
+        return self.part(index, text, ids, positions, echoed=given)
 
     def part(
         self,
@@ -72,10 +73,11 @@ class _Choices:
         token_ids: Sequence[int],
         positions: Sequence[PositionLogprobs | None] | None,
         reason: str | None = None,
+        echoed: str = "",
     ) -> Choice:
         logprobs = None
         if self._body.logprobs is not None and positions is not None:
-            logprobs = self._scored_choice(index).part(token_ids, positions)
+            logprobs = self._scored_choice(index).part(token_ids, positions, echoed)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def whole(self, index: int, output: RequestOutput, completion: CompletionOutput) -> Choice:

@@ -164,7 +164,8 @@ async def render(
     """
     tokenizer = serving.client.tokenizer
     form = serving.parsers.calling().tool
-    if options.chosen_tools().required and form and "tools" not in _variables_of(tokenizer):
+    forced = options.chosen_tools().required
+    if messages and forced and form and "tools" not in _variables_of(tokenizer):
         messages = _with_tools(messages, described(form.form, options.tools or ()))
     variables = options.template_variables()
     unread = variables.keys() - _variables_of(tokenizer)

@@ -45,9 +45,14 @@ class CompletionLogprobs:
         self._offset = 0
 
     def part(
-        self, token_ids: Sequence[int], positions: Sequence[PositionLogprobs | None]
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[PositionLogprobs | None],
+        echoed: str = "",
     ) -> dict[str, Any]:
-        """A position None (a prompt's first token) has no log-probability."""
+        """A position None (a prompt's first token) has no log-probability. ``echoed``: a prompt as
+        it was given, in which special tokens may be written out.
+        """
         tokens: list[str] = []
         token_logprobs: list[float | None] = []
         top_logprobs: list[dict[str, float] | None] = []
@@ -56,7 +61,8 @@ class CompletionLogprobs:
             raw = self._tokenizer.token_to_bytes(token_id)
             tokens.append(_text(raw))
             text_offset.append(self._offset)
-            if token_id not in self._skipped_ids:
+            written = bool(raw) and echoed.startswith(tokens[-1], self._offset)
+            if written or token_id not in self._skipped_ids:
                 self._offset += sum(byte & 0xC0 != 0x80 for byte in raw)
             if position is None:
                 token_logprobs.append(None)

@@ -1,9 +1,10 @@
 """Attention variants in the engine: chosen by name or file, per layer, with what requests bring."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -134,6 +135,8 @@ def test_layers_repeat_and_values_are_checked(tmp_path: Path) -> None:
         ('{"layers": [{"layer": "no"}]}', None, "no attention layer 'no'; known: rotary"),
         ('{"layers": [{"layer": 3}]}', None, "A layer is a name or"),
         ('{"layers": [{"params": {}}]}', None, "A layer is a name or"),
+        ('{"layers": [{"variant": "alibi", "param": {}}]}', None, "has 'param'; known: layer, pa"),
+        ('{"layers": ["alibi"], "params": {}}', None, "has 'params'; known: layers"),
         ("prefix_lm", {"prefix_len": 4}, "each request says"),
         ("alibi", {"slopes": [1.0]}, "takes shape"),
         ("alibi", {"slope": 1.0}, "no variant of this model takes 'slope'"),
@@ -150,6 +153,25 @@ def test_wrong_choices_are_refused(
         attention = str(tmp_path / "layers.json")
     with pytest.raises(ConfigError, match=message):
         choose_attention(attention, str(file) if values is not None else None, MODEL)
+
+
+def test_what_is_no_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="register_variant"):
+        choose_attention(cast(Any, AttentionVariant("mine")), None, MODEL)
+    with pytest.raises(ConfigError, match="a file of layers: name one of its variants"):
+        find_variant(str(tmp_path / "mix.json"))
+
+
+def test_a_file_finds_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("SLOPE = 0.25\n")
+    (tmp_path / "mine.py").write_text(
+        "from beside_it import SLOPE\n"
+        "from pallas_kernels.attention.variant import AttentionVariant\n"
+        "MINE = AttentionVariant('mine', lambda s, q, k, h, p: s - SLOPE)\n"
+    )
+    before = list(sys.path)
+    assert find_variant(str(tmp_path / "mine.py")).name == "mine"
+    assert sys.path == before
 
 
 def test_registering_traces_the_functions() -> None:

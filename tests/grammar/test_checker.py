@@ -12,6 +12,7 @@ import pytest
 
 from jaxllm.errors import InvalidRequestError, RequestFailedError
 from jaxllm.grammar.checker import GrammarChecker
+from jaxllm.grammar.plain import is_plain
 from jaxllm.grammar.structured_outputs import MAX_BYTES, StructuredOutputsParams
 
 SLOW = StructuredOutputsParams(json={"type": "integer", "multipleOf": 99_999_989})
@@ -107,9 +108,37 @@ def test_a_process_that_takes_too_long_is_replaced(checker: GrammarChecker) -> N
     before = pids(checker)
     with pytest.raises(InvalidRequestError, match="too much"):
         checker.submit(SLOW).result(0)  # remembered
-    again = [StructuredOutputsParams(choice=[str(i)]) for i in range(8)]
+    again = [StructuredOutputsParams(choice=[str(i)]) for i in range(4)]
+    again += [StructuredOutputsParams(regex=str(i)) for i in range(4)]
     assert all([future.result() for future in [checker.submit(spec) for spec in again]])
     assert alive._child.pid in pids(checker) and pids(checker) != before
+
+
+def test_a_queue_of_slow_ones_holds_up_nothing_plain(checker: GrammarChecker) -> None:
+    multiples = [{"type": "integer", "multipleOf": 99_999_989 - 2 * n} for n in range(6)]
+    slow = [checker.submit(StructuredOutputsParams(json=schema)) for schema in multiples]
+    person = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 130}}}
+    calls = '{"tools": [["f", {"type": "object", "properties": {"s": {"maxLength": 9}}}]]}'
+    assert checker.submit(StructuredOutputsParams(json=person)).result()
+    assert is_plain(StructuredOutputsParams(calls=calls))
+    assert not any(future.done() for future in slow[1:])
+    for future in slow:
+        future.cancel()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"json": {"multipleOf": 3}}, {"json": {"items": {"pattern": "a*"}}}, {"regex": "a"},
+        {"json": {"maxLength": 10_000}}, {"json": {"maxItems": 3}}, {"choice": ["a" * 20_000]},
+        {"json": {"properties": {"a": {"anyOf": [{"oneOf": []}]}}}}, {"json": {"properties": []}},
+        {"json": {"enum": ["b" * 20_000]}}, {"json_object": True, "whitespace_pattern": " "},
+        {"calls": '{"tools": [["f", {"not": {}}]]}'}, {"json": {"$defs": {"a": {"format": "x"}}}},
+    ],
+    ids=lambda fields: str(fields)[:40],
+)  # fmt: skip
+def test_what_may_take_long_is_not_plain(fields: dict[str, Any]) -> None:
+    assert not is_plain(StructuredOutputsParams(**fields))
 
 
 def test_a_process_that_died_is_replaced(checker: GrammarChecker) -> None:

@@ -17,13 +17,14 @@ from pallas_kernels.attention.variant_check import (
     Case,
     by_kernels,
     by_xla,
-    check_functions,
+    check_answers,
     largest_error,
     lower_for_cuda,
     make_case,
     reference,
     why_not_lowered,
 )
+from pallas_kernels.attention.variant_functions import check_functions
 from pallas_kernels.attention.variants import VARIANTS
 from pallas_kernels.attention.variants.t5_bias import by_distance
 from pallas_kernels.attention.written_out import written_out
@@ -262,6 +263,9 @@ def test_what_does_not_lower_is_named_with_what_to_use() -> None:
         assert re.search(word, str(reason)), reason
     with pytest.raises(VariantError, match="array 'table' from outside"):
         score(lambda s, q, k, h, p: s + table[0])
+    half = jnp.float32(0.5)
+    with pytest.raises(VariantError, match=r"as Python does, half = 0\.5"):
+        score(lambda s, q, k, h, p: s * half)
 
 
 def test_functions_that_give_something_else_are_refused() -> None:
@@ -277,12 +281,43 @@ def test_functions_that_give_something_else_are_refused() -> None:
         (lambda s, q, k, h, p: s - jnp.roll(s, 1, axis=-1), "slice mixes pairs"),
         (lambda s, q, k, h, p: s if q > k else 2 * s, "use jnp.where"),
         (lambda s, q, k, h, p: s - float(k), "use jax.numpy"),
-        (lambda s, q, k, h, p: None, "None"),
+        (lambda s, q, k, h, p: None, "must return what it computes"),
+        (lambda s, q, k, h, p: s.astype(jnp.bfloat16), "must give a float32 .* not bfloat16"),
+        (lambda s, q, k, h, p: 1.0, "give an array"),
     ):
         with pytest.raises(VariantError, match=message):
             check_functions(score(function))
     with pytest.raises(VariantError, match="mask_mod must give a bool"):
         check_functions(AttentionVariant("mine", mask_mod=lambda q, k, h, p: q - k))
+    sized = (Param("both", "per_row", size=2),)
+    with pytest.raises(VariantError, match=r"a per_row param with a size .* params.NAME\[0\]"):
+        check_functions(AttentionVariant("mine", lambda s, q, k, h, p: s * p.both, params=sized))
+    with pytest.raises(VariantError, match="no attribute 'bot'; params of mine: both"):
+        check_functions(AttentionVariant("mine", lambda s, q, k, h, p: s * p.bot, params=sized))
+
+
+def test_a_range_that_is_none_is_refused_by_name() -> None:
+    wide = (Param("wide", "per_head", default=9.0, dtype="int32"),)
+    for function, message in (
+        (lambda first, last, p: (first - p.wide, last), r"kv_range .* take its .max\(\)"),
+        (lambda first, last, p: first - p.wide.max(), "kv_range must give two positions"),
+        (
+            lambda first, last, p: (first.astype(jnp.float32), last),
+            "kv_range must give two whole numbers",
+        ),
+        (lambda first, last, p: (first if first > 3 else 0, last), "kv_range cannot be traced"),
+    ):
+        with pytest.raises(VariantError, match=message):
+            check_functions(AttentionVariant("mine", kv_range=function, params=wide))
+    check_functions(
+        AttentionVariant("mine", kv_range=lambda a, b, p: (a - p.wide.max(), b), params=wide)
+    )
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    steep = score(lambda s, q, k, h, p: s - jnp.log((q - k).astype(jnp.float32)))
+    with pytest.raises(VariantError, match=r"makes inf of a score of 0\.5, for query 0 and key 0"):
+        check_answers(steep)
 
 
 @pytest.mark.parametrize(
@@ -294,6 +329,7 @@ def test_functions_that_give_something_else_are_refused() -> None:
         (lambda: Param("a", "per_head", size=3), "takes no size"),
         (lambda: Param("a", "per_token", dtype="int32"), "float32 only"),
         (lambda: AttentionVariant("v", params=THREE), "at most 2"),
+        (lambda: AttentionVariant("v", params=cast(Any, THREE[0])), "must be a tuple"),
         (lambda: AttentionVariant("v", sinks="a"), "sinks"),
         (lambda: AttentionVariant("v", mask_mod=cast(Any, lambda q: q)), "4 arguments"),
         (lambda: AttentionVariant("v", lookahead="n"), "lookahead without mask_mod"),

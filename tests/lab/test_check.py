@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxllm.errors import ConfigError
 from jaxllm.lab.check import check_variant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +46,27 @@ def test_the_guides_variant_is_right(guided: str) -> None:
 def test_a_variant_that_did_nothing_is_said_to(guided: str) -> None:
     first = check_variant(guided)[0]
     assert first.ok is None and "--params" in first.said
+
+
+def test_what_no_request_may_bring_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(
+        "from pallas_kernels.attention.variant import AttentionVariant, Param\n"
+        "TWO = AttentionVariant('two', lambda s, q, k, h, p: s * p.both[0] + p.both[1],\n"
+        "                       params=(Param('both', 'per_row', default=1.0, size=2),))\n"
+    )
+    with pytest.raises(ConfigError, match="both takes a list of 2 numbers"):
+        check_variant(f"{tmp_path}/two.py", {"both": 4})
+
+
+def test_scores_that_are_no_numbers_end_the_check(tmp_path: Path) -> None:
+    (tmp_path / "steep.py").write_text(
+        "import jax.numpy as jnp\n"
+        "from pallas_kernels.attention.variant import AttentionVariant\n"
+        "STEEP = AttentionVariant('steep',\n"
+        "    lambda s, q, k, h, p: s - jnp.log((q - k).astype(jnp.float32)))\n"
+    )
+    (finding,) = check_variant(f"{tmp_path}/steep.py")
+    assert finding.ok is False and "query 0 and key 0" in finding.said
 
 
 def test_a_range_that_hides_what_is_seen_fails(tmp_path: Path) -> None:

@@ -113,6 +113,17 @@ def test_echo_with_logprobs(http: TestClient) -> None:
     assert scored["text_offset"] == [0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
+def test_special_tokens_in_an_echoed_prompt_count_as_text(
+    http: TestClient, engine: FakeClient
+) -> None:
+    special = engine.tokenizer.decode([257], skip_special_tokens=False)
+    prompt = f"a{special}b"
+    (choice,) = ask(http, prompt=prompt, echo=True, logprobs=0, max_tokens=1)["choices"]
+    assert choice["text"].startswith(prompt)
+    length = len(special)
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1 + length, 2 + length]
+
+
 def test_echo_of_ids_scores_a_prompt_only(http: TestClient) -> None:
     (choice,) = ask(http, prompt=[39, 40], echo=True, logprobs=0, max_tokens=0)["choices"]
     assert len(choice["text"]) == 2

@@ -29,6 +29,16 @@ def engine(tokenizer: Tokenizer, tiny_tokenizer_dir: Path) -> FakeClient:
     return FakeClient(tokenizer, ModelInfo("org/fake", str(tiny_tokenizer_dir), 2048, 258, (257,)))
 
 
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "f"}])
+def test_nothing_said_and_a_call_demanded(serve: Serve, choice: dict[str, Any]) -> None:
+    http = serve()
+    empty: dict[str, Any] = {"messages": [{"role": "user", "content": []}]}
+    empty |= {"tools": [{"name": "f", "input_schema": {}}], "tool_choice": choice}
+    response = http.post(MESSAGES, json=MESSAGE | empty)
+    assert response.status_code == 400, response.text
+    assert "messages" in response.json()["error"]["message"]
+
+
 def functions(strict: bool | None = None) -> list[dict[str, Any]]:
     more = {} if strict is None else {"strict": strict}
     return [

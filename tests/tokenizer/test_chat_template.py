@@ -125,6 +125,9 @@ def test_template_errors_and_escapes(template: str, words: str) -> None:
 def test_continue_final_message() -> None:
     options: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": True}
     assert render(USER, CHATML, **options).endswith("<|im_start|>assistant\nHello ")
+    for final in ("<", "|", ">", "end", "im_end|>", "\ue0000\ue000"):  # as in what follows it
+        last = [{"role": "assistant", "content": final}]
+        assert render([*USER, *last], CHATML, **options).endswith(f"assistant\n{final}")
     trimmed = "{% for m in messages %}<{{ m.content | trim }}>{% endfor %}"
     assert render(USER, trimmed, **options).endswith("<Hello")
     with pytest.raises(InvalidRequestError, match="no text"):
