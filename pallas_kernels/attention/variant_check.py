@@ -233,16 +233,16 @@ def _modified(case: Case, row: int, score: float = 0.0) -> tuple[Array, Array]:
 
 
 def not_finite(case: Case) -> str | None:
-    """A visible pair whose score becomes no number that softmax could use, of any score."""
+    """A visible pair whose score becomes NaN or inf, whatever it was. -inf may hide a pair."""
     for score in (0.5, -0.5):
         for row in range(len(case.spec.rows)):
             scores, visible = map(np.asarray, _modified(case, row, score))
-            wrong = np.argwhere(visible & ~np.isfinite(scores))
+            wrong = np.argwhere(visible & ~(scores < np.inf))
             if wrong.size:
                 query, head, key = wrong[0]
                 return (
                     f"score_mod makes {scores[query, head, key]} of a score of {score}, for query "
-                    f"{query} and key {key}. What is to be hidden is for mask_mod"
+                    f"{query} and key {key}"
                 )
     return None
 
