@@ -11,9 +11,10 @@ from jaxllm.grammar.structured_outputs import StructuredOutputsParams
 
 MAX_BYTES = 16 * 1024
 MAX_LENGTH = 256  # of a string: its characters are counted
+MAX_BOUND = 2**53  # of a number: its digits are
 _ABOUT = {"$schema", "$id", "$comment", "title", "description", "default", "examples"}
 _ABOUT |= {"deprecated", "readOnly", "writeOnly"}
-_SAYS_LITTLE = _ABOUT | {"$ref", "type", "enum", "const", "required", "minimum", "maximum"}
+_SAYS_LITTLE = _ABOUT | {"$ref", "type", "enum", "const", "required"}
 
 
 def is_plain(spec: StructuredOutputsParams) -> bool:
@@ -50,6 +51,8 @@ def _is_plain_schema(schema: Any) -> bool:
             plain = _is_plain_schema(value)
         elif key in ("minLength", "maxLength"):
             plain = isinstance(value, int) and value <= MAX_LENGTH
+        elif key in ("minimum", "maximum"):
+            plain = isinstance(value, int) and abs(value) <= MAX_BOUND
         else:
             plain = key in _SAYS_LITTLE
         if not plain:

@@ -130,7 +130,8 @@ def test_a_queue_of_slow_ones_holds_up_nothing_plain(checker: GrammarChecker) ->
     "fields",
     [
         {"json": {"multipleOf": 3}}, {"json": {"items": {"pattern": "a*"}}}, {"regex": "a"},
-        {"json": {"maxLength": 10_000}}, {"json": {"maxItems": 3}}, {"choice": ["a" * 20_000]},
+        {"json": {"maxLength": 10_000}}, {"json": {"minimum": 0.1}}, {"json": {"maximum": 2**60}},
+        {"json": {"maxItems": 3}}, {"choice": ["a" * 20_000]},
         {"json": {"properties": {"a": {"anyOf": [{"oneOf": []}]}}}}, {"json": {"properties": []}},
         {"json": {"enum": ["b" * 20_000]}}, {"json_object": True, "whitespace_pattern": " "},
         {"calls": '{"tools": [["f", {"not": {}}]]}'}, {"json": {"$defs": {"a": {"format": "x"}}}},
