@@ -205,7 +205,7 @@ def test_what_may_be_long_is_written_beside_the_event_loop(
     for more in ({}, {"tools": [tool]}, {"messages": [question, call]},
                  {"messages": [question | {"content": "x" * 20_001}]}):  # fmt: skip
         post(http, CHAT, **more)
-    assert [name.startswith("asyncio_") for name in threads] == [False, True, True, True]
+    assert [name.startswith("aside_") for name in threads] == [False, True, True, True]
 
 
 def test_lm_eval_scores_prompts_of_ids(http: TestClient) -> None:
