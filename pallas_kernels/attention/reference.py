@@ -96,7 +96,10 @@ def attention_probs(
 def masked_softmax(
     scores: Float[Array, "T H N"], visible: Bool[Array, "T H N"], sink: Float[Array, " H"] | None
 ) -> Float[Array, "T H N"]:
-    """Zero where nothing is visible. ``sink`` is the logit of one more key."""
+    """Zero where nothing is visible, or all that is scores -inf. ``sink`` is the logit of one more
+    key.
+    """
+    visible &= scores != -jnp.inf
     logits = jnp.where(visible, scores, -jnp.inf)
     if sink is not None:
         more = jnp.broadcast_to(sink[None, :, None], (*logits.shape[:2], 1))

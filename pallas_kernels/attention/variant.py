@@ -114,7 +114,8 @@ KvRange = Callable[[Array, Array, SimpleNamespace], tuple[Any, Any]]
 @dataclass(frozen=True)
 class AttentionVariant:
     """
-    - ``score_mod(score, q_pos, kv_pos, head, params) -> score``: float32, after scaling.
+    - ``score_mod(score, q_pos, kv_pos, head, params) -> score``: float32, after scaling; -inf hides
+      the pair.
     - ``mask_mod(q_pos, kv_pos, head, params) -> bool``: True where visible, in addition to
       causality.
     - ``kv_range(q_first, q_last, params) -> (first, last)``: no query from ``q_first`` to

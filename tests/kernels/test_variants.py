@@ -314,6 +314,11 @@ def test_a_range_that_is_none_is_refused_by_name() -> None:
     )
 
 
+def test_a_score_may_hide_a_pair_and_all_of_a_query_s() -> None:
+    check_answers(score(lambda s, q, k, h, p: jnp.where((q - k) % 3 == 1, -jnp.inf, s)))
+    check_answers(score(lambda s, q, k, h, p: jnp.where(q % 5 == 1, -jnp.inf, s)))
+
+
 def test_scores_that_are_no_numbers_are_refused() -> None:
     steep = score(lambda s, q, k, h, p: s - jnp.log((q - k).astype(jnp.float32)))
     with pytest.raises(VariantError, match=r"makes inf of a score of 0\.5, for query 0 and key 0"):
