@@ -41,10 +41,11 @@ class GrammarChecker:
         eos_token_ids: Sequence[int],
     ):
         self._setup = CheckerSetup(tokenizer_dir, vocab_size, tuple(eos_token_ids), MAX_SECONDS)
-        # A queue of slow ones must not hold up what compiles at once.
+        # A queue of slow ones must not hold up what compiles at once, nor one slow one any other.
+        # Each thread has a process of its own, begun when there is work.
         self._plain = ThreadPoolExecutor(1, thread_name_prefix="plain grammars")
-        self._others = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-        self._mine = threading.local()  # each thread has a process of its own
+        self._others = ThreadPoolExecutor(2, thread_name_prefix="grammars")
+        self._mine = threading.local()
         self._processes: set[CheckerProcess] = set()
         self._cache = _VerdictCache(MAX_CACHED_BYTES)
         self._lock = threading.Lock()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, override
 
 import jaxllm
+from jaxllm.config.engine import EngineConfig
 from jaxllm.config.plan import BatchBucket, EnginePlan
 from jaxllm.config.scheduling import SchedulingConfig
 from jaxllm.core.disk_tier import DiskNews
@@ -32,7 +33,7 @@ def open_journal(
     scheduling: SchedulingConfig | None = None,
     cache_key: bytes = b"",
 ) -> JournalWriter:
-    """Raises ConfigError when the file cannot be made."""
+    """Raises ConfigError: the file cannot be made, or not begun in ``max_bytes``."""
     header = Header(
         plan=plan,
         async_scheduling=async_scheduling,
@@ -44,6 +45,21 @@ def open_journal(
         cache_key=cache_key if plan.kv_files else b"",
     )
     return JournalWriter(path, header, max_bytes)
+
+
+def journal_of(config: EngineConfig, plan: EnginePlan, cache_key: bytes) -> JournalWriter | None:
+    """What ``--journal`` asks for. Raises ConfigError as ``open_journal``."""
+    if config.journal is None:
+        return None
+    return open_journal(
+        Path(config.journal),
+        config.journal_max_bytes,
+        plan,
+        config.model,
+        async_scheduling=config.async_scheduling,
+        scheduling=config.scheduling,
+        cache_key=cache_key,
+    )
 
 
 class _NotedLimit(LatencyTarget):

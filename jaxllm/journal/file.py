@@ -1,5 +1,6 @@
 """The file: frames of length, checksum and one msgpack record. Written to survive the writer."""
 
+import errno
 import logging
 import os
 import struct
@@ -84,15 +85,12 @@ class JournalWriter:
 
     def _put(self, data: bytes) -> None:
         try:
-            written = os.write(self._fd, data)
+            if os.write(self._fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            written = -1
             logger.error("The journal %s ends here: %s.", self.path, error.strerror)
+            self.close()  # a part of a frame may be at its end; nothing may follow that
         self._size += len(data)
-        if written != len(data):  # a part of a frame is at the end; nothing may follow it
-            if written >= 0:
-                logger.error("The journal %s ends here: no room for more.", self.path)
-            self.close()
 
 
 def _set_aside(path: Path) -> None:

@@ -53,11 +53,7 @@ def check_variant(
     try:
         brought = {p.name: values[p.name] for p in variant.row_params if p.name in values}
         for param in variant.row_params:
-            if (
-                param.name in brought
-                and param.size is not None
-                and np.ndim(brought[param.name]) == 0
-            ):
+            if param.size is not None and np.ndim(brought.get(param.name, ())) == 0:
                 raise VariantError(f"{param.name} takes a list of {param.size} numbers")
         rest = {key: value for key, value in values.items() if key not in brought}
         variant = variant.bind(rest, SHAPE.heads)

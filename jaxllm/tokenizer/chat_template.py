@@ -233,9 +233,8 @@ def _cut_after_last_message(
     if isinstance(final, str) and final.strip():
         mark = next(mark for n in count() if (mark := f"\ue000{n}\ue000") not in text)
         marked = [*parts[:-1], {**parts[-1], "text": final + mark}] if parts else final + mark
-        before, found, _ = written([*messages[:-1], messages[-1] | {"content": marked}]).rpartition(
-            mark
-        )
+        whole = written([*messages[:-1], messages[-1] | {"content": marked}])
+        before, found, _ = whole.rpartition(mark)
         # A template that trims does it before the mark, too.
         if found:
             return before if text.startswith(before) else before.rstrip()

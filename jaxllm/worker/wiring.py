@@ -26,8 +26,7 @@ from jaxllm.engine.latency_target import LatencyTarget
 from jaxllm.errors import ConfigError, OutOfMemoryError
 from jaxllm.grammar.compiler import GrammarCompiler
 from jaxllm.grammar.ll_tokenizer import load_ll_tokenizer
-from jaxllm.journal.core import JournaledCore, open_journal
-from jaxllm.journal.file import JournalWriter
+from jaxllm.journal.core import JournaledCore, journal_of
 from jaxllm.kv_files.store import BlockStore
 from jaxllm.messages import CacheInfo, ModelInfo
 from jaxllm.models import get_model
@@ -123,7 +122,7 @@ def _build_engine(config: EngineConfig) -> BuiltEngine:
         if files is not None:
             unless_started.callback(files.close)
         plan = replace(plan, kv_files=files is not None)
-        journal = _open_journal(config, plan, cache_key)
+        journal = journal_of(config, plan, cache_key)
         if journal is not None:
             unless_started.callback(journal.close)
         runner = _start_runner(params, programs, memory, _grammars(info), files)
@@ -148,14 +147,6 @@ def _latency_target(config: EngineConfig, plan: EnginePlan) -> LatencyTarget | N
     if config.target_itl_ms is None:
         return None
     return LatencyTarget(plan.buckets, config.target_itl_ms / 1000)
-
-
-def _open_journal(config: EngineConfig, plan: EnginePlan, cache_key: bytes) -> JournalWriter | None:
-    if config.journal is None:
-        return None
-    modes: Any = {"async_scheduling": config.async_scheduling, "scheduling": config.scheduling}
-    path, max_bytes = Path(config.journal), config.journal_max_bytes
-    return open_journal(path, max_bytes, plan, config.model, cache_key=cache_key, **modes)
 
 
 def configure_jax(config: EngineConfig, *, preallocate: bool = True) -> None:
